@@ -1,0 +1,104 @@
+// Package images is the contract of images: how one is named (Ref), what is
+// known of it (Image), where it comes from (Source), and the local store of
+// their records and blobs (Store). Sources live in the packages below. What
+// becomes of an image's files in a pool is the manager's business.
+package images
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"time"
+
+	"brig/instance"
+)
+
+// Kind says what an image is.
+type Kind string
+
+// The kinds.
+const (
+	System Kind = "system" // a full operating system with an init
+	App    Kind = "app"    // an OCI image that runs by its entrypoint
+)
+
+// Image is the record of an image in the store.
+type Image struct {
+	Fingerprint  string            `json:"fingerprint"` // sha256 in hex: of the OCI manifest, or of the tarball
+	Kind         Kind              `json:"kind"`
+	References   []string          `json:"references"` // canonical names it was pulled or imported under
+	Aliases      []string          `json:"aliases"`    // local names
+	Description  string            `json:"description"`
+	Architecture string            `json:"architecture"` // x86_64, aarch64
+	Size         int64             `json:"size"`         // bytes, compressed, as fetched
+	CreatedAt    time.Time         `json:"created_at"`   // by its maker
+	UploadedAt   time.Time         `json:"uploaded_at"`  // into this store
+	LastUsedAt   time.Time         `json:"last_used_at"`
+	Properties   map[string]string `json:"properties"`
+	App          *instance.App     `json:"app,omitempty"`    // of App images
+	Config       json.RawMessage   `json:"config,omitempty"` // the OCI image configuration, byte for byte
+	Layers       []Layer           `json:"layers,omitempty"` // bottom first
+}
+
+// Layer is one layer of an OCI image. Sizes are bytes.
+type Layer struct {
+	Digest    string `json:"digest"`  // sha256:hex of the blob
+	DiffID    string `json:"diff_id"` // sha256:hex of the tar
+	Size      int64  `json:"size"`
+	MediaType string `json:"media_type"`
+}
+
+// Source makes images available from one kind of remote.
+type Source interface {
+	// Resolve finds the image that ref names now. It fetches no more than a
+	// manifest and a configuration. Errors: not-found, forbidden (credentials),
+	// unavailable (the remote is down or answers badly), invalid (a bad name,
+	// an image that breaks the specification), unsupported (no such platform).
+	Resolve(ctx context.Context, ref Ref, o ResolveOptions) (Remote, error)
+}
+
+// ResolveOptions narrow down which image is meant.
+type ResolveOptions struct {
+	Architecture string // as uname -m says; empty: the host's
+	Progress     Progress
+}
+
+// Remote is an image that was found and can be unpacked. It is used by one
+// goroutine.
+type Remote interface {
+	// Image is the record, complete except for times of use. Fingerprint may be
+	// empty if it is known only after Unpack (a distribution made on the spot).
+	Image() Image
+
+	// Unpack writes the root file system into root, which is an empty directory
+	// of the caller's, and gives the final record. All digests were verified
+	// when it returns nil. It leaves the clean-up of root to the caller.
+	Unpack(ctx context.Context, root *os.Root, p Progress) (Image, error)
+
+	// Close frees what Resolve opened.
+	Close() error
+}
+
+// Progress shows how work advances. Implementations are safe for concurrent
+// use; Discard is the silent one.
+type Progress interface {
+	// Task starts a named piece of work of total units (bytes if bytes is
+	// true), or of unknown length when total is 0 or less.
+	Task(name string, total int64, bytes bool) Task
+}
+
+// Task is one piece of work being shown.
+type Task interface {
+	Add(n int64)
+	// Done ends it; it may be called more than once.
+	Done()
+}
+
+// Discard shows nothing.
+var Discard Progress = discard{}
+
+type discard struct{}
+
+func (discard) Task(string, int64, bool) Task { return discard{} }
+func (discard) Add(int64)                     {}
+func (discard) Done()                         {}

@@ -1,0 +1,105 @@
+// Package instance is the contract of what brig keeps: long-lived machines,
+// each a container or a virtual machine, behind one Driver. It holds what an
+// instance is (Spec), how it is (Status), what a driver is given to run
+// (Machine), and what a driver has to do (Driver). It knows no driver, no
+// storage and no image source.
+package instance
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Type is the form of an instance, in Incus's words.
+type Type string
+
+// The two forms.
+const (
+	Container      Type = "container"
+	VirtualMachine Type = "virtual-machine"
+)
+
+// SpecVersion is the format of instance.json that this brig writes. A file with
+// a larger number was made by a newer brig and is left alone.
+const SpecVersion = 1
+
+// Spec is what an instance is: the content of instance.json inside its volume.
+// The name of the volume is the truth about Name; a restored or adopted file may
+// hold an older one.
+type Spec struct {
+	Version      int                          `json:"version"`
+	ID           string                       `json:"id"` // 16 hex digits, for life; names run files, cgroups and host interfaces
+	Name         string                       `json:"name"`
+	Type         Type                         `json:"type"`
+	Architecture string                       `json:"architecture"` // as uname -m says: x86_64, aarch64
+	Description  string                       `json:"description"`
+	CreatedAt    time.Time                    `json:"created_at"`
+	LastUsedAt   time.Time                    `json:"last_used_at"`
+	Image        Image                        `json:"image"`
+	Command      []string                     `json:"command,omitempty"` // given after --; replaces the image's command
+	Config       map[string]string            `json:"config"`
+	Devices      map[string]map[string]string `json:"devices"`
+	Profiles     []string                     `json:"profiles"`
+	Ephemeral    bool                         `json:"ephemeral"`
+	MAC          string                       `json:"mac"`              // of eth0
+	Address      netip.Prefix                 `json:"address,omitzero"` // of eth0, given in advance
+}
+
+// Image says what an instance was made from. App is a copy of the image's own
+// configuration, so that an instance outlives its image's record.
+type Image struct {
+	Fingerprint string `json:"fingerprint,omitempty"`
+	Reference   string `json:"reference,omitempty"` // as the user wrote it
+	Description string `json:"description,omitempty"`
+	App         *App   `json:"app,omitempty"` // nil: a full system with an init
+}
+
+// App is what the OCI image configuration says about the process to run
+// (https://github.com/opencontainers/image-spec/blob/main/config.md). Names of
+// users are resolved inside the image when the instance starts.
+type App struct {
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+	Env        []string `json:"env,omitempty"`  // NAME=value
+	User       string   `json:"user,omitempty"` // user, uid, user:group, uid:gid
+	WorkingDir string   `json:"working_dir,omitempty"`
+	StopSignal string   `json:"stop_signal,omitempty"` // name or number; empty: SIGTERM
+}
+
+// Status is how an instance is, in Incus's words.
+type Status string
+
+// The states of an instance.
+const (
+	Running Status = "Running"
+	Stopped Status = "Stopped"
+	Frozen  Status = "Frozen" // paused
+	Broken  Status = "Error"  // cannot be told or used; State.Reason says why
+)
+
+// State is what the kernel, the keeper and the last end tell about an instance.
+type State struct {
+	Status            Status
+	Reason            string // why it is in this state, when that is not obvious
+	PID               int    // of init, or of QEMU; 0 when stopped
+	StartedAt         time.Time
+	Health            string // "ready" once the guest agent or init answers, "starting" before, "" when stopped
+	ExitCode          *int   // of the last end, nil while it runs or if it never ran
+	Accelerator       string // virtual machines: kvm or tcg, and why
+	AcceleratorReason string
+}
+
+// Snapshot is one kept state of an instance.
+type Snapshot struct {
+	Name        string
+	Description string
+	CreatedAt   time.Time
+	ExpiresAt   time.Time // zero: never
+}
+
+// Exit is how an instance ended. The keeper writes it.
+type Exit struct {
+	Code   int       `json:"code"`
+	At     time.Time `json:"at"`
+	Reason string    `json:"reason,omitempty"`
+}

@@ -1,0 +1,25 @@
+// Package keeper owns what one running instance needs on the host: it starts
+// brig-keeper for a machine, runs the machine inside it, and cleans up when the
+// machine has ended. For a container the process that stays is liblxc's forked
+// monitor; for a virtual machine it is brig-keeper itself, the parent of QEMU.
+package keeper
+
+import (
+	"context"
+
+	"brig/instance"
+)
+
+// Runner runs machines of one form inside brig-keeper. Both drivers have one.
+type Runner interface {
+	// Run starts m and calls ready once: with nil when its init runs, or with
+	// why it does not. It returns when this process has nothing more to do for
+	// m: at once for a container, whose monitor stays by itself, and when QEMU
+	// has ended for a virtual machine. It mounts what it mounts in this
+	// process's mount namespace, which is the machine's own.
+	Run(ctx context.Context, m *instance.Machine, ready func(error)) error
+
+	// Exit tells how m ended. It is called after the end, in the machine's
+	// mount namespace.
+	Exit(m *instance.Machine) instance.Exit
+}

@@ -1,0 +1,111 @@
+package instance
+
+import (
+	"net/netip"
+	"path/filepath"
+)
+
+// Machine is all that a driver needs to run one instance: the resolved view
+// that manager makes of Spec, profiles, volume and network at each start. It is
+// written to RunDir/machine.json and is what brig-keeper reads, so every field
+// is plain data.
+type Machine struct {
+	ID      string            `json:"id"`
+	Name    string            `json:"name"`
+	Type    Type              `json:"type"`
+	RunDir  string            `json:"run_dir"` // of this instance alone; gone once it ended and was cleaned up
+	LogDir  string            `json:"log_dir"` // of this instance alone; console.log and the driver's own logs
+	Config  map[string]string `json:"config"`  // effective keys
+	Root    Root              `json:"root"`
+	Boot    Boot              `json:"boot"`
+	NICs    []NIC             `json:"nics"`
+	IDMap   IDMap             `json:"id_map"`           // containers
+	Kernel  *Kernel           `json:"kernel,omitempty"` // virtual machines booted directly
+	Helpers Helpers           `json:"helpers"`
+}
+
+// MachineFile is the name of the file in RunDir that holds the Machine.
+const MachineFile = "machine.json"
+
+// ExitFile is the name of the file in RunDir that holds the Exit.
+const ExitFile = "exit.json"
+
+// Path is the path of a file in the run directory.
+func (m *Machine) Path(name string) string { return filepath.Join(m.RunDir, name) }
+
+// Privileged tells whether a container runs without an id range of its own.
+func (m *Machine) Privileged() bool { return m.IDMap.Count == 0 }
+
+// Root is where the root file system is. A container's is a Tree, a virtual
+// machine's a Disk; the other is zero.
+type Root struct {
+	Tree Tree `json:"tree,omitzero"`
+	Disk Disk `json:"disk,omitzero"`
+}
+
+// Tree is a root file system as directories on the host, ids unshifted. With
+// Lower set it is an overlay of Lower (top layer first) under Upper with Work
+// on the same file system; otherwise Upper alone is the tree.
+type Tree struct {
+	Lower []string `json:"lower,omitempty"`
+	Upper string   `json:"upper,omitempty"`
+	Work  string   `json:"work,omitempty"`
+}
+
+// Disk is a disk image file. Its format is always explicit and never probed.
+type Disk struct {
+	Path   string `json:"path,omitempty"`
+	Format string `json:"format,omitempty"` // qcow2 or raw
+}
+
+// IDMap gives a container's ids 0 to Count-1 the host's ids from Base on.
+// A zero Count means no map: the container is privileged.
+type IDMap struct {
+	Base  uint32 `json:"base"`
+	Count uint32 `json:"count"`
+}
+
+// Boot is what brig-guest and the drivers tell a guest about itself, the same
+// for both forms.
+type Boot struct {
+	Hostname string       `json:"hostname"`
+	DNS      []netip.Addr `json:"dns,omitempty"`
+	Process  *Process     `json:"process,omitempty"` // nil: the image's init
+	Init     []string     `json:"init,omitempty"`    // the init of a system; empty: /sbin/init
+}
+
+// Process is the resolved main process of an app image: what the OCI runtime
+// rules make of the image's configuration and the user's wishes.
+type Process struct {
+	Args       []string `json:"args"`
+	Env        []string `json:"env"`
+	User       string   `json:"user,omitempty"` // as App.User; resolved inside the guest
+	Dir        string   `json:"dir,omitempty"`
+	StopSignal string   `json:"stop_signal,omitempty"`
+	Idle       bool     `json:"idle,omitempty"` // nothing to run: stay up until stopped
+}
+
+// NIC is one network interface of an instance.
+type NIC struct {
+	Name      string         `json:"name"`      // in the guest: eth0
+	HostName  string         `json:"host_name"` // on the host: the veth's or tap's name, at most 15 bytes
+	MAC       string         `json:"mac"`
+	Bridge    string         `json:"bridge"`
+	MTU       int            `json:"mtu,omitempty"`
+	Addresses []netip.Prefix `json:"addresses"`
+	Gateway   netip.Addr     `json:"gateway,omitzero"`
+}
+
+// Kernel is a kernel to boot directly, with the directory of its modules.
+type Kernel struct {
+	Name    string `json:"name"`    // as kernel list shows it
+	Image   string `json:"image"`   // host path of vmlinuz
+	Modules string `json:"modules"` // host path of lib/modules/VERSION; empty: everything is built in
+	Version string `json:"version"` // as uname -r will say
+}
+
+// Helpers are the paths of brig's own programs.
+type Helpers struct {
+	Keeper string `json:"keeper"`
+	Guest  string `json:"guest"`
+}

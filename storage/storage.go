@@ -1,0 +1,210 @@
+// Package storage is the contract of pools and their volumes. A volume is a
+// directory that holds everything an instance or an image is: its metadata
+// files, and a root file system (Tree) or a disk (Disk). A pool driver knows
+// only volumes; what they mean is the manager's business. Drivers live in the
+// packages below and are proved by storagetest.
+package storage
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// Class groups the volumes of a pool. Names are unique in a class.
+type Class string
+
+// The classes of volumes.
+const (
+	Images    Class = "images"    // read-only once created; what instances are cloned from
+	Instances Class = "instances" // writable
+	Custom    Class = "custom"    // writable, attached to instances
+)
+
+// Key names a volume of a pool.
+type Key struct {
+	Class Class
+	Name  string // [a-zA-Z0-9][a-zA-Z0-9._-]*, at most 128 bytes
+}
+
+func (k Key) String() string { return string(k.Class) + "/" + k.Name }
+
+// Content is what a volume holds beside its metadata files.
+type Content string
+
+// The contents.
+const (
+	Tree Content = "filesystem" // a root file system as directories
+	Disk Content = "block"      // a disk image
+)
+
+// RootName is the directory of a Tree's files in a staging directory.
+const RootName = "rootfs"
+
+// DiskRaw and DiskQcow2 are the names a disk may have in a staging directory.
+const (
+	DiskRaw   = "disk.raw"
+	DiskQcow2 = "disk.qcow2"
+)
+
+// Pool keeps volumes. All methods may be called at once from many goroutines
+// and processes; the manager holds the lock of the instance or image a call
+// changes, so two calls never change one volume at the same time, while clones
+// of one source may run side by side with each other.
+//
+// Every method that changes something is safe to repeat after a crash at any
+// point, and leaves either the old or the new state visible, never a mixture.
+// Its cost does not depend on how much data a volume holds, except for Create's
+// fill and where a capability is missing. Errors: not-found for a missing
+// volume or snapshot, already-exists for a taken name, exhausted when space is
+// gone, unsupported for a missing capability, unavailable when the pool itself
+// is gone or unreadable, invalid for a bad name.
+type Pool interface {
+	// Info describes the pool. It works on a full or read-only pool.
+	Info(ctx context.Context) (Info, error)
+
+	// List names the volumes of a class, sorted, without opening them.
+	List(ctx context.Context, class Class) ([]string, error)
+
+	// Open gives a volume, which stays valid until the volume is renamed or
+	// deleted. It is cheap.
+	Open(ctx context.Context, key Key) (Volume, error)
+
+	// Create makes a volume from what fill puts into the empty staging
+	// directory it is given: metadata files, and rootfs/ (Tree) or disk.raw or
+	// disk.qcow2 (Disk). The volume becomes visible, durably, after fill
+	// returned nil; on any error or crash nothing of it stays.
+	Create(ctx context.Context, key Key, content Content, fill func(dir *os.Root) error) (Volume, error)
+
+	// Clone makes a writable volume that starts with the data of from, which
+	// may be deleted later without harm. edit, which may be nil, changes the metadata files
+	// in the new volume's metadata directory before it becomes visible; the metadata files of the source are
+	// copied first. The source is not in use, or is a snapshot, or o.Live makes
+	// it consistent.
+	Clone(ctx context.Context, from Source, key Key, o CloneOptions) (Volume, error)
+
+	// Rename gives a volume that is not in use another name in its class.
+	Rename(ctx context.Context, key Key, name string) error
+
+	// Delete removes a volume and its snapshots from sight at once, even on a
+	// full pool. Data that clones still share stays as long as they need it;
+	// the rest is freed by Sweep. A missing volume is not-found.
+	Delete(ctx context.Context, key Key) error
+
+	// Sweep frees what deleted volumes, dropped snapshots and dead creators
+	// left. It may take long, runs beside everything else, and can be stopped
+	// at any time. Pending tells cheaply whether there is anything to do.
+	Sweep(ctx context.Context) error
+	Pending() bool
+}
+
+// Volume is one volume. It does no mounting: it says what to mount.
+type Volume interface {
+	Key() Key
+	Content() Content
+
+	// Dir opens the directory with the metadata files (instance.json and its
+	// like, never more than a few small files). Callers change files there only
+	// by writing a new file and renaming it. The caller closes it.
+	Dir() (*os.Root, error)
+
+	// Root says where the volume's data is.
+	Root() Root
+
+	// Snapshot keeps the present state, metadata files included, under name.
+	Snapshot(ctx context.Context, name string, o SnapshotOptions) error
+
+	// Snapshots lists the snapshots, oldest first.
+	Snapshots(ctx context.Context) ([]Snapshot, error)
+
+	// SnapshotDir opens a snapshot's metadata files, read-only.
+	SnapshotDir(ctx context.Context, name string) (*os.Root, error)
+
+	// Restore brings the data back to a snapshot; all snapshots, also newer
+	// ones, stay. Metadata files are left as they are: the manager decides what
+	// of the snapshot's files comes back. The volume is not in use.
+	Restore(ctx context.Context, name string) error
+
+	// DeleteSnapshot drops a snapshot; no other snapshot or clone is harmed.
+	DeleteSnapshot(ctx context.Context, name string) error
+
+	// RenameSnapshot gives a snapshot another name.
+	RenameSnapshot(ctx context.Context, name, to string) error
+
+	// Usage measures the volume. It may be expensive.
+	Usage(ctx context.Context) (Usage, error)
+}
+
+// Root is where a volume's data is: the overlay layers or the one directory of
+// a Tree, with file ids as the guest sees them, or the file of a Disk.
+type Root struct {
+	Lower      []string // read-only layers, top first; overlay only
+	Upper      string   // writable directory; without Lower, the whole tree
+	Work       string   // overlay's work directory, on Upper's file system
+	DiskPath   string
+	DiskFormat string // qcow2 or raw, never probed
+}
+
+// Source is what to clone: a volume, or one of its snapshots.
+type Source struct {
+	Key
+	Snapshot string // empty: the volume as it is now
+}
+
+// CloneOptions change a clone. The zero value clones a volume that is not in
+// use.
+type CloneOptions struct {
+	Edit func(dir *os.Root) error
+	Live *Live
+}
+
+// SnapshotOptions describe a snapshot. The zero value takes one of a volume
+// that is not in use.
+type SnapshotOptions struct {
+	Description string
+	CreatedAt   time.Time // zero: now
+	ExpiresAt   time.Time // zero: never
+	Live        *Live     // non-nil: the volume is in use by a running instance
+}
+
+// Live lets a driver make a consistent copy of a volume in use.
+type Live struct {
+	// Freeze stops the writers of a Tree until thaw is called; the driver calls
+	// thaw as early as it can, and always.
+	Freeze func(ctx context.Context) (thaw func() error, err error)
+
+	// SwitchDisk makes the running machine go on in the given qcow2 file, whose
+	// backing file is the disk as it is now.
+	SwitchDisk func(ctx context.Context, path string) error
+}
+
+// Snapshot is one snapshot of a volume.
+type Snapshot struct {
+	Name        string    `json:"name"`
+	Description string    `json:"description,omitempty"`
+	CreatedAt   time.Time `json:"created_at"`
+	ExpiresAt   time.Time `json:"expires_at,omitzero"`
+}
+
+// Usage of a volume in bytes, as the file system counts it.
+type Usage struct {
+	Used      int64 // reachable from the volume and its snapshots
+	Exclusive int64 // freed if it were deleted
+}
+
+// Info describes a pool.
+type Info struct {
+	Name         string
+	Driver       string
+	Source       string // path, device or dataset
+	Total        int64  // bytes
+	Free         int64  // bytes
+	Capabilities Capabilities
+}
+
+// Capabilities tell what a pool can do, for callers that have a choice.
+type Capabilities struct {
+	Contents      []Content
+	InstantClone  bool // cost independent of size
+	LiveSnapshots bool // of running instances without copying their changes
+}
