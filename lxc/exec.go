@@ -13,7 +13,6 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
-	"brig/lxc/config"
 	"brig/lxc/runtime"
 
 	"golang.org/x/sys/unix"
@@ -110,8 +109,8 @@ func command(m *instance.Machine, user guest.User, c instance.Command, files [3]
 		Groups:    user.Groups,
 		Files:     files,
 		Terminal:  c.Terminal != nil,
-		SoftFiles: config.SoftFiles,
-		HardFiles: config.HardFiles,
+		SoftFiles: softFiles,
+		HardFiles: hardFiles,
 	}
 }
 

@@ -81,6 +81,12 @@ func start(ctx context.Context, m *instance.Machine) error {
 	}
 	c := h.of(m)
 	c.remove() // of a run whose monitor was killed
+	if err := os.Setenv("PATH", toolPath); err != nil {
+		return err
+	}
+	if err := limitFiles(); err != nil {
+		return fmt.Errorf("its limit on open files cannot be set: %w", err)
+	}
 	debug.FreeOSMemory()
 	err = runtime.Open(m.RunDir).Start(m.Path(config.File), config.Init(m))
 	if err == nil {
@@ -92,6 +98,28 @@ func start(ctx context.Context, m *instance.Machine) error {
 		}
 	}
 	return err
+}
+
+// The limits on open files of what runs in a container, which are those that
+// systemd gives its services. A Go program has raised its own soft limit.
+const (
+	softFiles = 1024
+	hardFiles = 524288
+)
+
+// toolPath is where liblxc looks for tools. It has apparmor_parser in it but not
+// newuidmap: as soon as liblxc finds that, it wants every id range, root's as
+// well, in /etc/subuid.
+const toolPath = "/usr/sbin:/sbin"
+
+func limitFiles() error {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	limit.Max = min(limit.Max, hardFiles)
+	limit.Cur = min(limit.Max, softFiles)
+	return unix.Setrlimit(unix.RLIMIT_NOFILE, &limit)
 }
 
 func mountRoot(m *instance.Machine) error {

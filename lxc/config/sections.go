@@ -44,9 +44,6 @@ func (w *writer) system(m *instance.Machine, h Host) {
 	w.set("lxc.signal.stop", "SIGKILL")
 	// The container outlives a monitor that is killed.
 	w.set("lxc.monitor.signal.pdeath", "0")
-	// What systemd gives its services. brig-keeper is a Go program and has
-	// raised the soft limit for itself.
-	w.set("lxc.prlimit.nofile", fmt.Sprintf("%d:%d", SoftFiles, HardFiles))
 
 	nesting := isTrue(m.Config["security.nesting"])
 	switch {
@@ -69,12 +66,6 @@ func (w *writer) system(m *instance.Machine, h Host) {
 		w.set("lxc.cap.drop", "mac_admin mac_override sys_time sys_module sys_rawio")
 	}
 }
-
-// The limits on open files of what runs in a container.
-const (
-	SoftFiles = 1024
-	HardFiles = 524288
-)
 
 // devices that containers may use; any node may be made.
 var devices = []string{
@@ -207,14 +198,18 @@ func (w *writer) nic(i int, nic instance.NIC) {
 	}
 }
 
-// hook has the keeper clean up. liblxc gives the line to a shell, and would
-// strip quotes that enclose all of it.
+// hookPath is where the keeper finds the host's tools: liblxc's monitor, from
+// which it inherits, has no useful PATH.
+const hookPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+// hook has the keeper clean up. liblxc gives the line to a shell, after the
+// word exec.
 func (w *writer) hook(m *instance.Machine) {
 	w.set("lxc.hook.version", "1")
 	if err := plain(m.Helpers.Keeper + m.RunDir); err != nil {
 		w.fail("its hook cannot name %q and %q: %w", m.Helpers.Keeper, m.RunDir, err)
 	}
-	w.text.WriteString("lxc.hook.post-stop = " + shellQuote(m.Helpers.Keeper) + " ended " + shellQuote(m.RunDir) + " </dev/null\n")
+	w.text.WriteString("lxc.hook.post-stop = /usr/bin/env " + hookPath + " " + shellQuote(m.Helpers.Keeper) + " ended " + shellQuote(m.RunDir) + " </dev/null\n")
 }
 
 func shellQuote(s string) string {

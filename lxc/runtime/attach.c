@@ -69,7 +69,7 @@ static int search(struct brig_command *cmd)
 static int run(void *payload)
 {
 	struct brig_command *cmd = payload;
-	struct rlimit files = {.rlim_cur = cmd->soft_files, .rlim_max = cmd->hard_files};
+	struct rlimit files;
 	struct sigaction act = {.sa_handler = SIG_DFL};
 	sigset_t none;
 
@@ -80,7 +80,13 @@ static int run(void *payload)
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	umask(022);
-	setrlimit(RLIMIT_NOFILE, &files);
+	if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+		/* It may be lowered only. */
+		if (files.rlim_max > cmd->hard_files)
+			files.rlim_max = cmd->hard_files;
+		files.rlim_cur = cmd->soft_files < files.rlim_max ? cmd->soft_files : files.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &files);
+	}
 	setsid();
 	if (cmd->terminal && ioctl(STDIN_FILENO, TIOCSCTTY, 0) < 0) {
 		report(cmd, BRIG_TERMINAL, errno);
