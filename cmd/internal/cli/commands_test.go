@@ -210,7 +210,7 @@ func TestCompletion(t *testing.T) {
 		"snapshot restore web c x": ":4",
 		"copy web/":                "web/clean\t2024/05/06 07:04 UTC web/snap0\t2024/05/06 07:05 UTC :4",
 		"image show ":              "base\tDebian bookworm deb\tDebian bookworm debian:bookworm\tDebian bookworm docker:library/app:1\tApp \uFFFD[31mone :4",
-		"image pull ":              "debian: docker: ghcr: quay: :6",
+		"image pull ":              "debian: docker: ghcr: images: quay: :6",
 		"launch base ":             ":4",
 		"list -f ":                 "table compact csv json yaml :4",
 		"completion ":              "bash zsh fish :4",
