@@ -17,15 +17,15 @@ const maxState = 64 << 10
 // State is what the keeper knows of its machine. Whether QEMU runs is not in
 // it: that is asked of the lock.
 type State struct {
-	PID               int           `json:"pid"` // of QEMU
-	StartedAt         time.Time     `json:"started_at"`
-	Frozen            bool          `json:"frozen,omitempty"`
-	Init              bool          `json:"init"`  // the image's init runs
-	Ready             bool          `json:"ready"` // the agent answers
-	Reason            string        `json:"reason,omitempty"`
-	Accelerator       string        `json:"accelerator"`
-	AcceleratorReason string        `json:"accelerator_reason"`
-	VsockCID          uint32        `json:"vsock_cid,omitempty"`
+	PID               int            `json:"pid"` // of QEMU
+	StartedAt         time.Time      `json:"started_at"`
+	Frozen            bool           `json:"frozen,omitempty"`
+	Init              bool           `json:"init"`  // the image's init runs
+	Ready             bool           `json:"ready"` // the agent answers
+	Reason            string         `json:"reason,omitempty"`
+	Accelerator       string         `json:"accelerator"`
+	AcceleratorReason string         `json:"accelerator_reason"`
+	VsockCID          uint32         `json:"vsock_cid,omitempty"`
 	Exit              *instance.Exit `json:"exit,omitempty"` // set when it has ended, or has said how it will
 }
 
