@@ -88,6 +88,7 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.add("-no-user-config", "-nodefaults")
 	a.add("-display", "none")
 	a.add("-msg", "timestamp=on")
+	a.add("-action", "panic=none") // the kernel restarts by itself, and the keeper was told
 	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	a.add("-machine", "q35,usb=off,vmport=off,dump-guest-core=off")
 	if err := a.accelerator(h.Accelerator); err != nil {
