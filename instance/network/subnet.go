@@ -4,21 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/binary"
-	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
-	"brig/instance/flock"
 )
 
 // The rule for subnets: a brig chooses one that is free on the host when its
@@ -29,67 +21,6 @@ import (
 
 // subnetBits is the size of the subnets that brig chooses: 4093 instances.
 const subnetBits = 20
-
-// smallestBits and largestBits bound the subnets that network.json may name.
-const (
-	smallestBits = 29
-	largestBits  = 8
-)
-
-// settings is the content of network.json.
-type settings struct {
-	Version int          `json:"version"`
-	Subnet  netip.Prefix `json:"subnet"`
-}
-
-// settingsVersion is the format of network.json that this brig writes.
-const settingsVersion = 1
-
-// maxSettings bounds what is read of network.json.
-const maxSettings = 64 << 10
-
-// Subnet is the subnet of this brig; not valid as long as none was chosen.
-func (n *Network) Subnet() (netip.Prefix, error) {
-	f, err := os.Open(n.config)
-	if errors.Is(err, fs.ErrNotExist) {
-		return netip.Prefix{}, nil
-	}
-	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("cannot read the network's settings: %w", classify(err))
-	}
-	defer f.Close()
-	return readSettings(f, n.config)
-}
-
-// Holds tells whether address is one that an instance of this brig may have. A
-// false answer for an address that Allocate gave says that the subnet has been
-// changed since.
-func (n *Network) Holds(address netip.Prefix) (bool, error) {
-	subnet, err := n.Subnet()
-	return err == nil && subnet.IsValid() && address.Masked() == subnet && address.Addr() != gateway(subnet), err
-}
-
-func readSettings(r io.Reader, path string) (netip.Prefix, error) {
-	text, err := io.ReadAll(io.LimitReader(r, maxSettings))
-	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("cannot read the network's settings: %w", err)
-	}
-	var s settings
-	if err := json.Unmarshal(text, &s); err != nil {
-		return netip.Prefix{}, fault.New(fault.Invalid,
-			"cannot read the network's settings in %s: %v; mend the file or remove it", path, err)
-	}
-	if s.Version > settingsVersion {
-		return netip.Prefix{}, fault.New(fault.Unsupported,
-			"cannot read the network's settings in %s: a newer brig wrote them (version %d)", path, s.Version)
-	}
-	if bits := s.Subnet.Bits(); !s.Subnet.Addr().Is4() || s.Subnet != s.Subnet.Masked() || bits < largestBits || bits > smallestBits {
-		return netip.Prefix{}, fault.New(fault.Invalid,
-			"cannot use the subnet %q in %s: want an IPv4 network such as 10.20.0.0/20, from /%d to /%d",
-			s.Subnet, path, largestBits, smallestBits)
-	}
-	return s.Subnet, nil
-}
 
 // subnet gives the subnet of this brig, and chooses one the first time. The
 // caller holds the lock of the network.
@@ -270,90 +201,6 @@ func hostNetworks(h *netlink.Handle, own int) ([]network, error) {
 		use(p, route.LinkIndex)
 	}
 	return taken, nil
-}
-
-// A claim tells other brigs of a host which subnet this one has: a symbolic link
-// named after the subnet, to the network.json that names it. It is void when the
-// file is gone or names another.
-
-func (n *Network) claimsDir() string { return filepath.Join(n.hostDir, "subnets") }
-
-func (n *Network) claimsLock(ctx context.Context) (*flock.Lock, error) {
-	lock, err := flock.Acquire(ctx, filepath.Join(n.claimsDir(), "lock"))
-	if err != nil {
-		return nil, classify(err)
-	}
-	return lock, nil
-}
-
-func claimName(subnet netip.Prefix) string { return strings.ReplaceAll(subnet.String(), "/", "_") }
-
-func (n *Network) claim(subnet netip.Prefix) error {
-	path := filepath.Join(n.claimsDir(), claimName(subnet))
-	if target, err := os.Readlink(path); err == nil && target == n.config {
-		return nil
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return classify(err)
-	}
-	return classify(os.Symlink(n.config, path))
-}
-
-// claims lists the subnets of other brigs, and removes void claims.
-func (n *Network) claims() []network {
-	entries, err := os.ReadDir(n.claimsDir())
-	if err != nil {
-		return nil
-	}
-	var claims []network
-	for _, entry := range entries {
-		subnet, err := netip.ParsePrefix(strings.ReplaceAll(entry.Name(), "_", "/"))
-		if err != nil {
-			continue
-		}
-		path := filepath.Join(n.claimsDir(), entry.Name())
-		owner, err := os.Readlink(path)
-		if err != nil || owner == n.config {
-			continue
-		}
-		other := &Network{config: owner}
-		if named, err := other.Subnet(); err == nil && named != subnet {
-			os.Remove(path)
-			continue
-		}
-		claims = append(claims, network{subnet, "the brig of " + filepath.Dir(owner)})
-	}
-	return claims
-}
-
-// save records the subnet, durably and as a whole.
-func (n *Network) save(subnet netip.Prefix) error {
-	text, err := json.MarshalIndent(settings{Version: settingsVersion, Subnet: subnet}, "", "  ")
-	if err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(n.config), 0o700); err != nil {
-		return err
-	}
-	staged := n.config + ".new"
-	f, err := os.OpenFile(staged, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(text, '\n'))
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(staged)
-		return err
-	}
-	if err := os.Rename(staged, n.config); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(n.config))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }
 
 // gateway is the host's address in the subnet: the first one.
