@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
@@ -27,7 +26,8 @@ func (g *registry) explain(err error) error {
 		}
 		return g.statusFault(e.StatusCode, said, 0)
 	}
-	if e, ok := errors.AsType[*url.Error](err); ok {
+	// Only the outermost: a failed login over HTTPS and HTTP holds two of them.
+	if e, ok := err.(*url.Error); ok {
 		err = e.Err
 	}
 	if _, ok := errors.AsType[*fault.Error](err); ok {
@@ -38,7 +38,7 @@ func (g *registry) explain(err error) error {
 		return err
 	case isTimeout(err):
 		return fault.New(fault.Timeout, "registry %s does not answer: %w", g.name.Host, err)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET):
+	case brokenOff(err):
 		return fault.New(fault.Unavailable, "registry %s hung up without an answer: %w", g.name.Host, err)
 	}
 	return fault.New(fault.Unavailable, "registry %s cannot be used: %w", g.name.Host, err)
@@ -94,9 +94,9 @@ func readError(err error, d descriptor, n int64) error {
 		return err
 	case isTimeout(err):
 		return fault.New(fault.Timeout, "%s stopped coming after %d bytes: %w", d.Digest, n, err)
-	case temporary(nil, err) && d.Size >= 0:
+	case brokenOff(err) && d.Size >= 0:
 		return fault.New(fault.Unavailable, "%s was truncated after %d of %d bytes", d.Digest, n, d.Size)
-	case temporary(nil, err):
+	case brokenOff(err):
 		return fault.New(fault.Unavailable, "%s was truncated after %d bytes", d.Digest, n)
 	}
 	return fault.New(fault.Unavailable, "cannot read %s: %w", d.Digest, err)

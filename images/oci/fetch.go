@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -133,7 +134,7 @@ func (f *fetcher) download(ctx context.Context, l *layerFile, w *images.BlobWrit
 	p := f.source.patience
 	for n := 0; ; n++ {
 		err := f.stream(ctx, l, w)
-		if err == nil || n == p.Repeats || !temporary(nil, err) {
+		if _, again := errors.AsType[truncated](err); !again || n == p.Repeats {
 			return err
 		}
 		if err := sleep(ctx, p.Backoff<<n); err != nil {
@@ -159,24 +160,28 @@ func (f *fetcher) stream(ctx context.Context, l *layerFile, w *images.BlobWriter
 			f.task.Add(int64(n))
 		}
 		switch {
-		case err == io.EOF && w.Written() < l.d.Size:
-			return truncated{readError(io.ErrUnexpectedEOF, l.d, w.Written())}
-		case err == io.EOF:
+		case err == io.EOF && w.Written() == l.d.Size:
 			return nil
-		case temporary(nil, err):
-			return truncated{readError(err, l.d, w.Written())}
+		case err == io.EOF:
+			return cutShort(io.ErrUnexpectedEOF, l.d, w.Written())
 		case err != nil:
-			return readError(err, l.d, w.Written())
+			return cutShort(err, l.d, w.Written())
 		}
 	}
 }
 
-// truncated is an error of a transfer that can be taken up again.
+// truncated is the error of a transfer that can be taken up again.
 type truncated struct{ error }
 
 func (t truncated) Unwrap() error { return t.error }
 
-func (t truncated) Is(target error) bool { return target == io.ErrUnexpectedEOF }
+// cutShort is readError, as truncated if it is that.
+func cutShort(err error, d descriptor, n int64) error {
+	if brokenOff(err) {
+		return truncated{readError(err, d, n)}
+	}
+	return readError(err, d, n)
+}
 
 // layerFile is a layer in the store, or on its way there.
 type layerFile struct {

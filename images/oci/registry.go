@@ -126,9 +126,9 @@ func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream
 		return stream{}, fault.New(fault.Unavailable, "the registry has %d bytes for %s, the manifest promised %d (wrong size)", r.length+r.offset, d.Digest, d.Size)
 	}
 	// A registry that does not know ranges begins at the beginning.
-	if _, err := io.CopyN(io.Discard, r, offset-r.offset); err != nil {
+	if n, err := io.CopyN(io.Discard, r, offset-r.offset); err != nil {
 		r.Close()
-		return stream{}, err
+		return stream{}, cutShort(err, d, n)
 	}
 	return r.stream, nil
 }

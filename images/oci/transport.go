@@ -120,8 +120,7 @@ func (t *retrier) once(req *http.Request) (*http.Response, error) {
 // connection or an unknown host is not worth the wait of a person.
 func temporary(resp *http.Response, err error) bool {
 	if err != nil {
-		return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-			errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+		return brokenOff(err)
 	}
 	switch resp.StatusCode {
 	case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError,
@@ -129,6 +128,12 @@ func temporary(resp *http.Response, err error) bool {
 		return true
 	}
 	return false
+}
+
+// brokenOff tells whether the other side ended the connection too early.
+func brokenOff(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // retryAfter is how long the registry asks to wait, or 0.
