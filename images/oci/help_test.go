@@ -251,7 +251,7 @@ func wantClass(t *testing.T, what string, err error, class fault.Class, words ..
 		return
 	}
 	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
+		if err != nil && !strings.Contains(err.Error(), w) {
 			t.Errorf("%s = %v, want it to say %q", what, err, w)
 		}
 	}

@@ -174,7 +174,7 @@ func (s *Source) choose(ctx context.Context, from origin, want platform) (*manif
 	if err != nil {
 		return nil, err
 	}
-	for range maxDepth {
+	for range maxDepth + 1 {
 		m, err := parseManifest(doc)
 		if err != nil || m.Config != nil {
 			return m, err
