@@ -203,6 +203,20 @@ func (s *Store) temporary() (*fileLock, *os.File, error) {
 	return l, f, nil
 }
 
+// Scratch gives a file without a name, which is gone when it is closed.
+func (s *Store) Scratch() (*os.File, error) {
+	lock, f, err := s.temporary()
+	if err != nil {
+		return nil, fmt.Errorf("cannot make a temporary file: %w", err)
+	}
+	defer lock.release()
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot make a temporary file: %w", err)
+	}
+	return f, nil
+}
+
 // sweepTemporary removes what writers that were killed left, when nobody else
 // writes.
 func (s *Store) sweepTemporary() {
