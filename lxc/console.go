@@ -64,6 +64,3 @@ func (d *Driver) Console(ctx context.Context, m *instance.Machine, o instance.Co
 	}
 	return fmt.Errorf("cannot go on with the console of container %q: %w", m.Name, err)
 }
-
-// readerOnly hides that a file can write to another by itself.
-type readerOnly struct{ io.Reader }

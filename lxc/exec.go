@@ -43,10 +43,10 @@ func (d *Driver) Exec(ctx context.Context, m *instance.Machine, c instance.Comma
 	if err != nil {
 		return 0, fmt.Errorf("cannot run a command in container %q: %w", m.Name, err)
 	}
-	defer s.close()
 	code, err := s.run(ctx, command(m, user, c, s.files))
+	s.finish()
 	if notRun, ok := errors.AsType[*runtime.NotRun](err); ok {
-		return explain(s.errors(), c, notRun), nil
+		return s.explain(m, notRun)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("cannot run a command in container %q: %w", m.Name, d.because(m, err))
@@ -114,20 +114,28 @@ func command(m *instance.Machine, user guest.User, c instance.Command, files [3]
 	}
 }
 
-// explain says why a command was not executed, as a shell would, and gives the
-// exit code that a shell gives.
-func explain(w *os.File, c instance.Command, e *runtime.NotRun) int {
-	code, about, why := 126, c.Args[0], e.Errno.Error()
+// explain says why a command was not executed. What a shell would say is said
+// where the command's errors go, and the exit code is a shell's.
+func (s *session) explain(m *instance.Machine, e *runtime.NotRun) (int, error) {
+	code, why := 126, e.Errno.Error()
 	switch {
+	case e.Step == runtime.Dir && (e.Errno == syscall.ENOENT || e.Errno == syscall.ENOTDIR):
+		return 0, fault.New(fault.NotFound, "cannot run a command in container %q: cannot run in %q: no such directory", m.Name, s.command.Dir)
 	case e.Step == runtime.Dir:
-		about = c.Dir
+		why = fmt.Sprintf("directory %q: %v", s.command.Dir, e.Errno)
 	case e.Step != runtime.Exec:
-		about = "its terminal"
+		return 0, fault.New(fault.Internal, "cannot run a command in container %q: step %d of entering it: %w", m.Name, e.Step, e.Errno)
 	case e.Errno == syscall.ENOENT || e.Errno == syscall.ENOTDIR:
-		code, why = 127, "command not found"
+		code, why = 127, guest.ErrNotFound.Error()
 	}
-	fmt.Fprintf(w, "cannot run %q: %s\n", about, why)
-	return code
+	to := s.command.Stderr
+	if s.terminal != nil {
+		to = s.command.Stdout
+	}
+	if to != nil {
+		fmt.Fprintf(to, "brig: cannot run %q: %s\n", s.command.Args[0], why)
+	}
+	return code, nil
 }
 
 // run starts the command and waits for it. It is killed when ctx ends.

@@ -2,12 +2,8 @@ package lxc
 
 import (
 	"context"
-	"errors"
-	"io"
 	"os"
 	"strconv"
-	"sync"
-	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -23,47 +19,107 @@ type session struct {
 	container runtime.Container
 	command   instance.Command
 	files     [3]*os.File
-	opened    []*os.File // by this session
+	opened    []*os.File // by this session, for the command
 	terminal  *os.File   // this side of it; nil without one
-	relay     *relay
+	relays    []*relay
 }
 
 func newSession(ctx context.Context, m *instance.Machine, init int, user guest.User, c instance.Command) (s *session, err error) {
 	s = &session{container: runtime.Open(m.RunDir), command: c}
 	defer func() {
 		if err != nil {
-			s.close()
+			s.finish()
 		}
 	}()
-	if c.Terminal == nil {
-		s.files = [3]*os.File{c.Stdin, c.Stdout, c.Stderr}
-		for i, f := range s.files {
-			if f != nil {
-				continue
-			}
-			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-			if err != nil {
-				return nil, err
-			}
-			s.opened = append(s.opened, null)
-			s.files[i] = null
-		}
-		return s, nil
+	owner := int(m.IDMap.Base + user.UID)
+	if c.Terminal != nil {
+		return s, s.useTerminal(ctx, init, owner)
 	}
+	for i, f := range []*os.File{c.Stdin, c.Stdout, c.Stderr} {
+		if err := s.useFile(ctx, i, f, owner); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+// useTerminal connects all three files with a new terminal of the container.
+func (s *session) useTerminal(ctx context.Context, init, owner int) error {
 	ours, theirs, err := openTerminal(init)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.terminal = ours
 	s.opened = append(s.opened, theirs)
 	s.files = [3]*os.File{theirs, theirs, theirs}
-	resize(ours, instance.Size{Width: c.Terminal.Width, Height: c.Terminal.Height})
+	t := s.command.Terminal
+	resize(ours, instance.Size{Width: t.Width, Height: t.Height})
 	// The owner of a terminal may open it again by its name.
-	if err := theirs.Chown(int(m.IDMap.Base+user.UID), -1); err != nil {
-		return nil, err
+	if err := theirs.Chown(owner, -1); err != nil {
+		return err
 	}
-	s.relay, err = startRelay(ctx, ours, c.Stdin, c.Stdout, c.Terminal.Resize)
-	return s, err
+	r, err := startRelay(ctx)
+	if err != nil {
+		ours.Close()
+		return err
+	}
+	s.relays = append(s.relays, r)
+	if s.command.Stdin != nil {
+		r.copyIn(ours, s.command.Stdin, endOfTransmission)
+	}
+	r.in.Go(func() { r.resize(ours, t.Resize) })
+	r.copyOut(s.command.Stdout, ours)
+	return nil
+}
+
+// useFile connects one file. A pipe becomes the user's, who could not open it
+// again by /dev/stdout otherwise. The host's terminal stays out of the
+// container, which could read from it and change how it works.
+func (s *session) useFile(ctx context.Context, i int, f *os.File, owner int) error {
+	if f == nil {
+		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		s.opened = append(s.opened, null)
+		s.files[i] = null
+		return nil
+	}
+	s.files[i] = f
+	if isTerminal(f) {
+		if err := s.usePipe(ctx, i, f); err != nil {
+			return err
+		}
+	}
+	if isPipe(s.files[i]) {
+		return s.files[i].Chown(owner, -1)
+	}
+	return nil
+}
+
+// usePipe relays one file through a pipe.
+func (s *session) usePipe(ctx context.Context, i int, f *os.File) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	r, err := startRelay(ctx)
+	if err != nil {
+		read.Close()
+		write.Close()
+		return err
+	}
+	s.relays = append(s.relays, r)
+	if i == 0 {
+		s.files[i] = read
+		s.opened = append(s.opened, read)
+		r.copyIn(write, f, "")
+		return nil
+	}
+	s.files[i] = write
+	s.opened = append(s.opened, write)
+	r.copyOut(f, read)
+	return nil
 }
 
 // started gives up the ends that the command has now.
@@ -74,26 +130,13 @@ func (s *session) started() {
 	s.opened = nil
 }
 
-// errors is where to tell a person what went wrong.
-func (s *session) errors() *os.File {
-	f := s.command.Stderr
-	if s.terminal != nil {
-		f = s.command.Stdout
-	}
-	if f == nil {
-		f = os.NewFile(^uintptr(0), "nowhere")
-	}
-	return f
-}
-
-func (s *session) close() {
+// finish waits for what the command said last and ends the session.
+func (s *session) finish() {
 	s.started()
-	if s.relay != nil {
-		s.relay.close()
+	for _, r := range s.relays {
+		r.close()
 	}
-	if s.terminal != nil {
-		s.terminal.Close()
-	}
+	s.relays = nil
 }
 
 // openTerminal makes a terminal in the container's own devpts, so that it has a
@@ -135,103 +178,4 @@ func openTerminal(init int) (ours, theirs *os.File, err error) {
 		return nil, nil, fault.New(fault.Unavailable, "it gives no terminal: %w", errno)
 	}
 	return ours, os.NewFile(peer, "terminal"), nil
-}
-
-func resize(terminal *os.File, to instance.Size) {
-	if to.Width == 0 || to.Height == 0 {
-		return
-	}
-	if raw, err := terminal.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) {
-			unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: to.Width, Row: to.Height})
-		})
-	}
-}
-
-// relay copies between a terminal's other end and its user.
-type relay struct {
-	terminal *os.File
-	cancel   context.CancelFunc
-	waker    *waker
-	input    sync.WaitGroup
-	output   chan struct{}
-}
-
-// startRelay starts to copy until the terminal is closed on its other side.
-func startRelay(ctx context.Context, terminal, in *os.File, out io.Writer, sizes <-chan instance.Size) (*relay, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	w, err := newWaker(ctx)
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	r := &relay{terminal: terminal, cancel: cancel, waker: w, output: make(chan struct{})}
-	if in != nil {
-		r.input.Go(func() { r.copyIn(in) })
-	}
-	r.input.Go(func() {
-		for {
-			select {
-			case size, ok := <-sizes:
-				if !ok {
-					return
-				}
-				resize(terminal, size)
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	go func() {
-		defer close(r.output)
-		if out == nil {
-			out = io.Discard
-		}
-		io.Copy(writerOnly{out}, terminal)
-	}()
-	return r, nil
-}
-
-// writerOnly hides that a file can read from another by itself.
-type writerOnly struct{ io.Writer }
-
-// copyIn copies what is typed. The end of input is passed on as a person would.
-func (r *relay) copyIn(in *os.File) {
-	buf := make([]byte, 4096)
-	fd := int(in.Fd())
-	for {
-		if ready, err := r.waker.poll(fd, unix.POLLIN); err != nil || !ready {
-			return
-		}
-		n, err := unix.Read(fd, buf)
-		switch {
-		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
-			continue
-		case err != nil || n == 0:
-			const endOfTransmission = 4
-			r.terminal.Write([]byte{endOfTransmission})
-			return
-		}
-		if _, err := r.terminal.Write(buf[:n]); err != nil {
-			return
-		}
-	}
-}
-
-// drainTime is how long output may stay away before it is taken as complete
-// while something in the background keeps the terminal open.
-const drainTime = 50 * time.Millisecond
-
-// close waits for the output that is on its way, and ends the copying.
-func (r *relay) close() {
-	select {
-	case <-r.output:
-	case <-time.After(drainTime):
-		r.terminal.SetReadDeadline(time.Now())
-		<-r.output
-	}
-	r.terminal.SetWriteDeadline(time.Now())
-	r.cancel()
-	r.input.Wait()
-	r.waker.close()
 }
