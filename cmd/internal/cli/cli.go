@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -67,7 +68,7 @@ func (s *session) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 	if code, ok := err.(exitCode); ok {
 		return int(code)
 	}
-	fmt.Fprintf(s.Stderr, "Error: %v\n", err)
+	s.complain(err)
 	code := codeOf(ctx, err)
 	if !s.started {
 		fmt.Fprintf(s.Stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
@@ -77,6 +78,16 @@ func (s *session) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 		code = exitOwn
 	}
 	return code
+}
+
+// complain prints an error. Part of its text may come from an image or a
+// registry, so it must not reach the terminal as it is.
+func (s *session) complain(err error) {
+	lines := strings.Split(err.Error(), "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	s.progress.Line("Error: " + strings.Join(lines, "\n"))
 }
 
 // codeOf is the exit code for err. A command that was interrupted says so
@@ -115,7 +126,7 @@ func (s *session) composeManager() (Manager, error) {
 		BrigDir:    brigDir,
 		Failpoints: s.Getenv("BRIG_FAILPOINTS"),
 		Progress:   p,
-		Notice:     func(text string) { s.say("%s", text) },
+		Notice:     func(text string) { s.say("%s", printable(text)) },
 	})
 }
 

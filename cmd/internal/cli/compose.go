@@ -50,7 +50,7 @@ func Compose(o Options) (Manager, error) {
 		Images: records,
 		Source: func(ref images.Ref) (images.Source, error) {
 			if ref.Remote == manager.ImportRemote {
-				return files{registry: registry, archives: archive.New()}, nil
+				return files{archive.New(registry)}, nil
 			}
 			return sources, nil
 		},
@@ -64,18 +64,11 @@ func Compose(o Options) (Manager, error) {
 	}), nil
 }
 
-// files is the source of image files on this host: what looks like an OCI
-// layout goes to the OCI source, everything else is taken as an archive of a
-// root file system.
-type files struct {
-	registry, archives images.Source
-}
+// files is the source of the image files on this host.
+type files struct{ *archive.Importer }
 
-func (s files) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
-	if _, err := os.Stat(filepath.Join(ref.Name, "oci-layout")); err == nil {
-		return s.registry.Resolve(ctx, images.Ref{Scheme: "oci", Name: ref.Name}, o)
-	}
-	return s.archives.Resolve(ctx, ref, o)
+func (f files) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
+	return f.Open(ctx, ref.Name, o)
 }
 
 type disks struct{}
