@@ -1,0 +1,34 @@
+// Command brig-guest is brig's part inside a guest. It is the init of a virtual
+// machine until the image's own takes over, process 1 of an app image in both
+// forms, and the agent that a virtual machine's host talks to. What it is
+// follows from how it was started.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"brig/cmd/brig-guest/internal/agent"
+	"brig/cmd/brig-guest/internal/app"
+	"brig/cmd/brig-guest/internal/boot"
+)
+
+const usage = `brig-guest runs inside brig's guests: as /init of a virtual machine's initial
+file system, as /dev/.brig/guest in a container, and as agent. It is not a
+command for people.
+`
+
+func main() {
+	switch {
+	case len(os.Args) == 2 && os.Args[1] == agent.Role:
+		os.Exit(agent.Main())
+	case os.Getpid() != 1:
+		fmt.Fprint(os.Stderr, usage)
+		os.Exit(2)
+	case filepath.Base(os.Args[0]) == "init":
+		boot.Main()
+	default:
+		os.Exit(app.Container())
+	}
+}
