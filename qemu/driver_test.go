@@ -339,25 +339,30 @@ func TestApp(t *testing.T) {
 // memory holds the keeper to its limit.
 func (h *host) memory(t *testing.T, m *instance.Machine) {
 	const most = 6 << 10 // KiB
-	keeper := parent(t, h.driver.State(m).PID)
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", keeper))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var private int
-	for line := range strings.Lines(string(b)) {
-		var n int
-		for _, kind := range []string{"Private_Clean:", "Private_Dirty:"} {
-			if rest, ok := strings.CutPrefix(line, kind); ok {
-				fmt.Sscan(rest, &n)
-				private += n
-			}
-		}
-	}
-	t.Logf("the keeper has %d KiB of private memory:\n%s", private, b)
+	private := private(t, parent(t, h.driver.State(m).PID))
+	t.Logf("the keeper has %d KiB of private memory", private)
 	if private > most {
 		t.Errorf("the keeper has %d KiB of private memory, want at most %d", private, most)
 	}
+}
+
+// private is how much memory a process has to itself, in KiB.
+func private(t testing.TB, pid int) (sum int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		for _, kind := range []string{"Private_Clean:", "Private_Dirty:"} {
+			if rest, ok := strings.CutPrefix(line, kind); ok {
+				var n int
+				fmt.Sscan(rest, &n)
+				sum += n
+			}
+		}
+	}
+	return sum
 }
 
 // stuck ends a machine whose QEMU does not run any more.
