@@ -81,7 +81,7 @@ func writeNames(s *guest.Settings) error {
 	defer root.Close()
 	err = guest.WriteNames(root, *s)
 	if s.Process == nil {
-		err = errors.Join(err, writeNetworkd(root, s))
+		err = errors.Join(err, writeSystemd(s))
 	}
 	return err
 }

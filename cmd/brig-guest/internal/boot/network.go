@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"brig/instance"
-	"brig/instance/guest"
 )
 
 // linkWait is how long the interfaces may take to appear.
@@ -100,40 +98,4 @@ func configureLink(link netlink.Link, nic instance.NIC) error {
 		return fmt.Errorf("cannot add route by %v: %w", nic.Gateway, err)
 	}
 	return nil
-}
-
-// writeNetworkd tells systemd's network manager and udev, where the image has
-// them, what is configured already. It goes to /run, which is in memory.
-func writeNetworkd(root *guest.Root, s *guest.Settings) error {
-	if len(s.NICs) == 0 {
-		return nil
-	}
-	const dir = "/run/systemd/network"
-	if err := root.MkdirAll(dir); err != nil {
-		return err
-	}
-	var errs []error
-	for _, nic := range s.NICs {
-		match := fmt.Sprintf("[Match]\nMACAddress=%s\n\n", nic.MAC)
-		base := dir + "/00-brig-" + nic.Name
-		errs = append(errs,
-			root.Write(base+".link", []byte(match+"[Link]\nNamePolicy=\nName="+nic.Name+"\n")),
-			root.Write(base+".network", []byte(match+network(nic, s))))
-	}
-	return errors.Join(errs...)
-}
-
-func network(nic instance.NIC, s *guest.Settings) string {
-	var b strings.Builder
-	b.WriteString("[Network]\nDHCP=no\nKeepConfiguration=static\n")
-	for _, a := range nic.Addresses {
-		fmt.Fprintf(&b, "Address=%v\n", a)
-	}
-	for _, a := range s.DNS {
-		fmt.Fprintf(&b, "DNS=%v\n", a)
-	}
-	if nic.Gateway.IsValid() {
-		fmt.Fprintf(&b, "\n[Route]\nGateway=%v\nGatewayOnLink=yes\n", nic.Gateway)
-	}
-	return b.String()
 }
