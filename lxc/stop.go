@@ -100,19 +100,14 @@ func haltSignal(m *instance.Machine, pid int) unix.Signal {
 	return signal
 }
 
-// end waits until the container, its monitor and its clean-up have ended. With
-// a signal it first sends that to init: the kernel ends the rest with it.
+// end waits until the container has ended and its keeper has cleaned up. With a
+// signal it first sends that to init: the kernel ends the rest with it. The
+// monitor may live a little longer: its mount namespace ends with it, and that
+// writes to disk what the container left in memory.
 func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal unix.Signal) error {
 	init, _, err := c.openInit()
 	if err != nil {
 		return err
-	}
-	monitor, err := openProcess(c.monitor())
-	if err != nil {
-		return err
-	}
-	if monitor != nil {
-		defer monitor.Close()
 	}
 	if init != nil {
 		defer init.Close()
@@ -126,20 +121,26 @@ func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal 
 		}
 	}
 	if err := c.empty(ctx); err != nil {
-		return err
+		return fmt.Errorf("its processes do not end: %w", err)
 	}
-	if monitor != nil {
-		// Its last act is to have the keeper clean up.
-		if err := ended(ctx, monitor); err != nil {
-			return fmt.Errorf("its monitor does not end: %w", err)
-		}
+	gone := func() (bool, error) {
+		_, err := os.Lstat(m.Path(instance.MachineFile))
+		return errors.Is(err, fs.ErrNotExist), ignoreMissing(err)
 	}
+	clean := false
+	err = until(ctx, func() (_ bool, err error) {
+		clean, err = gone()
+		return clean || c.monitor() == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("its monitor does not clean up: %w", err)
+	}
+	if clean, err = gone(); !clean && err == nil {
+		// The monitor was killed.
+		_, err = run.Output(ctx, m.Helpers.Keeper, "ended", m.RunDir)
+	}
+	c.leave()
 	c.remove()
-	if _, err := os.Lstat(m.Path(instance.MachineFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	// Nobody has cleaned up: the monitor was killed.
-	_, err = run.Output(ctx, m.Helpers.Keeper, "ended", m.RunDir)
 	return err
 }
 
