@@ -219,3 +219,60 @@ func prefixes(t *testing.T, list ...string) []netip.Prefix {
 	}
 	return out
 }
+
+func TestRebootFromInside(t *testing.T) {
+	m := machine(t, debianTree(t))
+	d := started(t, m)
+	waitRunning(t, d, m)
+	before := d.State(m)
+	boot := try(t, d, m, sh("cat /run/boot 2>/dev/null; touch /run/boot"))
+	if boot.code != 0 {
+		t.Fatalf("%+v", boot)
+	}
+	try(t, d, m, instance.Command{Args: []string{"systemctl", "reboot"}})
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	err := until(ctx, func() (bool, error) {
+		s := d.State(m)
+		return s.Status == instance.Running && s.PID != 0 && s.PID != before.PID && s.Health == "ready", nil
+	})
+	if err != nil {
+		t.Fatalf("it does not come back: %+v", d.State(m))
+	}
+	waitRunning(t, d, m)
+	if r := try(t, d, m, sh("test -e /run/boot || printf fresh; hostname")); r.out != "freshweb\n" {
+		t.Errorf("after the reboot: %+v", r)
+	}
+	if _, err := os.Stat(m.Path(instance.MachineFile)); err != nil {
+		t.Errorf("the reboot was taken for an end: %v", err)
+	}
+	try(t, d, m, instance.Command{Args: []string{"systemctl", "poweroff"}})
+	if s := waitStopped(t, d, m); s.ExitCode == nil || *s.ExitCode != 0 {
+		t.Errorf("State after poweroff = %+v", s)
+	}
+}
+
+func TestDebianOnATerminal(t *testing.T) {
+	m := machine(t, debianTree(t))
+	d := started(t, m)
+	waitRunning(t, d, m)
+	code, out := typed(t, d, m, instance.Command{
+		Args:     []string{"bash", "-l"},
+		Terminal: &instance.Terminal{Width: 90, Height: 30},
+	}, "root@web", func(in *os.File) { io.WriteString(in, "tty; exit 4\n") })
+	if code != 4 || !strings.Contains(out, "/dev/pts/") || strings.Contains(out, "job control") {
+		t.Errorf("a login shell = %d, %q", code, out)
+	}
+}
+
+func TestPrivilegedDebianRuns(t *testing.T) {
+	m := machine(t, debianTree(t))
+	m.IDMap = instance.IDMap{}
+	d := started(t, m)
+	waitRunning(t, d, m)
+	begin := time.Now()
+	if err := d.Stop(t.Context(), m, instance.StopOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("forced stop: %s", time.Since(begin))
+}

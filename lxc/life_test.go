@@ -149,10 +149,7 @@ func TestHostileRootStaysInside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	d := New(keeper.Spawn)
-	t.Cleanup(func() { d.Stop(context.Background(), m, instance.StopOptions{Force: true}) })
-	// Whether it starts is of no interest here.
-	t.Logf("Start = %v", d.Start(t.Context(), m))
+	started(t, m)
 	if data, err := os.ReadFile(outside); err != nil || string(data) != "mine" {
 		t.Errorf("the file outside is %q, %v", data, err)
 	}
