@@ -2,11 +2,14 @@ package cli
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
 )
@@ -246,5 +249,42 @@ func TestParseExpiry(t *testing.T) {
 		if got, err := parseExpiry(in, now); !fault.Is(err, fault.Invalid) {
 			t.Errorf("parseExpiry(%q) = %v, %v, want invalid", in, got, err)
 		}
+	}
+}
+
+func TestErrorsCannotDriveTheTerminal(t *testing.T) {
+	f := world()
+	f.launch = func(context.Context, manager.CreateRequest) error {
+		return fault.New(fault.Unavailable, "the registry says: \x1b]0;owned\x07\nand more")
+	}
+	r := f.run(t, "-q", "launch", "docker:evil", "x")
+	if want := "Error: the registry says: \uFFFD]0;owned\uFFFD\nand more\n"; r.stderr != want || r.code != 8 {
+		t.Errorf("exit code %d, stderr %q, want 8, %q", r.code, r.stderr, want)
+	}
+}
+
+func TestHelpersAreFoundBesideBrig(t *testing.T) {
+	dir := t.TempDir()
+	program := func(path string) string {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	bin := filepath.Join(dir, "bin")
+	if h, err := helpersBeside(bin); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("helpersBeside with none there = %v, %v, want unsupported", h, err)
+	}
+	want := instance.Helpers{Keeper: program("lib/brig/brig-keeper"), Guest: program("lib/brig/brig-guest")}
+	if h, err := helpersBeside(bin); err != nil || h != want {
+		t.Errorf("helpersBeside installed = %v, %v, want %v", h, err, want)
+	}
+	want = instance.Helpers{Keeper: program("bin/brig-keeper"), Guest: program("bin/brig-guest")}
+	if h, err := helpersBeside(bin); err != nil || h != want {
+		t.Errorf("helpersBeside as built = %v, %v, want %v", h, err, want)
 	}
 }
