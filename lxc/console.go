@@ -85,13 +85,7 @@ func makeRaw(fd int) {
 // resizeConsole sets the size of the container's console, which liblxc's monitor
 // does not do. Whatever else the container put in its place is left alone.
 func resizeConsole(init int, size instance.Size) {
-	root, err := unix.Open("/proc/"+strconv.Itoa(init)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(root)
-	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(root, "/dev/console", how)
+	fd, err := openInside(init, "/dev/console")
 	if err != nil {
 		return
 	}

@@ -23,7 +23,7 @@ import (
 
 // debianTree gives the directory of a Debian tree, which the environment names:
 // making one takes a minute and a mirror.
-func debianTree(t *testing.T) string {
+func debianTree(t testing.TB) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -36,7 +36,7 @@ func debianTree(t *testing.T) string {
 }
 
 // machine is a new container over tree, unprivileged.
-func machine(t *testing.T, tree string) *instance.Machine {
+func machine(t testing.TB, tree string) *instance.Machine {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -74,7 +74,7 @@ func machine(t *testing.T, tree string) *instance.Machine {
 }
 
 // started starts m and ends it with the test.
-func started(t *testing.T, m *instance.Machine) *Driver {
+func started(t testing.TB, m *instance.Machine) *Driver {
 	t.Helper()
 	d := New(keeper.Spawn)
 	if err := d.Check(t.Context()); err != nil {
@@ -93,7 +93,7 @@ func started(t *testing.T, m *instance.Machine) *Driver {
 }
 
 // nothingLeft fails if anything of m is left on the host.
-func nothingLeft(t *testing.T, m *instance.Machine) {
+func nothingLeft(t testing.TB, m *instance.Machine) {
 	t.Helper()
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, e os.DirEntry, err error) error {
 		if err == nil && e.IsDir() && strings.Contains(path, m.ID) {

@@ -272,3 +272,20 @@ func TestConsoleLogIsBounded(t *testing.T) {
 		t.Errorf("the console's logs %q have %d bytes", files, total)
 	}
 }
+
+func TestRestartsFollowAtOnce(t *testing.T) {
+	m := little(t)
+	d := started(t, m)
+	for i := range 10 {
+		if err := d.Stop(t.Context(), m, instance.StopOptions{Force: true}); err != nil {
+			t.Fatalf("Stop %d: %v", i, err)
+		}
+		os.Remove(m.Path(instance.ExitFile))
+		if err := d.Start(t.Context(), m); err != nil {
+			t.Fatalf("Start %d: %v", i, err)
+		}
+		if r := try(t, d, m, sh("printf $HOSTNAME")); r.out != "web" {
+			t.Fatalf("Exec %d = %+v", i, r)
+		}
+	}
+}

@@ -83,7 +83,7 @@ func start(ctx context.Context, m *instance.Machine) error {
 		return err
 	}
 	c := h.of(m)
-	if err := c.free(ctx); err != nil {
+	if err := c.free(ctx, m); err != nil {
 		return err
 	}
 	if err := os.Setenv("PATH", toolPath); err != nil {
@@ -160,7 +160,12 @@ func mountGuest(m *instance.Machine) error {
 
 // free waits until the monitor of the run before this one has ended, and removes
 // what is left if it was killed.
-func (c cgroup) free(ctx context.Context) error {
+func (c cgroup) free(ctx context.Context, m *instance.Machine) error {
+	unlock, err := lockRun(m)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ctx, cancel := context.WithTimeout(ctx, endTimeout)
 	defer cancel()
 	monitor, err := openProcess(c.monitor())
@@ -257,10 +262,31 @@ func (Runner) Clean(m *instance.Machine) error {
 	if err != nil {
 		return err
 	}
+	unlock, err := lockRun(m)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Lstat(m.Path(instance.MachineFile)); err == nil {
+		return nil // it has been started again, and has these cgroups
+	}
 	c := h.of(m)
 	c.leave()
 	c.remove()
 	return os.RemoveAll(m.Path(runtime.Folder))
+}
+
+// lockRun waits for what cleans up after a run of m.
+func lockRun(m *instance.Machine) (unlock func() error, err error) {
+	dir, err := os.Open(m.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir.Close, nil
 }
 
 // readExit reads a file that the container could write: it may be anything.
