@@ -225,14 +225,34 @@ func isInit(pid int) bool {
 	return ok && len(ids) == 2 && ids[1] == "1"
 }
 
-// monitor gives the process id of liblxc's monitor, 0 when it is gone.
+// monitor gives the process id of liblxc's monitor, 0 when it is gone. liblxc
+// puts the keeper that started it into the same cgroup.
 func (c cgroup) monitor() int {
-	for _, dir := range []string{c.names.Monitor, c.names.Pivot + "/lxc.pivot"} {
-		if pids, _ := readPIDs(filepath.Join(c.h.tracker, dir)); len(pids) > 0 {
-			return pids[0]
+	for _, dir := range []string{c.names.Monitor, c.pivot()} {
+		pids, _ := readPIDs(filepath.Join(c.h.tracker, dir))
+		for _, pid := range pids {
+			title, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+			if bytes.HasPrefix(title, []byte("[lxc monitor]")) {
+				return pid
+			}
 		}
 	}
 	return 0
+}
+
+// pivot is the cgroup in which the monitor ends.
+func (c cgroup) pivot() string { return filepath.Join(c.names.Pivot, "lxc.pivot") }
+
+// leave takes the processes that end the container out of its last cgroup, so
+// that it can be removed before they have ended: the monitor, and its hook.
+func (c cgroup) leave() {
+	for _, base := range c.h.dirs {
+		pids, _ := readPIDs(filepath.Join(base, c.pivot()))
+		for _, pid := range pids {
+			// One that has ended meanwhile has left as well.
+			_ = os.WriteFile(filepath.Join(base, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+		}
+	}
 }
 
 // remove removes the cgroups that are left. Those in use stay.
@@ -259,17 +279,6 @@ func removeCgroup(dir string) {
 		}
 	}
 	unix.Rmdir(dir)
-}
-
-// join moves processes to the host's root cgroups.
-func (h hierarchies) join(pids ...int) error {
-	var errs []error
-	for _, dir := range h.dirs {
-		for _, pid := range pids {
-			errs = append(errs, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func readPIDs(dir string) ([]int, error) {

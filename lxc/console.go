@@ -7,12 +7,15 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strconv"
 	"syscall"
 	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/lxc/runtime"
+
+	"golang.org/x/sys/unix"
 )
 
 // Console connects to m's console, which liblxc's monitor relays to one user at
@@ -34,6 +37,8 @@ func (d *Driver) Console(ctx context.Context, m *instance.Machine, o instance.Co
 	}
 	defer hold.Close()
 	defer terminal.Close()
+	init := c.init()
+	control(terminal, func(fd int) { makeRaw(fd) })
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -52,15 +57,49 @@ func (d *Driver) Console(ctx context.Context, m *instance.Machine, o instance.Co
 				if !ok {
 					return
 				}
-				resize(terminal, size)
+				resizeConsole(init, size)
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	_, err = io.Copy(o.Output, readerOnly{terminal})
+	_, err = io.Copy(writerOnly{o.Output}, readerOnly{terminal})
 	if err == nil || ctx.Err() != nil || errors.Is(err, syscall.EIO) || errors.Is(err, fs.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil // it ended, or the user left
 	}
 	return fmt.Errorf("cannot go on with the console of container %q: %w", m.Name, err)
+}
+
+// makeRaw has this terminal pass on what it gets: the container's own does all
+// that a terminal does.
+func makeRaw(fd int) {
+	t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return
+	}
+	t.Iflag, t.Oflag = 0, 0
+	t.Lflag &^= unix.ECHO | unix.ECHONL | unix.ICANON | unix.ISIG | unix.IEXTEN
+	unix.IoctlSetTermios(fd, unix.TCSETS, t)
+}
+
+// resizeConsole sets the size of the container's console, which liblxc's monitor
+// does not do. Whatever else the container put in its place is left alone.
+func resizeConsole(init int, size instance.Size) {
+	fd, err := openInside(init, "/dev/console")
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	const firstPTY, lastPTY = 136, 143 // majors of /dev/pts
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR ||
+		unix.Major(st.Rdev) < firstPTY || unix.Major(st.Rdev) > lastPTY {
+		return
+	}
+	console, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(fd), os.O_RDWR|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer console.Close()
+	resize(console, size)
 }

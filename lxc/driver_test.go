@@ -7,8 +7,8 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,7 +23,7 @@ import (
 
 // debianTree gives the directory of a Debian tree, which the environment names:
 // making one takes a minute and a mirror.
-func debianTree(t *testing.T) string {
+func debianTree(t testing.TB) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -36,7 +36,7 @@ func debianTree(t *testing.T) string {
 }
 
 // machine is a new container over tree, unprivileged.
-func machine(t *testing.T, tree string) *instance.Machine {
+func machine(t testing.TB, tree string) *instance.Machine {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -74,7 +74,7 @@ func machine(t *testing.T, tree string) *instance.Machine {
 }
 
 // started starts m and ends it with the test.
-func started(t *testing.T, m *instance.Machine) *Driver {
+func started(t testing.TB, m *instance.Machine) *Driver {
 	t.Helper()
 	d := New(keeper.Spawn)
 	if err := d.Check(t.Context()); err != nil {
@@ -93,7 +93,7 @@ func started(t *testing.T, m *instance.Machine) *Driver {
 }
 
 // nothingLeft fails if anything of m is left on the host.
-func nothingLeft(t *testing.T, m *instance.Machine) {
+func nothingLeft(t testing.TB, m *instance.Machine) {
 	t.Helper()
 	filepath.WalkDir("/sys/fs/cgroup", func(path string, e os.DirEntry, err error) error {
 		if err == nil && e.IsDir() && strings.Contains(path, m.ID) {
@@ -106,7 +106,7 @@ func nothingLeft(t *testing.T, m *instance.Machine) {
 	}
 	entries, _ := os.ReadDir(m.RunDir)
 	for _, e := range entries {
-		if e.Name() != instance.ExitFile {
+		if e.Name() != instance.ExitFile && !e.IsDir() {
 			t.Errorf("%s is left in the run directory", e.Name())
 		}
 	}
@@ -207,4 +207,72 @@ func TestUnprivilegedDebianRunsAndStopsGracefully(t *testing.T) {
 	}
 }
 
-var _ = exec.Command
+func prefixes(t *testing.T, list ...string) []netip.Prefix {
+	t.Helper()
+	var out []netip.Prefix
+	for _, s := range list {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func TestRebootFromInside(t *testing.T) {
+	m := machine(t, debianTree(t))
+	d := started(t, m)
+	waitRunning(t, d, m)
+	before := d.State(m)
+	boot := try(t, d, m, sh("cat /run/boot 2>/dev/null; touch /run/boot"))
+	if boot.code != 0 {
+		t.Fatalf("%+v", boot)
+	}
+	try(t, d, m, instance.Command{Args: []string{"systemctl", "reboot"}})
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	err := until(ctx, func() (bool, error) {
+		s := d.State(m)
+		return s.Status == instance.Running && s.PID != 0 && s.PID != before.PID && s.Health == "ready", nil
+	})
+	if err != nil {
+		t.Fatalf("it does not come back: %+v", d.State(m))
+	}
+	waitRunning(t, d, m)
+	if r := try(t, d, m, sh("test -e /run/boot || printf fresh; hostname")); r.out != "freshweb\n" {
+		t.Errorf("after the reboot: %+v", r)
+	}
+	if _, err := os.Stat(m.Path(instance.MachineFile)); err != nil {
+		t.Errorf("the reboot was taken for an end: %v", err)
+	}
+	try(t, d, m, instance.Command{Args: []string{"systemctl", "poweroff"}})
+	if s := waitStopped(t, d, m); s.ExitCode == nil || *s.ExitCode != 0 {
+		t.Errorf("State after poweroff = %+v", s)
+	}
+}
+
+func TestDebianOnATerminal(t *testing.T) {
+	m := machine(t, debianTree(t))
+	d := started(t, m)
+	waitRunning(t, d, m)
+	code, out := typed(t, d, m, instance.Command{
+		Args:     []string{"bash", "-l"},
+		Terminal: &instance.Terminal{Width: 90, Height: 30},
+	}, "root@web", func(in *os.File) { io.WriteString(in, "tty; exit 4\n") })
+	if code != 4 || !strings.Contains(out, "/dev/pts/") || strings.Contains(out, "job control") {
+		t.Errorf("a login shell = %d, %q", code, out)
+	}
+}
+
+func TestPrivilegedDebianRuns(t *testing.T) {
+	m := machine(t, debianTree(t))
+	m.IDMap = instance.IDMap{}
+	d := started(t, m)
+	waitRunning(t, d, m)
+	begin := time.Now()
+	if err := d.Stop(t.Context(), m, instance.StopOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("forced stop: %s", time.Since(begin))
+}

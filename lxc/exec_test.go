@@ -22,7 +22,7 @@ var programs = []string{"sh", "cat", "env", "id", "ls", "printf", "readlink", "s
 
 // littleTree is a root file system with a shell and a few programs of this host,
 // an init that sleeps, and some users.
-func littleTree(t *testing.T) string {
+func littleTree(t testing.TB) string {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -79,7 +79,7 @@ func littleTree(t *testing.T) string {
 }
 
 // little is a container of the little tree.
-func little(t *testing.T) *instance.Machine {
+func little(t testing.TB) *instance.Machine {
 	t.Helper()
 	m := machine(t, littleTree(t))
 	m.Boot.Init = []string{"/usr/bin/sleep", "1000000"}

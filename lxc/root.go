@@ -3,6 +3,7 @@ package lxc
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -35,7 +36,11 @@ func prepareRoot(m *instance.Machine) error {
 				return fmt.Errorf("its root has no %s: %w", dir, err)
 			}
 		}
-		return guest.WriteNames(root, guest.SettingsOf(m))
+		if err := guest.WriteNames(root, guest.SettingsOf(m)); err != nil {
+			// An image with an odd /etc is still one to run: this is for its log.
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return nil
 	})
 }
 

@@ -27,7 +27,10 @@ import (
 // Runner starts containers inside brig-keeper.
 type Runner struct{}
 
-var _ keeper.Runner = Runner{}
+var (
+	_ keeper.Runner  = Runner{}
+	_ keeper.Cleaner = Runner{}
+)
 
 // Run starts m in a mount namespace of its own. liblxc's monitor is forked from
 // the calling thread, so everything happens on that one, and what this process
@@ -80,7 +83,9 @@ func start(ctx context.Context, m *instance.Machine) error {
 		return err
 	}
 	c := h.of(m)
-	c.remove() // of a run whose monitor was killed
+	if err := c.free(ctx, m); err != nil {
+		return err
+	}
 	if err := os.Setenv("PATH", toolPath); err != nil {
 		return err
 	}
@@ -153,6 +158,31 @@ func mountGuest(m *instance.Machine) error {
 	return os.Chown(file, int(m.IDMap.Base), int(m.IDMap.Base))
 }
 
+// free waits until the monitor of the run before this one has ended, and removes
+// what is left if it was killed.
+func (c cgroup) free(ctx context.Context, m *instance.Machine) error {
+	unlock, err := lockRun(m)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	monitor, err := openProcess(c.monitor())
+	if err != nil {
+		return err
+	}
+	if monitor != nil {
+		defer monitor.Close()
+		if err := ended(ctx, monitor); err != nil {
+			return fmt.Errorf("the monitor of its last run does not end: %w", err)
+		}
+	}
+	c.leave()
+	c.remove()
+	return nil
+}
+
 // executed waits until the first process of the container is its init and no
 // longer a fork of this process: only then is it known that there is one. An
 // init that has ended by then was executed, unless liblxc's log tells otherwise.
@@ -223,6 +253,40 @@ func (Runner) Exit(m *instance.Machine) instance.Exit {
 	}
 	exit.Code = code
 	return exit
+}
+
+// Clean removes the cgroups of m, in which this process and the monitor are the
+// last, and what liblxc left.
+func (Runner) Clean(m *instance.Machine) error {
+	h, err := findHierarchies()
+	if err != nil {
+		return err
+	}
+	unlock, err := lockRun(m)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Lstat(m.Path(instance.MachineFile)); err == nil {
+		return nil // it has been started again, and has these cgroups
+	}
+	c := h.of(m)
+	c.leave()
+	c.remove()
+	return os.RemoveAll(m.Path(runtime.Folder))
+}
+
+// lockRun waits for what cleans up after a run of m.
+func lockRun(m *instance.Machine) (unlock func() error, err error) {
+	dir, err := os.Open(m.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir.Close, nil
 }
 
 // readExit reads a file that the container could write: it may be anything.

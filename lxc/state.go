@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"brig/instance"
+	"brig/instance/guest"
 	"brig/lxc/config"
 
 	"golang.org/x/sys/unix"
@@ -33,16 +34,31 @@ func (d *Driver) State(m *instance.Machine) instance.State {
 	if frozen {
 		s.Status = instance.Frozen
 	}
-	if s.PID == 0 {
+	switch {
+	case s.PID == 0:
 		s.Reason = "its init is ending"
+		return s
+	case !executed(s.PID, m.Helpers.Keeper):
+		s.PID, s.Reason, s.Health = 0, "its init is starting", "starting"
 		return s
 	}
 	s.StartedAt = startedAt(s.PID)
 	s.Health = "starting"
-	if config.IsApp(m) || answers(s.PID) {
+	if answers(m, s.PID) {
 		s.Health = "ready"
 	}
 	return s
+}
+
+// executed tells whether an init is its own program and no longer the fork of
+// the keeper that liblxc makes an init of.
+func executed(pid int, keeper string) bool {
+	self, err := os.Stat(keeper)
+	if err != nil {
+		return true
+	}
+	exe, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
+	return err == nil && !os.SameFile(exe, self)
 }
 
 // stopped adds how m ended, if its run directory still knows.
@@ -60,25 +76,37 @@ func stopped(m *instance.Machine) instance.State {
 	return s
 }
 
-// answers tells whether an init takes orders: systemd once its private socket
-// is there, any other at once.
-func answers(pid int) bool {
-	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-	if err != nil || filepath.Base(exe) != "systemd" {
-		return err == nil
+// answers tells whether an init takes orders: brig-guest and systemd have a file
+// for that, any other does at once.
+func answers(m *instance.Machine, pid int) bool {
+	sign := guest.ContainerReady
+	if !config.IsApp(m) {
+		exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+		if err != nil || filepath.Base(exe) != "systemd" {
+			return err == nil
+		}
+		sign = "/run/systemd/private"
 	}
-	root, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(root)
-	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	fd, err := unix.Openat2(root, "/run/systemd/private", how)
+	fd, err := openInside(pid, sign)
 	if err != nil {
 		return false
 	}
 	unix.Close(fd)
 	return true
+}
+
+// openInside finds a file in the root directory of a container, where every
+// link of it stays.
+func openInside(pid int, name string) (int, error) {
+	root, err := unix.Open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(root)
+	return unix.Openat2(root, name, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
 }
 
 // startedAt is when a process started, zero if it is gone.

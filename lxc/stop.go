@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"brig/instance"
@@ -61,14 +62,15 @@ func (d *Driver) halt(ctx context.Context, m *instance.Machine, c cgroup, timeou
 		return err
 	}
 	defer init.Close()
-	if err := unix.PidfdSendSignal(int(init.Fd()), haltSignal(m, pid), nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("cannot ask container %q to halt: %w", m.Name, err)
-	}
 	wait := ctx
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		wait, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
+	}
+	awaitInit(wait, m, pid)
+	if err := unix.PidfdSendSignal(int(init.Fd()), haltSignal(m, pid), nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("cannot ask container %q to halt: %w", m.Name, err)
 	}
 	err = ended(wait, init)
 	if err != nil && ctx.Err() == nil {
@@ -78,6 +80,35 @@ func (d *Driver) halt(ctx context.Context, m *instance.Machine, c cgroup, timeou
 		return fmt.Errorf("cannot stop container %q: %w", m.Name, err)
 	}
 	return nil
+}
+
+// listenTimeout bounds how long an init may take until it heeds signals.
+const listenTimeout = 3 * time.Second
+
+// awaitInit waits until a signal to init is not lost: the kernel drops those
+// that process 1 does not expect. It gives up on one that never will.
+func awaitInit(ctx context.Context, m *instance.Machine, pid int) {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
+	_ = until(ctx, func() (bool, error) {
+		return executed(pid, m.Helpers.Keeper) && answers(m, pid) && heeds(pid, haltSignal(m, pid)), nil
+	})
+}
+
+// heeds tells whether a process catches a signal or keeps it for itself to read.
+func heeds(pid int, signal unix.Signal) bool {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return false
+	}
+	for _, field := range []string{"SigBlk", "SigCgt"} {
+		_, rest, _ := strings.Cut(string(status), "\n"+field+":")
+		line, _, _ := strings.Cut(rest, "\n")
+		if mask, err := strconv.ParseUint(strings.TrimSpace(line), 16, 64); err == nil && mask&(1<<(signal-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // haltSignal is what the init of m takes as an order to power off.
@@ -100,19 +131,14 @@ func haltSignal(m *instance.Machine, pid int) unix.Signal {
 	return signal
 }
 
-// end waits until the container, its monitor and its clean-up have ended. With
-// a signal it first sends that to init: the kernel ends the rest with it.
+// end waits until the container has ended and its keeper has cleaned up. With a
+// signal it first sends that to init: the kernel ends the rest with it. The
+// monitor may live a little longer: its mount namespace ends with it, and that
+// writes to disk what the container left in memory.
 func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal unix.Signal) error {
 	init, _, err := c.openInit()
 	if err != nil {
 		return err
-	}
-	monitor, err := openProcess(c.monitor())
-	if err != nil {
-		return err
-	}
-	if monitor != nil {
-		defer monitor.Close()
 	}
 	if init != nil {
 		defer init.Close()
@@ -126,20 +152,26 @@ func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal 
 		}
 	}
 	if err := c.empty(ctx); err != nil {
-		return err
+		return fmt.Errorf("its processes do not end: %w", err)
 	}
-	if monitor != nil {
-		// Its last act is to have the keeper clean up.
-		if err := ended(ctx, monitor); err != nil {
-			return fmt.Errorf("its monitor does not end: %w", err)
-		}
+	gone := func() (bool, error) {
+		_, err := os.Lstat(m.Path(instance.MachineFile))
+		return errors.Is(err, fs.ErrNotExist), ignoreMissing(err)
 	}
+	clean := false
+	err = until(ctx, func() (_ bool, err error) {
+		clean, err = gone()
+		return clean || c.monitor() == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("its monitor does not clean up: %w", err)
+	}
+	if clean, err = gone(); !clean && err == nil {
+		// The monitor was killed.
+		_, err = run.Output(ctx, m.Helpers.Keeper, "ended", m.RunDir)
+	}
+	c.leave()
 	c.remove()
-	if _, err := os.Lstat(m.Path(instance.MachineFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	// Nobody has cleaned up: the monitor was killed.
-	_, err = run.Output(ctx, m.Helpers.Keeper, "ended", m.RunDir)
 	return err
 }
 

@@ -148,7 +148,7 @@ func ask(ctx context.Context, conn net.Conn, q wire.Request) (wire.Reply, error)
 		return r, fmt.Errorf("cannot ask guest agent: %w", ctx.Err())
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return r, fault.New(fault.Timeout, "cannot ask guest agent: it did not answer within %v", answerWait)
-	case errors.Is(err, io.EOF):
+	case errors.Is(err, io.EOF), errors.Is(err, unix.EPIPE), errors.Is(err, unix.ECONNRESET):
 		return r, fault.New(fault.Unavailable, "cannot ask guest agent: it is not there (yet)")
 	default:
 		return r, fault.New(fault.Unavailable, "cannot ask guest agent: %w", err)

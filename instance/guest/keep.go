@@ -132,11 +132,12 @@ func (k *Keeper) open(ctx context.Context) (*yamux.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := wire.Greet(ctx, conn); err != nil {
+	greeted, err := wire.Greet(ctx, conn)
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	session, err := wire.Client(conn)
+	session, err := wire.Client(greeted)
 	if err != nil {
 		conn.Close()
 		return nil, err

@@ -129,9 +129,11 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 	for _, p := range []string{"dev/fuse", "dev/net/tun"} {
 		w.mount("/"+p, p, "none", "bind,optional,create=file")
 	}
-	if m.Privileged() {
+	switch {
+	case IsApp(m):
+	case m.Privileged():
 		w.mount("/sys/fs/fuse/connections", "sys/fs/fuse/connections", "none", "bind,optional")
-	} else {
+	default:
 		for _, p := range hostBinds {
 			w.mount("/"+p, p, "none", "bind,optional")
 		}

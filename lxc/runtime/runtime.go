@@ -17,6 +17,10 @@ import (
 // name is the name of every container to liblxc, whose path tells them apart.
 const name = "lxc"
 
+// Folder is where in the run directory liblxc puts files of its own: an AppArmor
+// profile.
+const Folder = name
+
 // Container names one container to liblxc.
 type Container struct{ path string }
 
