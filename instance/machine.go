@@ -13,9 +13,10 @@ type Machine struct {
 	ID      string            `json:"id"`
 	Name    string            `json:"name"`
 	Type    Type              `json:"type"`
-	RunDir  string            `json:"run_dir"` // of this instance alone; gone once it ended and was cleaned up
-	LogDir  string            `json:"log_dir"` // of this instance alone; console.log and the driver's own logs
-	Config  map[string]string `json:"config"`  // effective keys
+	BrigDir string            `json:"brig_dir"` // value of BRIG_DIR; empty: the default folders
+	RunDir  string            `json:"run_dir"`  // of this instance alone; gone once it ended and was cleaned up
+	LogDir  string            `json:"log_dir"`  // of this instance alone; console.log and the driver's own logs
+	Config  map[string]string `json:"config"`   // effective keys
 	Root    Root              `json:"root"`
 	Boot    Boot              `json:"boot"`
 	NICs    []NIC             `json:"nics"`

@@ -9,6 +9,8 @@ import (
 	"context"
 	"os"
 	"time"
+
+	"brig/instance/fault"
 )
 
 // Class groups the volumes of a pool. Names are unique in a class.
@@ -28,6 +30,36 @@ type Key struct {
 }
 
 func (k Key) String() string { return string(k.Class) + "/" + k.Name }
+
+// Check gives an invalid error unless the class exists and the name is allowed.
+// Every method of a Pool that takes a key does this first.
+func (k Key) Check() error {
+	switch k.Class {
+	case Images, Instances, Custom:
+	default:
+		return fault.New(fault.Invalid, "cannot use the volume class %q: there are images, instances and custom", k.Class)
+	}
+	return CheckName("volume", k.Name)
+}
+
+// maxName bounds the names of volumes and snapshots in bytes.
+const maxName = 128
+
+// CheckName gives an invalid error unless name is allowed for a volume or a
+// snapshot. What says in the error which of them it is.
+func CheckName(what, name string) error {
+	if name == "" || len(name) > maxName {
+		return fault.New(fault.Invalid, "cannot use the %s name %q: it needs 1 to %d bytes", what, name, maxName)
+	}
+	for i := range len(name) {
+		c := name[i]
+		letter := 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+		if !letter && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return fault.New(fault.Invalid, "cannot use the %s name %q: letters and digits are allowed, and after the first of them also dots, dashes and underscores", what, name)
+		}
+	}
+	return nil
+}
 
 // Content is what a volume holds beside its metadata files.
 type Content string
@@ -111,7 +143,8 @@ type Volume interface {
 	// Root says where the volume's data is.
 	Root() Root
 
-	// Snapshot keeps the present state, metadata files included, under name.
+	// Snapshot keeps the present state, metadata files included, under name. A
+	// disk that a running machine writes to needs o.Live: wrong-state otherwise.
 	Snapshot(ctx context.Context, name string, o SnapshotOptions) error
 
 	// Snapshots lists the snapshots, oldest first.
@@ -170,11 +203,12 @@ type SnapshotOptions struct {
 // Live lets a driver make a consistent copy of a volume in use.
 type Live struct {
 	// Freeze stops the writers of a Tree until thaw is called; the driver calls
-	// thaw as early as it can, and always.
+	// thaw as early as it can, and always. Trees need it.
 	Freeze func(ctx context.Context) (thaw func() error, err error)
 
 	// SwitchDisk makes the running machine go on in the given qcow2 file, whose
-	// backing file is the disk as it is now.
+	// backing file is the disk as it is now. It is called with the volume
+	// locked: it must not call the volume. Disks need it.
 	SwitchDisk func(ctx context.Context, path string) error
 }
 

@@ -1,0 +1,324 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"brig/images"
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/manager"
+	"brig/storage"
+)
+
+// fake is a manager with a fixed world. It writes down what it is asked to do.
+type fake struct {
+	Manager // what a test does not expect panics
+	views   []manager.View
+	images  []images.Image
+	kernels []manager.KernelInfo
+	options Options
+
+	exec    func(ctx context.Context, name string, c instance.Command) (int, error)
+	console func(ctx context.Context, name string, o instance.ConsoleOptions) error
+	launch  func(ctx context.Context, r manager.CreateRequest) error
+
+	mu    sync.Mutex
+	calls []string // guarded by mu
+}
+
+func (f *fake) note(format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, fmt.Sprintf(format, args...))
+}
+
+// on notes a call for a named instance, which has to exist.
+func (f *fake) on(name, format string, args ...any) error {
+	f.note(format, args...)
+	_, err := f.Get(context.Background(), name)
+	return err
+}
+
+func (f *fake) List(context.Context) ([]manager.View, error) {
+	views := slices.Clone(f.views)
+	for i := range views {
+		v := &views[i]
+		v.SnapshotCount = len(v.Snapshots)
+		v.Snapshots, v.Usage, v.NICs, v.MemoryUsage, v.CPUUsage, v.Processes = nil, nil, nil, 0, 0, 0
+	}
+	return views, nil
+}
+
+func (f *fake) Get(_ context.Context, name string) (*manager.View, error) {
+	for _, v := range f.views {
+		if v.Spec.Name == name {
+			return &v, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "there is no instance %q: brig list shows which there are", name)
+}
+
+func (f *fake) Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error) {
+	f.note("launch %+v %+v", r, o)
+	if f.launch != nil {
+		if err := f.launch(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	return f.made(r), nil
+}
+
+func (f *fake) Create(_ context.Context, r manager.CreateRequest) (*instance.Spec, error) {
+	f.note("create %+v", r)
+	return f.made(r), nil
+}
+
+func (f *fake) made(r manager.CreateRequest) *instance.Spec {
+	if r.Name == "" {
+		r.Name = "brave-otter"
+	}
+	return &instance.Spec{Name: r.Name, Type: r.Type, Address: netip.MustParsePrefix("10.86.0.7/24")}
+}
+
+func (f *fake) Copy(_ context.Context, r manager.CopyRequest) (*instance.Spec, error) {
+	return f.made(manager.CreateRequest{Name: r.Name}), f.on(r.Source, "copy %+v", r)
+}
+
+func (f *fake) Start(_ context.Context, name string, o manager.StartOptions) error {
+	return f.on(name, "start %s %+v", name, o)
+}
+
+func (f *fake) Stop(_ context.Context, name string, o manager.StopOptions) error {
+	return f.on(name, "stop %s %+v", name, o)
+}
+
+func (f *fake) Restart(_ context.Context, name string, o manager.StopOptions) error {
+	return f.on(name, "restart %s %+v", name, o)
+}
+
+func (f *fake) Pause(_ context.Context, name string) error  { return f.on(name, "pause %s", name) }
+func (f *fake) Resume(_ context.Context, name string) error { return f.on(name, "resume %s", name) }
+
+func (f *fake) Rename(_ context.Context, name, to string) error {
+	return f.on(name, "rename %s %s", name, to)
+}
+
+func (f *fake) Delete(_ context.Context, name string, o manager.DeleteOptions) error {
+	err := f.on(name, "delete %s %+v", name, o)
+	if v, _ := f.Get(context.Background(), name); v != nil && up(v) && !o.Force {
+		return fault.New(fault.WrongState, "cannot delete instance %q: it is running; stop it first, or use --force", name)
+	}
+	return err
+}
+
+func (f *fake) Exec(ctx context.Context, name string, c instance.Command) (int, error) {
+	if err := f.on(name, "exec %s %q user=%q dir=%q env=%q stdin=%t terminal=%t", name, c.Args, c.User, c.Dir, c.Env, c.Stdin != nil, c.Terminal != nil); err != nil {
+		return 0, err
+	}
+	return f.exec(ctx, name, c)
+}
+
+func (f *fake) Console(ctx context.Context, name string, o instance.ConsoleOptions) error {
+	return f.console(ctx, name, o)
+}
+
+func (f *fake) ConsoleLog(_ context.Context, name string, w io.Writer) error {
+	_, err := fmt.Fprintf(w, "%s login: \n", name)
+	return err
+}
+
+func (f *fake) Snapshots(ctx context.Context, name string) ([]instance.Snapshot, error) {
+	v, err := f.Get(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return v.Snapshots, nil
+}
+
+func (f *fake) CreateSnapshot(_ context.Context, name, snapshot string, r manager.SnapshotRequest) (string, error) {
+	err := f.on(name, "snapshot %s %s %q expires=%t", name, snapshot, r.Description, !r.ExpiresAt.IsZero())
+	if snapshot == "" {
+		snapshot = "snap0"
+	}
+	return snapshot, err
+}
+
+func (f *fake) RestoreSnapshot(_ context.Context, name, snapshot string) error {
+	return f.on(name, "restore %s %s", name, snapshot)
+}
+
+func (f *fake) DeleteSnapshot(_ context.Context, name, snapshot string) error {
+	return f.on(name, "delete snapshot %s %s", name, snapshot)
+}
+
+func (f *fake) RenameSnapshot(_ context.Context, name, snapshot, to string) error {
+	return f.on(name, "rename snapshot %s %s %s", name, snapshot, to)
+}
+
+func (f *fake) Images(context.Context) ([]images.Image, error) { return slices.Clone(f.images), nil }
+
+func (f *fake) Image(_ context.Context, name string) (*images.Image, error) {
+	for _, im := range f.images {
+		if slices.Contains(names(&im), name) {
+			return &im, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "there is no image %q: brig image list shows which there are", name)
+}
+
+func (f *fake) PullImage(_ context.Context, ref string, o manager.PullOptions) (*images.Image, error) {
+	f.note("pull %s %+v", ref, o)
+	return &f.images[0], nil
+}
+
+func (f *fake) ImportImage(_ context.Context, path string, o manager.ImportOptions) (*images.Image, error) {
+	f.note("import %s %+v", path, o)
+	return &f.images[0], nil
+}
+
+func (f *fake) DeleteImage(ctx context.Context, name string) error {
+	f.note("delete image %s", name)
+	_, err := f.Image(ctx, name)
+	return err
+}
+
+func (f *fake) Kernels(context.Context) ([]manager.KernelInfo, error) { return f.kernels, nil }
+
+func (f *fake) Sweep(context.Context) error { return nil }
+
+func (f *fake) ImportKernel(_ context.Context, source string) (manager.KernelInfo, error) {
+	f.note("import kernel %q", source)
+	return f.kernels[0], nil
+}
+
+// world has one instance of each state and form.
+func world() *fake {
+	at := func(minute int) time.Time { return time.Date(2024, 5, 6, 7, minute, 8, 0, time.UTC) }
+	code := 3
+	debian := instance.Image{Fingerprint: "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655", Reference: "debian:bookworm", Description: "Debian bookworm"}
+	app := instance.Image{Fingerprint: "aa11bb22cc33dd44ee55ff6600112233445566778899aabbccddeeff00112233", Reference: "docker:library/app:1", Description: "App \x1b[31mone", App: &instance.App{Entrypoint: []string{"/app"}}}
+	return &fake{
+		views: []manager.View{
+			{
+				Spec: &instance.Spec{
+					ID: "0123456789abcdef", Name: "web", Type: instance.Container, Architecture: "x86_64", Description: "front, \"main\"",
+					CreatedAt: at(1), LastUsedAt: at(2), Image: debian, Profiles: []string{"default"},
+					Config:  map[string]string{"limits.memory": "1GiB", "user.note": "yes"},
+					Devices: map[string]map[string]string{"root": {"type": "disk", "path": "/"}},
+					MAC:     "10:66:6a:00:00:01", Address: netip.MustParsePrefix("10.86.0.2/24"),
+				},
+				State:     instance.State{Status: instance.Running, PID: 4711, StartedAt: at(3), Health: "ready"},
+				Pool:      "default",
+				Snapshots: []instance.Snapshot{{Name: "clean", Description: "as new", CreatedAt: at(4)}, {Name: "snap0", CreatedAt: at(5), ExpiresAt: at(50)}},
+				Usage:     &storage.Usage{Used: 300 << 20, Exclusive: 12345678},
+				NICs: []manager.NICState{{
+					Name: "eth0", HostName: "veth0123456789a", MAC: "10:66:6a:00:00:01", MTU: 1500, Up: true,
+					Addresses:     []netip.Prefix{netip.MustParsePrefix("10.86.0.2/24"), netip.MustParsePrefix("fd42::2/64"), netip.MustParsePrefix("fe80::2/64")},
+					BytesReceived: 2048, BytesSent: 1000, PacketsReceived: 20, PacketsSent: 10,
+				}},
+				MemoryUsage: 64 << 20, CPUUsage: 2500 * time.Millisecond, Processes: 12,
+			},
+			{
+				Spec: &instance.Spec{
+					ID: "1123456789abcdef", Name: "db", Type: instance.VirtualMachine, Architecture: "x86_64",
+					CreatedAt: at(6), LastUsedAt: at(7), Image: debian, Profiles: []string{"default", "big"}, Ephemeral: true,
+					MAC: "10:66:6a:00:00:02", Address: netip.MustParsePrefix("10.86.0.3/24"),
+				},
+				State: instance.State{Status: instance.Frozen, PID: 4712, StartedAt: at(8), Health: "starting", Accelerator: "tcg", AcceleratorReason: "/dev/kvm cannot run guests here"},
+				Pool:  "default",
+			},
+			{
+				Spec: &instance.Spec{
+					ID: "2123456789abcdef", Name: "job", Type: instance.Container, Architecture: "x86_64",
+					CreatedAt: at(9), LastUsedAt: at(10), Image: app, Command: []string{"--once"},
+					Address: netip.MustParsePrefix("10.86.0.4/24"),
+				},
+				State:     instance.State{Status: instance.Stopped, ExitCode: &code, Reason: "its process ended with code 3"},
+				Pool:      "default",
+				Snapshots: []instance.Snapshot{{Name: "clean", CreatedAt: at(11)}},
+				Usage:     &storage.Usage{Used: 1024, Exclusive: 10},
+			},
+			{
+				Spec:  &instance.Spec{Name: "lost"},
+				State: instance.State{Status: instance.Broken, Reason: "cannot read instance.json: unexpected end of JSON input"},
+				Pool:  "default",
+			},
+		},
+		images: []images.Image{
+			{
+				Fingerprint: debian.Fingerprint, Kind: images.System, References: []string{"debian:bookworm"}, Aliases: []string{"base", "deb"},
+				Description: "Debian bookworm", Architecture: "x86_64", Size: 104857600, CreatedAt: at(1), UploadedAt: at(2), LastUsedAt: at(3),
+				Properties: map[string]string{"os": "debian", "release": "bookworm"},
+			},
+			{
+				Fingerprint: app.Fingerprint, Kind: images.App, References: []string{"docker:library/app:1"},
+				Description: app.Description, Architecture: "x86_64", Size: 2048, CreatedAt: at(4), UploadedAt: at(5),
+				App:    &instance.App{Entrypoint: []string{"/app"}, Env: []string{"A=1"}},
+				Layers: []images.Layer{{Digest: "sha256:01", DiffID: "sha256:02", Size: 2048, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}},
+			},
+		},
+		kernels: []manager.KernelInfo{{Name: "linux-image-6.1.0-32-cloud-amd64", Version: "6.1.0-32-cloud-amd64", Source: "package", Default: true, Size: 9 << 20, Created: at(12)}},
+	}
+}
+
+// result is what a command line came to.
+type result struct {
+	code           int
+	stdout, stderr string
+}
+
+// run carries out a command line against f.
+func (f *fake) run(t *testing.T, args ...string) result {
+	t.Helper()
+	return f.runIn(t, t.Context(), App{}, args...)
+}
+
+// runIn is run with some of the world given.
+func (f *fake) runIn(t *testing.T, ctx context.Context, app App, args ...string) result {
+	t.Helper()
+	dir := t.TempDir()
+	file := func(name string) *os.File {
+		out, err := os.Create(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { out.Close() })
+		return out
+	}
+	if app.Stdin == nil {
+		app.Stdin = file("stdin")
+	}
+	if app.Stdout == nil {
+		app.Stdout = file("stdout")
+	}
+	if app.Stderr == nil {
+		app.Stderr = file("stderr")
+	}
+	if app.Getenv == nil {
+		app.Getenv = func(string) string { return "" }
+	}
+	if app.Compose == nil {
+		app.Compose = func(o Options) (Manager, error) {
+			f.options = o
+			return f, nil
+		}
+	}
+	code := Run(ctx, app, args)
+	read := func(name string) string {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	return result{code, read("stdout"), read("stderr")}
+}

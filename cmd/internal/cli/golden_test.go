@@ -1,0 +1,93 @@
+package cli
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	os.Exit(m.Run())
+}
+
+// TestOutputIsAsPromised compares all that is printed with what scripts and
+// people were promised. A change of a golden file with JSON in it is a change
+// of a promise.
+func TestOutputIsAsPromised(t *testing.T) {
+	cases := map[string]string{
+		"list":                "list",
+		"list-compact":        "list -f compact",
+		"list-noheader":       "list -f table,noheader -c ns",
+		"list-csv":            "list -f csv",
+		"list-csv-names":      "list -f csv -c n",
+		"list-csv-header":     "list -f csv,header -c nsdx",
+		"list-json":           "list -f json",
+		"list-yaml":           "list -f yaml web job",
+		"list-columns":        "list -c nabcdDefhilmNpPrsStuUx46",
+		"list-config":         "list -c n,limits.memory,user.note:NOTE",
+		"list-filter":         "list -c n -f csv status=running,frozen",
+		"list-filter-type":    "list -c n -f csv type=vm ephemeral=yes",
+		"list-filter-name":    "list -c n -f csv d .*b",
+		"list-filter-none":    "list nobody",
+		"list-filter-json":    "list nobody -f json",
+		"info":                "info web",
+		"info-vm":             "info db",
+		"info-stopped":        "info job",
+		"info-lost":           "info lost",
+		"info-json":           "info web -f json",
+		"info-yaml":           "info db -f yaml",
+		"snapshot-list":       "snapshot list web",
+		"snapshot-list-csv":   "snapshot list web -f csv",
+		"snapshot-list-json":  "snapshot list web -f json",
+		"snapshot-list-empty": "snapshot list db -f json",
+		"image-list":          "image list",
+		"image-list-csv":      "image list -f csv -c Fst",
+		"image-list-json":     "image list -f json",
+		"image-list-yaml":     "image list -f yaml debian",
+		"image-show":          "image show docker:library/app:1",
+		"image-show-json":     "image show base -f json",
+		"kernel-list":         "kernel list",
+		"kernel-list-json":    "kernel list -f json",
+		"remote-list":         "remote list",
+		"remote-list-json":    "remote list -f json",
+		"help":                "--help",
+		"help-list":           "list --help",
+		"help-launch":         "launch --help",
+		"help-exec":           "exec --help",
+	}
+	for name, line := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := world().run(t, strings.Fields(line)...)
+			got := fmt.Sprintf("$ brig %s\n%s", line, r.stdout)
+			if r.stderr != "" || r.code != 0 {
+				t.Errorf("brig %s: exit code %d, stderr %q", line, r.code, r.stderr)
+			}
+			compare(t, name, got)
+		})
+	}
+}
+
+func compare(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("output differs from %s\ngot:\n%s\nwant:\n%s", path, got, want)
+	}
+}

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"brig/instance/fault"
+	"brig/instance/manager"
+)
+
+const listLong = `List instances.
+
+A filter is KEY=VALUE or the beginning or a regular expression of names. Several
+filters must all match; several names match when one does. Keys are name, status,
+type, architecture, description, image, pool, profile, ephemeral, and any
+configuration key; values of one key may be alternatives: status=running,frozen.
+
+  brig list status=running type=virtual-machine
+  brig list web -c ns4 -f csv
+
+Columns, for -c:
+%s
+A column may also be a configuration key: -c n,limits.memory or with a title
+-c n,limits.memory:MEMORY.`
+
+type listOptions struct {
+	columns string
+	format  string
+}
+
+func newList(s *session) *cobra.Command {
+	var o listOptions
+	cmd := &cobra.Command{
+		Use:     "list [FILTER...]",
+		Aliases: []string{"ls"},
+		Short:   "List instances",
+		Long:    strings.Replace(listLong, "%s", columnHelp(), 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return s.list(cmd.Context(), o, args)
+		},
+		ValidArgsFunction: s.completeInstances(-1),
+	}
+	cmd.Flags().StringVarP(&o.columns, "columns", "c", "ns46tS", "Columns")
+	formatFlag(cmd, &o.format)
+	return cmd
+}
+
+func (s *session) list(ctx context.Context, o listOptions, filters []string) error {
+	f, err := parseFormat(o.format)
+	if err != nil {
+		return err
+	}
+	columns, err := parseColumns(o.columns)
+	if err != nil {
+		return err
+	}
+	match, err := parseFilters(filters)
+	if err != nil {
+		return err
+	}
+	m, err := s.manager()
+	if err != nil {
+		return err
+	}
+	views, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	views = slices.DeleteFunc(views, func(v manager.View) bool { return !match(&v) })
+	slices.SortFunc(views, func(a, b manager.View) int { return strings.Compare(a.Spec.Name, b.Spec.Name) })
+	if err := detail(ctx, m, f, columns, views); err != nil {
+		return err
+	}
+	if f.structured() {
+		all := make([]instanceJSON, len(views))
+		for i := range views {
+			all[i] = viewJSON(&views[i])
+		}
+		return s.print(f, nil, all)
+	}
+	t := &table{header: make([]string, len(columns)), rows: make([][]string, 0, len(views))}
+	for i, c := range columns {
+		t.header[i] = c.title
+	}
+	for i := range views {
+		row := make([]string, len(columns))
+		for j, c := range columns {
+			row[j] = c.text(&views[i])
+		}
+		t.rows = append(t.rows, row)
+	}
+	return s.print(f, t, nil)
+}
+
+// detail asks more about the instances where the listing alone cannot say what
+// is to be shown. One that has gone meanwhile stays as it was.
+func detail(ctx context.Context, m Manager, f format, columns []column, views []manager.View) error {
+	measured := slices.ContainsFunc(columns, func(c column) bool { return c.measured })
+	return errors.Join(parallel(len(views), 8, func(i int) error {
+		v := &views[i]
+		if measured && !f.structured() || f.structured() && up(v) {
+			full, err := m.Get(ctx, v.Spec.Name)
+			if err == nil {
+				full.SnapshotCount = v.SnapshotCount
+				*v = *full
+			}
+			return unlessGone(err)
+		}
+		if f.structured() && v.SnapshotCount > 0 {
+			var err error
+			v.Snapshots, err = m.Snapshots(ctx, v.Spec.Name)
+			return unlessGone(err)
+		}
+		return nil
+	})...)
+}
+
+func unlessGone(err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// parseFilters makes a test of what the user wants to see.
+func parseFilters(filters []string) (func(*manager.View) bool, error) {
+	var names []*regexp.Regexp
+	var tests []func(*manager.View) bool
+	for _, f := range filters {
+		key, value, ok := strings.Cut(f, "=")
+		if !ok {
+			re, err := regexp.Compile("^(?:" + f + ")")
+			if err != nil {
+				return nil, fault.New(fault.Invalid, "cannot filter by the name %q: it is no regular expression: %v", f, err)
+			}
+			names = append(names, re)
+			continue
+		}
+		wanted := strings.Split(value, ",")
+		tests = append(tests, func(v *manager.View) bool {
+			for _, have := range filterValues(v, key) {
+				if slices.ContainsFunc(wanted, func(w string) bool { return strings.EqualFold(w, have) }) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+	return func(v *manager.View) bool {
+		if len(names) > 0 && !slices.ContainsFunc(names, func(re *regexp.Regexp) bool { return re.MatchString(v.Spec.Name) }) {
+			return false
+		}
+		return !slices.ContainsFunc(tests, func(ok func(*manager.View) bool) bool { return !ok(v) })
+	}, nil
+}
+
+// filterValues are the values that a filter's key has for an instance.
+func filterValues(v *manager.View, key string) []string {
+	switch key {
+	case "name":
+		return []string{v.Spec.Name}
+	case "status", "state":
+		return []string{string(v.State.Status)}
+	case "type":
+		if v.Spec.Type == "virtual-machine" {
+			return []string{"virtual-machine", "vm"}
+		}
+		return []string{string(v.Spec.Type)}
+	case "architecture":
+		return []string{v.Spec.Architecture}
+	case "description":
+		return []string{v.Spec.Description}
+	case "image":
+		return []string{v.Spec.Image.Reference, v.Spec.Image.Fingerprint}
+	case "pool":
+		return []string{v.Pool}
+	case "profile", "profiles":
+		return v.Spec.Profiles
+	case "ephemeral":
+		if v.Spec.Ephemeral {
+			return []string{"true", "yes"}
+		}
+		return []string{"false", "no"}
+	}
+	if value, ok := v.Spec.Config[key]; ok {
+		return []string{value}
+	}
+	return nil
+}

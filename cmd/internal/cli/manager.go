@@ -1,0 +1,59 @@
+package cli
+
+import (
+	"context"
+	"io"
+
+	"brig/images"
+	"brig/instance"
+	"brig/instance/manager"
+	"brig/instance/store"
+)
+
+// Manager is what commands ask for work. *manager.Manager is the real one.
+type Manager interface {
+	Create(ctx context.Context, r manager.CreateRequest) (*instance.Spec, error)
+	Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error)
+	Copy(ctx context.Context, r manager.CopyRequest) (*instance.Spec, error)
+	Rename(ctx context.Context, name, to string) error
+	Delete(ctx context.Context, name string, o manager.DeleteOptions) error
+
+	Start(ctx context.Context, name string, o manager.StartOptions) error
+	Stop(ctx context.Context, name string, o manager.StopOptions) error
+	Restart(ctx context.Context, name string, o manager.StopOptions) error
+	Pause(ctx context.Context, name string) error
+	Resume(ctx context.Context, name string) error
+
+	List(ctx context.Context) ([]manager.View, error)
+	Get(ctx context.Context, name string) (*manager.View, error)
+
+	Exec(ctx context.Context, name string, c instance.Command) (int, error)
+	Console(ctx context.Context, name string, o instance.ConsoleOptions) error
+	ConsoleLog(ctx context.Context, name string, w io.Writer) error
+
+	CreateSnapshot(ctx context.Context, name, snapshot string, r manager.SnapshotRequest) (string, error)
+	Snapshots(ctx context.Context, name string) ([]instance.Snapshot, error)
+	RestoreSnapshot(ctx context.Context, name, snapshot string) error
+	DeleteSnapshot(ctx context.Context, name, snapshot string) error
+	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
+
+	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
+	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
+	Images(ctx context.Context) ([]images.Image, error)
+	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
+	DeleteImage(ctx context.Context, nameOrFingerprint string) error
+
+	Sweep(ctx context.Context) error
+
+	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
+	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)
+}
+
+// Options are what a Manager is composed with.
+type Options struct {
+	Dirs       store.Dirs
+	BrigDir    string // absolute value of BRIG_DIR; empty: the default folders
+	Failpoints string // for tests, as manager.ParseFailpoints reads them
+	Progress   images.Progress
+	Notice     func(text string) // something the user should know, one line
+}

@@ -1,0 +1,76 @@
+package images
+
+import (
+	"context"
+	"strings"
+
+	"brig/instance/fault"
+)
+
+// The protocols of remotes.
+const (
+	ProtocolDebian        = "debian"        // made on this host by mmdebstrap
+	ProtocolOCI           = "oci"           // an OCI registry
+	ProtocolSimplestreams = "simplestreams" // an image server of LXC, LXD and Incus
+)
+
+// Endpoint is a remote as `brig remote list` shows it, with Incus's names of
+// fields.
+type Endpoint struct {
+	Name     string `json:"name"`
+	URL      string `json:"addr"`
+	Protocol string `json:"protocol"`
+	AuthType string `json:"auth_type"`
+	Public   bool   `json:"public"`
+	Static   bool   `json:"static"` // cannot be changed
+}
+
+// Remotes lists the remotes that are built in, sorted by name.
+func Remotes() []Endpoint {
+	e := func(name, url, protocol string) Endpoint {
+		return Endpoint{Name: name, URL: url, Protocol: protocol, AuthType: "none", Public: true, Static: true}
+	}
+	return []Endpoint{
+		e("debian", "apt:", ProtocolDebian),
+		e("docker", "https://docker.io", ProtocolOCI),
+		e("ghcr", "https://ghcr.io", ProtocolOCI),
+		e("images", "https://images.linuxcontainers.org", ProtocolSimplestreams),
+		e("quay", "https://quay.io", ProtocolOCI),
+	}
+}
+
+// FindRemote gives the remote called name.
+func FindRemote(name string) (Endpoint, error) {
+	var known []string
+	for _, e := range Remotes() {
+		if e.Name == name {
+			return e, nil
+		}
+		known = append(known, e.Name+":")
+	}
+	return Endpoint{}, fault.New(fault.NotFound, "cannot find remote %q: known are %s; docker://HOST/REPO:TAG names an image on any registry", name, strings.Join(known, " "))
+}
+
+// Sources are the sources by protocol; OCI also serves the schemes docker, oci,
+// oci-archive and docker-archive. It is itself the Source of every Ref.
+type Sources map[string]Source
+
+// Resolve asks the source that ref names.
+func (s Sources) Resolve(ctx context.Context, ref Ref, o ResolveOptions) (Remote, error) {
+	protocol := ProtocolOCI
+	switch {
+	case ref.Scheme == "" && ref.Remote == "":
+		return nil, fault.New(fault.NotFound, "cannot find image %q: no alias or fingerprint is like that; an image on a remote is written REMOTE:NAME, for example debian:bookworm", ref.Name)
+	case ref.Scheme == "":
+		e, err := FindRemote(ref.Remote)
+		if err != nil {
+			return nil, err
+		}
+		protocol = e.Protocol
+	}
+	source, ok := s[protocol]
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "cannot use image %q: this version of brig does not speak the protocol %s yet; debian:, docker:, ghcr: and quay: work", ref.String(), protocol)
+	}
+	return source.Resolve(ctx, ref, o)
+}

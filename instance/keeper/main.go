@@ -1,0 +1,163 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+
+	"brig/instance"
+	"brig/instance/fault"
+)
+
+// Main is brig-keeper. It runs the verb in args with the runner of the
+// machine's form; release gives back what the host lent to a machine that has
+// ended (network, ids). It returns the exit code.
+func Main(args []string, runners map[instance.Type]Runner, release func(context.Context, *instance.Machine) error) int {
+	if len(args) != 2 {
+		fmt.Fprintln(os.Stderr, "brig-keeper is started by brig, not by hand")
+		return 2
+	}
+	ctx := context.Background()
+	m, err := Load(args[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		if args[0] == verbRun {
+			tell(err)
+		}
+		return 1
+	}
+	runner, ok := runners[m.Type]
+	switch {
+	case !ok:
+		err = fault.New(fault.Unsupported, "cannot run instance %q: this keeper knows no %s", m.Name, m.Type)
+		if args[0] == verbRun {
+			tell(err)
+		}
+	case args[0] == verbRun:
+		// The pipe must not reach what the runner starts.
+		syscall.CloseOnExec(reportFD)
+		var once sync.Once
+		err = runner.Run(ctx, m, func(err error) { once.Do(func() { tell(err) }) })
+		once.Do(func() { tell(err) })
+	case args[0] == verbEnded:
+		// liblxc also calls its hook when a container reboots.
+		if os.Getenv("LXC_TARGET") == "reboot" {
+			return 0
+		}
+		err = End(ctx, m, runner.Exit(m), release)
+		if c, ok := runner.(Cleaner); ok && err == nil {
+			err = c.Clean(m)
+		}
+	default:
+		err = fault.New(fault.Invalid, "unknown verb %q", args[0])
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// reportFD is where Spawn reads the report.
+const reportFD = 3
+
+func tell(err error) {
+	var said report
+	if err != nil {
+		said = report{Error: err.Error(), Class: fault.Of(err)}
+	}
+	data, err := json.Marshal(said)
+	if err == nil {
+		syscall.Write(reportFD, append(data, '\n'))
+	}
+	syscall.Close(reportFD)
+}
+
+// Load reads machine.json in a run directory.
+func Load(runDir string) (*instance.Machine, error) {
+	f, err := os.Open(filepath.Join(runDir, instance.MachineFile))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read a machine: %w", err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, 4<<20))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read a machine: %w", err)
+	}
+	m := new(instance.Machine)
+	if err := json.Unmarshal(data, m); err != nil {
+		return nil, fmt.Errorf("cannot read a machine: %s is damaged: %v", f.Name(), err)
+	}
+	return m, nil
+}
+
+// End cleans up after m, which has ended: it records the exit, gives back what
+// the host lent, and removes the run files; machine.json goes last, so that a
+// run directory with one is a machine that runs or was not cleaned up. Calls
+// may overlap and be repeated; the first exit recorded stays.
+func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release func(context.Context, *instance.Machine) error) error {
+	dir, err := os.Open(m.RunDir)
+	if err != nil {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
+	}
+	defer dir.Close()
+	if err := syscall.Flock(int(dir.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
+	}
+	if _, err := os.Lstat(m.Path(instance.MachineFile)); os.IsNotExist(err) {
+		return nil
+	}
+	if _, err := os.Lstat(m.Path(instance.ExitFile)); os.IsNotExist(err) {
+		data, err := json.Marshal(exit)
+		if err == nil {
+			err = writeFile(m.Path(instance.ExitFile), data)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot record the exit of instance %q: %w", m.Name, err)
+		}
+	}
+	if err := release(ctx, m); err != nil {
+		return err
+	}
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
+	}
+	for _, name := range names {
+		if name == instance.ExitFile || name == instance.MachineFile {
+			continue
+		}
+		if err := removeFile(m.Path(name)); err != nil {
+			return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
+		}
+	}
+	if err := os.Remove(m.Path(instance.MachineFile)); err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
+	}
+	return nil
+}
+
+// removeFile removes a run file. A folder stays: the root file system may be
+// mounted there in this mount namespace. It goes with the namespace once the
+// monitor has ended, and nobody has to wait for what that writes to disk.
+func removeFile(path string) error {
+	fi, err := os.Lstat(path)
+	if err != nil || fi.IsDir() {
+		if os.IsNotExist(err) {
+			return nil
+		}
+		return err
+	}
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return nil
+}

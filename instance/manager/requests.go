@@ -1,0 +1,97 @@
+package manager
+
+import (
+	"net/netip"
+	"time"
+
+	"brig/instance"
+	"brig/storage"
+)
+
+// CreateRequest is what a user wants of a new instance.
+type CreateRequest struct {
+	Name        string // empty: a generated one
+	Image       string // as the user wrote it
+	Type        instance.Type
+	Config      map[string]string
+	Devices     map[string]map[string]string
+	Profiles    []string // nil: the default profile
+	Description string
+	Ephemeral   bool
+	Command     []string // given after --; replaces the image's command
+	NoNetwork   bool
+}
+
+// StartOptions tell when a start is done. The zero value waits until the
+// machine's init runs.
+type StartOptions struct {
+	Wait    string        // "ready": until commands can be run in it, too
+	Timeout time.Duration // of that wait; 0: the default
+}
+
+// StopOptions tell how to stop. The zero value asks the guest, waits 30 seconds
+// and then forces it.
+type StopOptions struct {
+	Force   bool          // do not ask
+	Timeout time.Duration // how long the guest may take; 0: the default; negative: never force it
+}
+
+// DeleteOptions tell what may be deleted.
+type DeleteOptions struct {
+	Force bool // also a running instance
+}
+
+// CopyRequest names what to copy and what the copy is called.
+type CopyRequest struct {
+	Source   string
+	Snapshot string // empty: the instance as it is now
+	Name     string // empty: a generated one
+}
+
+// SnapshotRequest describes a snapshot to be taken.
+type SnapshotRequest struct {
+	Description string
+	ExpiresAt   time.Time // zero: never
+}
+
+// PullOptions narrow down what is pulled.
+type PullOptions struct {
+	VM           bool   // make the disk for virtual machines, too
+	Alias        string // a local name for the image
+	Architecture string // as uname -m says; empty: the host's
+}
+
+// ImportOptions say how an imported image is called.
+type ImportOptions struct {
+	Alias string
+}
+
+// View is an instance with how it is now.
+type View struct {
+	Spec  *instance.Spec // never nil; Name is set even if instance.json cannot be read
+	State instance.State
+	Pool  string
+
+	SnapshotCount int // List only
+
+	// What follows is for Get only, and what a machine uses only while it runs.
+	Snapshots   []instance.Snapshot // oldest first
+	Usage       *storage.Usage
+	NICs        []NICState
+	MemoryUsage int64         // bytes
+	CPUUsage    time.Duration // of all processors together
+	Processes   int
+}
+
+// NICState is a network interface of a running instance.
+type NICState struct {
+	Name      string // in the guest: eth0
+	HostName  string // on the host
+	MAC       string
+	MTU       int
+	Up        bool
+	Addresses []netip.Prefix
+
+	BytesReceived, BytesSent     int64 // as the guest sees it
+	PacketsReceived, PacketsSent int64
+}

@@ -1,0 +1,129 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"brig/instance"
+	"brig/instance/fault"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxFile bounds the files that are read whole; none of ours comes near.
+const maxFile = 1 << 20
+
+// WriteFile writes a file below root so that, whatever happens, it holds either
+// what it held before or data, and that it is on disk when WriteFile returns.
+func WriteFile(root *os.Root, name string, data []byte) error {
+	tmp := name + ".new"
+	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return fmt.Errorf("cannot write %s: %w", name, classed(err))
+	}
+	_, err = f.Write(data)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = root.Rename(tmp, name)
+	}
+	if err == nil {
+		err = syncDir(root, filepath.Dir(name))
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("cannot write %s: %w", name, classed(err)), ignoreMissing(root.Remove(tmp)))
+	}
+	return err
+}
+
+// ReadFile reads a regular file below root, at most 1 MiB.
+func ReadFile(root *os.Root, name string) ([]byte, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fault.New(fault.Invalid, "%s is larger than %d bytes", name, maxFile)
+	}
+	return data, err
+}
+
+// SpecFile is the name of the file that holds a Spec in a volume.
+const SpecFile = "instance.json"
+
+// LoadSpec reads instance.json in a volume's directory. The name of the volume
+// is the truth about the instance's name.
+func LoadSpec(root *os.Root, name string) (*instance.Spec, error) {
+	data, err := ReadFile(root, SpecFile)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the configuration of instance %q: %w", name, err)
+	}
+	var head struct{ Version int }
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
+	}
+	if head.Version > instance.SpecVersion {
+		return nil, fault.New(fault.Unsupported, "cannot use instance %q: its %s has format %d, made by a newer brig; this one knows formats up to %d", name, SpecFile, head.Version, instance.SpecVersion)
+	}
+	spec := new(instance.Spec)
+	if err := json.Unmarshal(data, spec); err != nil {
+		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
+	}
+	if !validID(spec.ID) {
+		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: bad id %q", name, SpecFile, spec.ID)
+	}
+	spec.Name = name
+	return spec, nil
+}
+
+// SaveSpec writes instance.json durably.
+func SaveSpec(root *os.Root, spec *instance.Spec) error {
+	data, err := json.MarshalIndent(spec, "", "  ")
+	if err != nil {
+		return fmt.Errorf("cannot encode the configuration of instance %q: %v", spec.Name, err)
+	}
+	return WriteFile(root, SpecFile, append(data, '\n'))
+}
+
+func validID(id string) bool {
+	for i := range len(id) {
+		if c := id[i]; !isDigit(c) && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(id) == 16
+}
+
+func syncDir(root *os.Root, name string) error {
+	d, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// classed gives the class of a full disk and of a read-only file system.
+func classed(err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.Wrap(fault.Exhausted, err)
+	case errors.Is(err, unix.EROFS):
+		return fault.Wrap(fault.Unavailable, err)
+	}
+	return err
+}

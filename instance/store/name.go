@@ -1,0 +1,51 @@
+package store
+
+import (
+	"strings"
+
+	"brig/instance/fault"
+)
+
+// CheckName refuses what cannot be the name of an instance: names are host
+// names, 1 to 63 ASCII letters, digits and hyphens, that start with a letter
+// and do not end with a hyphen.
+func CheckName(name string) error {
+	bad := func(why string) error {
+		return fault.New(fault.Invalid, "cannot use %q as an instance name: %s; use 1 to 63 letters, digits and hyphens, starting with a letter", name, why)
+	}
+	switch {
+	case name == "":
+		return bad("it is empty")
+	case len(name) > 63:
+		return bad("it is too long")
+	case !isLetter(name[0]):
+		return bad("it does not start with a letter")
+	case name[len(name)-1] == '-':
+		return bad("it ends with a hyphen")
+	}
+	for i := range len(name) {
+		if c := name[i]; !isLetter(c) && !isDigit(c) && c != '-' {
+			return bad("it has a character that is not allowed")
+		}
+	}
+	return nil
+}
+
+// CheckSnapshotName refuses what cannot be the name of a snapshot: 1 to 63
+// ASCII letters, digits, dots, hyphens and underscores, starting with a letter
+// or digit.
+func CheckSnapshotName(name string) error {
+	ok := name != "" && len(name) <= 63 && (isLetter(name[0]) || isDigit(name[0]))
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (isLetter(c) || isDigit(c) || strings.IndexByte("._-", c) >= 0)
+	}
+	if !ok {
+		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: use 1 to 63 letters, digits, dots, hyphens and underscores, starting with a letter or digit", name)
+	}
+	return nil
+}
+
+func isLetter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
