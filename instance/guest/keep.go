@@ -163,7 +163,7 @@ func (k *Keeper) follow(session *yamux.Session, up func()) {
 		if wire.Read(stream, &e) != nil || !limit.take() {
 			return
 		}
-		e.Text = Printable(e.Text)
+		e.State, e.Text = Printable(e.State), Printable(e.Text)
 		if k.Event != nil {
 			k.Event(e)
 		}
