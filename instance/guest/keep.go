@@ -51,13 +51,19 @@ func (k *Keeper) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer os.Remove(k.Socket)
+	parent := ctx
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	all.Go(func() { k.hold(ctx, s) })
 	slots := make(chan struct{}, maxSessions)
 	for {
 		conn, err := l.Accept()
-		if ctx.Err() != nil {
+		if parent.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
