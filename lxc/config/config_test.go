@@ -124,3 +124,15 @@ func TestInit(t *testing.T) {
 		t.Errorf("Init of an app = %q", got)
 	}
 }
+
+func TestStageHidesNothingThatTheMachineNeeds(t *testing.T) {
+	m := &instance.Machine{RunDir: "/run/brig/instances/1", LogDir: "/var/log/brig"}
+	if got := Stage(m); got != "/mnt" {
+		t.Errorf("Stage = %q, want /mnt", got)
+	}
+	m.Root.Tree.Lower = []string{"/mnt/big/pool/layers/1"}
+	m.Helpers.Guest = "/media/x/brig-guest"
+	if got := Stage(m); got != "/opt" {
+		t.Errorf("Stage with a pool below /mnt and a program below /media = %q, want /opt", got)
+	}
+}
