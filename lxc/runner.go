@@ -95,7 +95,7 @@ func start(ctx context.Context, m *instance.Machine) error {
 		return fmt.Errorf("its limit on open files cannot be set: %w", err)
 	}
 	debug.FreeOSMemory()
-	err = runtime.Open(m.RunDir).Start(m.Path(config.File), config.Init(m))
+	err = runtime.Open(config.PublicDir(m)).Start(m.Path(config.File), config.Init(m))
 	if err == nil {
 		err = c.executed(ctx, log)
 	}
@@ -162,6 +162,16 @@ func mountGuest(m *instance.Machine) error {
 
 // mountStage makes the places to mount on that the container's root can reach.
 func mountStage(m *instance.Machine) error {
+	public := config.PublicDir(m)
+	if err := os.MkdirAll(public, 0o711); err != nil {
+		return fmt.Errorf("liblxc gets no folder: %w", err)
+	}
+	// Made by another part of brig, or under a umask, it may be private.
+	for dir := public; dir != "/run"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return fmt.Errorf("liblxc gets no folder: %w", err)
+		}
+	}
 	stage := config.Stage(m)
 	if err := unix.Mount("brig", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k,nr_inodes=16,mode=0711"); err != nil {
 		return fmt.Errorf("there is no place to mount its root: %s: %w", stage, err)
@@ -293,7 +303,7 @@ func (Runner) Clean(m *instance.Machine) error {
 	c := h.of(m)
 	c.leave()
 	c.remove()
-	return os.RemoveAll(m.Path(runtime.Folder))
+	return os.RemoveAll(config.PublicDir(m))
 }
 
 // lockRun waits for what cleans up after a run of m.

@@ -25,7 +25,7 @@ type Runner interface {
 	Exit(m *instance.Machine) instance.Exit
 }
 
-// Cleaner is implemented by runners that leave something on the host that
+// Cleaner is implemented by runners and drivers that leave something on the host that
 // cannot go before the machine has ended, or that nobody should wait for. Clean
 // is called after each End, by the same process.
 type Cleaner interface {

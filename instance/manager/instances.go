@@ -93,7 +93,17 @@ func (m *Manager) settle(ctx context.Context, o *opened) error {
 // keeper has not done so.
 func (m *Manager) cleanUp(ctx context.Context, machine *instance.Machine) error {
 	exit := instance.Exit{Code: lostExit, At: now(), Reason: "its keeper was lost before it could tell the exit code"}
-	return keeper.End(ctx, machine, exit, keeper.Release)
+	if err := keeper.End(ctx, machine, exit, keeper.Release); err != nil {
+		return err
+	}
+	driver, err := m.driver(machine.Type)
+	if err != nil {
+		return err
+	}
+	if c, ok := driver.(keeper.Cleaner); ok {
+		return c.Clean(machine)
+	}
+	return nil
 }
 
 // lostExit is the exit code of a machine whose keeper was killed: what a shell

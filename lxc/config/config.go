@@ -83,6 +83,17 @@ func CgroupsOf(m *instance.Machine) Cgroups {
 	return c
 }
 
+// publicDirs is where liblxc has a folder for each container that runs, shared
+// by all brigs of a host.
+const publicDirs = "/run/brig-host/lxc"
+
+// PublicDir is the folder that liblxc knows m by, for its lock, its sockets'
+// names and its AppArmor profile. A run directory cannot be it: the container's
+// root has to be able to walk there, and the way may be private.
+func PublicDir(m *instance.Machine) string {
+	return filepath.Join(publicDirs, CgroupsOf(m).Payload)
+}
+
 // Text is the configuration of m. A value that could say more than it should
 // (one with a line break, for instance) gives an Invalid error.
 func Text(m *instance.Machine, h Host) ([]byte, error) {

@@ -89,7 +89,6 @@ func TestTextRefusesWhatSaysMore(t *testing.T) {
 		"id map behind the end":      func(m *instance.Machine) { m.IDMap.Base = 1<<32 - 1 },
 		"run directory":              func(m *instance.Machine) { m.RunDir = "/run/a\nb" },
 		"keeper":                     func(m *instance.Machine) { m.Helpers.Keeper = "/k\n" },
-		"guest":                      func(m *instance.Machine) { m.Boot.Process = &instance.Process{}; m.Helpers.Guest = "/g\t" },
 	} {
 		m := machine()
 		edit(m)
