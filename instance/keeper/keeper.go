@@ -25,6 +25,12 @@ type Runner interface {
 	Exit(m *instance.Machine) instance.Exit
 }
 
+// Adopter is implemented by drivers whose machines need a keeper for more than
+// their end. Adopt gives m a new keeper if the one it had was killed.
+type Adopter interface {
+	Adopt(ctx context.Context, m *instance.Machine) error
+}
+
 // Cleaner is implemented by runners and drivers that leave something on the host that
 // cannot go before the machine has ended, or that nobody should wait for. Clean
 // is called after each End, by the same process.
