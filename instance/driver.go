@@ -68,6 +68,19 @@ type DiskSwitcher interface {
 	SwitchDisk(ctx context.Context, m *Machine, overlay Disk) (quiesced bool, err error)
 }
 
+// Meter is implemented by drivers that can tell what a running machine uses of
+// the host. It is cheap, but not as cheap as State.
+type Meter interface {
+	Use(m *Machine) (Use, error)
+}
+
+// Use is what a running machine uses of the host.
+type Use struct {
+	Memory    int64         // bytes
+	CPU       time.Duration // since it started
+	Processes int           // of a container; of a virtual machine, those on the host
+}
+
 // StopOptions tell how to stop.
 type StopOptions struct {
 	Force   bool          // do not ask, end it

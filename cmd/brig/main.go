@@ -6,13 +6,16 @@ import (
 	"context"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"brig/cmd/internal/cli"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	// Who starts brig with a signal ignored, as nohup does, wants it to stay so.
+	caught := slices.DeleteFunc([]os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}, signal.Ignored)
+	ctx, stop := signal.NotifyContext(context.Background(), caught...)
 	// The first signal lets commands clean up; the next one ends the program.
 	context.AfterFunc(ctx, stop)
 	os.Exit(cli.Run(ctx, cli.App{

@@ -18,6 +18,33 @@ import (
 // xattrRecord is the prefix of the PAX records that hold extended attributes.
 const xattrRecord = "SCHILY.xattr."
 
+// Access control lists. The default one is handed down to what is made in a
+// directory, so that it has to wait until all is made.
+const (
+	accessACL  = "system.posix_acl_access"
+	defaultACL = "system.posix_acl_default"
+)
+
+// lastly is what a directory gets when nothing more is made in it.
+type lastly struct {
+	time       unix.Timespec
+	defaultACL string
+}
+
+func lastlyOf(hdr *tar.Header) lastly {
+	return lastly{time: timeOf(hdr), defaultACL: hdr.PAXRecords[xattrRecord+defaultACL]}
+}
+
+func (l lastly) set(fd int) error {
+	if l.defaultACL != "" {
+		err := unix.Fsetxattr(fd, defaultACL, []byte(l.defaultACL), 0)
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+			return fmt.Errorf("attribute %q: %w", defaultACL, err)
+		}
+	}
+	return setTimes(fd, "", l.time)
+}
+
 // owner gives the numeric owner; names in the header count for nothing. The
 // last id is the kernel's "leave it as it is", which would give the file to root.
 func owner(hdr *tar.Header) (uid, gid int, err error) {
@@ -41,6 +68,8 @@ func keepXattr(name string) bool {
 	case strings.HasPrefix(name, "trusted.overlay."), strings.HasPrefix(name, "user.overlay."),
 		name == "security.selinux", name == "security.ima", name == "security.evm":
 		return false
+	case name == accessACL:
+		return true
 	}
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") ||
 		strings.HasPrefix(name, "security.")

@@ -114,7 +114,7 @@ func (u *Unpacker) rootEntry(hdr *tar.Header) error {
 	if err := dropXattrs(u.tree.root.fd); err != nil {
 		return err
 	}
-	u.tree.times[""] = timeOf(hdr)
+	u.tree.last[""] = lastlyOf(hdr)
 	return setOpen(u.tree.root.fd, hdr)
 }
 
@@ -138,7 +138,7 @@ func (u *Unpacker) directory(d *dir, base string, hdr *tar.Header) error {
 	default:
 		return err
 	}
-	u.tree.times[c.path] = timeOf(hdr)
+	u.tree.last[c.path] = lastlyOf(hdr)
 	return setOpen(c.fd, hdr)
 }
 

@@ -230,7 +230,7 @@ func (s *sandbox) stat(name string) *syscall.Stat_t {
 
 func wantClass(t testing.TB, err error, class fault.Class) {
 	t.Helper()
-	if !fault.Is(err, class) {
+	if fault.Of(err) != class {
 		t.Errorf("the error is %v of class %q, want class %q", err, fault.Of(err), class)
 	}
 }

@@ -103,10 +103,10 @@ func (u *Unpacker) apply(ctx context.Context, in io.Reader) error {
 	}
 }
 
-// Finish sets the times of directories, after which the tree is complete. It is
-// called once, after the last layer.
+// Finish sets the times and default access lists of directories, after which the
+// tree is complete. It is called once, after the last layer.
 func (u *Unpacker) Finish(ctx context.Context) error {
-	if err := u.tree.setDirTimes(ctx); err != nil {
+	if err := u.tree.finish(ctx); err != nil {
 		return fmt.Errorf("cannot finish unpacking: %w", classify(err))
 	}
 	return nil

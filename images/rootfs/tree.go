@@ -3,8 +3,8 @@ package rootfs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -28,8 +28,8 @@ type tree struct {
 	byName map[string]*dir // the same by the name a layer gave, links included
 	stale  []int           // descriptors of removed directories, to be closed between entries
 
-	times map[string]unix.Timespec // of directories by real path, set last
-	added map[string]struct{}      // real paths this layer brought; nil: nothing lies below it
+	last  map[string]lastly   // what directories get in the end, by real path
+	added map[string]struct{} // real paths this layer brought; nil: nothing lies below it
 }
 
 // dir is an open directory. Its path holds no link, ".." or empty element, so it
@@ -68,7 +68,7 @@ func newTree(root *os.Root) (*tree, error) {
 		root:   &dir{fd: int(f.Fd())},
 		byPath: map[string]*dir{},
 		byName: map[string]*dir{},
-		times:  map[string]unix.Timespec{},
+		last:   map[string]lastly{},
 	}, nil
 }
 
@@ -76,7 +76,7 @@ func (t *tree) initRoot() error {
 	if err := unix.Fchown(t.root.fd, os.Geteuid(), os.Getegid()); err != nil {
 		return err
 	}
-	t.times[""] = unix.Timespec{}
+	t.last[""] = lastly{}
 	return unix.Fchmod(t.root.fd, 0o755)
 }
 
@@ -244,7 +244,7 @@ func (t *tree) implicit(d *dir, name string) (*dir, error) {
 	if err := unix.Fchmod(c.fd, 0o755); err != nil {
 		return nil, err
 	}
-	t.times[c.path] = unix.Timespec{}
+	t.last[c.path] = lastly{}
 	t.mark(c.path)
 	return c, nil
 }
@@ -295,35 +295,27 @@ func (t *tree) remove(d *dir, name string) error {
 			return err
 		}
 	}
-	delete(t.times, path)
+	delete(t.last, path)
 	return unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR)
 }
 
-func (t *tree) setDirTimes(ctx context.Context) error {
+// finish gives directories what has to come last.
+func (t *tree) finish(ctx context.Context) error {
 	t.evict()
-	paths := make([]string, 0, len(t.times))
-	for path := range t.times {
-		paths = append(paths, path)
-	}
-	slices.Sort(paths)
-	for _, path := range paths {
+	for path, l := range t.last {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if path == "" {
-			if err := setTimes(t.root.fd, "", t.times[path]); err != nil {
-				return err
-			}
-			continue
+			path = "."
 		}
 		fd, err := openDir(t.root.fd, path)
-		if err != nil {
-			return err
+		if err == nil {
+			err = l.set(fd)
+			unix.Close(fd)
 		}
-		err = setTimes(fd, "", t.times[path])
-		unix.Close(fd)
 		if err != nil {
-			return err
+			return fmt.Errorf("directory %q: %w", path, err)
 		}
 	}
 	return nil

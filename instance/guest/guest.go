@@ -21,6 +21,7 @@ const (
 	ContainerDir    = "/dev/.brig"
 	ContainerGuest  = ContainerDir + "/guest"     // brig-guest itself
 	ContainerConfig = ContainerDir + "/boot.json" // Settings
+	ContainerReady  = ContainerDir + "/ready"     // there once brig-guest heeds signals and the main process runs
 	ContainerExit   = ContainerDir + "/exit"      // the exit code, in decimal, once the main process ended
 	HaltSignal      = "SIGPWR"
 )

@@ -48,6 +48,9 @@ func (r *Root) open(name string, flags int, mode fs.FileMode) (*os.File, error) 
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	}
+	if flags&unix.O_PATH == 0 {
+		how.Flags |= unix.O_NONBLOCK | unix.O_NOCTTY
+	}
 	if flags&unix.O_CREAT != 0 {
 		how.Mode = uint64(mode.Perm())
 	}

@@ -23,3 +23,10 @@ type Runner interface {
 	// mount namespace.
 	Exit(m *instance.Machine) instance.Exit
 }
+
+// Cleaner is implemented by runners that leave something on the host that
+// cannot go before the machine has ended, or that nobody should wait for. Clean
+// is called after each End, by the same process.
+type Cleaner interface {
+	Clean(m *instance.Machine) error
+}

@@ -50,6 +50,9 @@ func Main(args []string, runners map[instance.Type]Runner, release func(context.
 			return 0
 		}
 		err = End(ctx, m, runner.Exit(m), release)
+		if c, ok := runner.(Cleaner); ok && err == nil {
+			err = c.Clean(m)
+		}
 	default:
 		err = fault.New(fault.Invalid, "unknown verb %q", args[0])
 	}
@@ -132,7 +135,7 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 		if name == instance.ExitFile || name == instance.MachineFile {
 			continue
 		}
-		if err := removeAll(m.Path(name)); err != nil {
+		if err := removeFile(m.Path(name)); err != nil {
 			return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
 		}
 	}
@@ -142,42 +145,19 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 	return nil
 }
 
-// removeAll removes a run file or folder. A folder that something is mounted on
-// in this mount namespace is detached first: in the monitor's namespace the
-// root file system is still there.
-func removeAll(path string) error {
+// removeFile removes a run file. A folder stays: the root file system may be
+// mounted there in this mount namespace. It goes with the namespace once the
+// monitor has ended, and nobody has to wait for what that writes to disk.
+func removeFile(path string) error {
 	fi, err := os.Lstat(path)
-	if err != nil {
+	if err != nil || fi.IsDir() {
 		if os.IsNotExist(err) {
 			return nil
 		}
 		return err
 	}
-	if fi.IsDir() {
-		for syscall.Unmount(path, syscall.MNT_DETACH) == nil {
-		}
-		// Only an empty folder or one with run files of ours is ever there.
-		return removeDir(path)
+	if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+		return err
 	}
-	return os.Remove(path)
-}
-
-func removeDir(path string) error {
-	err := os.Remove(path)
-	if err == nil || os.IsNotExist(err) {
-		return nil
-	}
-	entries, readErr := os.ReadDir(path)
-	if readErr != nil {
-		return readErr
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			return fmt.Errorf("%s holds a folder that brig did not make", path)
-		}
-		if err := os.Remove(filepath.Join(path, e.Name())); err != nil && !os.IsNotExist(err) {
-			return err
-		}
-	}
-	return os.Remove(path)
+	return nil
 }

@@ -33,17 +33,8 @@ type report struct {
 // cancelled ctx ends the keeper; what the keeper had started by then is for
 // the caller to stop.
 func Spawn(ctx context.Context, m *instance.Machine) error {
-	data, err := json.Marshal(m)
-	if err != nil {
-		return fmt.Errorf("cannot describe instance %q to its keeper: %v", m.Name, err)
-	}
-	for _, dir := range []string{m.RunDir, m.LogDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("cannot make a folder of instance %q: %w", m.Name, err)
-		}
-	}
-	if err := writeFile(m.Path(instance.MachineFile), data); err != nil {
-		return fmt.Errorf("cannot describe instance %q to its keeper: %w", m.Name, err)
+	if err := Save(m); err != nil {
+		return err
 	}
 	log, err := os.OpenFile(filepath.Join(m.LogDir, "keeper.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {

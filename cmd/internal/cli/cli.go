@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -67,7 +68,7 @@ func (s *session) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 	if code, ok := err.(exitCode); ok {
 		return int(code)
 	}
-	fmt.Fprintf(s.Stderr, "Error: %v\n", err)
+	s.complain(err)
 	code := codeOf(ctx, err)
 	if !s.started {
 		fmt.Fprintf(s.Stderr, "Run '%s --help' for usage.\n", cmd.CommandPath())
@@ -77,6 +78,16 @@ func (s *session) exit(ctx context.Context, cmd *cobra.Command, err error) int {
 		code = exitOwn
 	}
 	return code
+}
+
+// complain prints an error. Part of its text may come from an image or a
+// registry, so it must not reach the terminal as it is.
+func (s *session) complain(err error) {
+	lines := strings.Split(err.Error(), "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	s.progress.Line("Error: " + strings.Join(lines, "\n"))
 }
 
 // codeOf is the exit code for err. A command that was interrupted says so
@@ -99,7 +110,7 @@ func (s *session) say(format string, args ...any) {
 func (s *session) manager() (Manager, error) { return s.compose() }
 
 func (s *session) composeManager() (Manager, error) {
-	dirs, err := s.dirs()
+	dirs, brigDir, err := s.dirs()
 	if err != nil {
 		return nil, err
 	}
@@ -110,17 +121,24 @@ func (s *session) composeManager() (Manager, error) {
 	if s.quiet {
 		p = images.Discard
 	}
-	return s.Compose(Options{Dirs: dirs, Progress: p, Notice: func(text string) { s.say("%s", text) }})
+	return s.Compose(Options{
+		Dirs:       dirs,
+		BrigDir:    brigDir,
+		Failpoints: s.Getenv("BRIG_FAILPOINTS"),
+		Progress:   p,
+		Notice:     func(text string) { s.say("%s", printable(text)) },
+	})
 }
 
-func (s *session) dirs() (store.Dirs, error) {
+// dirs gives brig's folders, and the absolute path in BRIG_DIR if it is set.
+func (s *session) dirs() (store.Dirs, string, error) {
 	dir := s.Getenv("BRIG_DIR")
 	if dir == "" {
-		return store.Default, nil
+		return store.Default, "", nil
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return store.Dirs{}, fmt.Errorf("cannot use BRIG_DIR %q: %w", dir, err)
+		return store.Dirs{}, "", fmt.Errorf("cannot use BRIG_DIR %q: %w", dir, err)
 	}
-	return store.DirsFor(abs), nil
+	return store.DirsFor(abs), abs, nil
 }

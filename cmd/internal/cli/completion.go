@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"brig/images"
 	"brig/instance/fault"
 )
 
@@ -103,7 +104,7 @@ func (s *session) completeImageThenNothing(cmd *cobra.Command, args []string, be
 // completeRemotes completes the words before the colon.
 func (s *session) completeRemotes(*cobra.Command, []string, string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	var list []cobra.Completion
-	for _, r := range remotes() {
+	for _, r := range images.Remotes() {
 		list = append(list, r.Name+":")
 	}
 	return list, nothing | cobra.ShellCompDirectiveNoSpace

@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	"brig/instance/fault"
@@ -40,7 +39,7 @@ func (s *session) each(ctx context.Context, names []string, do func(ctx context.
 		if err == nil {
 			continue
 		}
-		fmt.Fprintf(s.Stderr, "Error: %v\n", err)
+		s.complain(err)
 		worst = worse(worst, codeOf(ctx, err))
 	}
 	if worst != 0 {

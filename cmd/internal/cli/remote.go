@@ -1,29 +1,10 @@
 package cli
 
-import "github.com/spf13/cobra"
+import (
+	"github.com/spf13/cobra"
 
-// remote is a place that images come from.
-type remote struct {
-	Name     string `json:"-"`
-	Addr     string `json:"addr"`
-	AuthType string `json:"auth_type"`
-	Project  string `json:"project"`
-	Protocol string `json:"protocol"` // oci: a registry; debian: made here by mmdebstrap
-	Public   bool   `json:"public"`
-	Global   bool   `json:"global"`
-	Static   bool   `json:"static"`
-}
-
-// remotes are the built-in remotes. The composition gives each protocol its
-// source of images.
-func remotes() []remote {
-	return []remote{
-		{Name: "debian", Addr: "apt", AuthType: "none", Protocol: "debian", Public: true, Static: true},
-		{Name: "docker", Addr: "https://docker.io", AuthType: "none", Protocol: "oci", Public: true, Static: true},
-		{Name: "ghcr", Addr: "https://ghcr.io", AuthType: "none", Protocol: "oci", Public: true, Static: true},
-		{Name: "quay", Addr: "https://quay.io", AuthType: "none", Protocol: "oci", Public: true, Static: true},
-	}
-}
+	"brig/images"
+)
 
 func newRemote(s *session) *cobra.Command {
 	return newGroup("remote", "Show where images come from", newRemoteList(s))
@@ -47,9 +28,9 @@ docker://HOST/REPOSITORY:TAG.`,
 				return err
 			}
 			t := &table{header: []string{"NAME", "URL", "PROTOCOL", "AUTH TYPE", "PUBLIC", "STATIC"}}
-			byName := map[string]remote{}
-			for _, r := range remotes() {
-				t.add(r.Name, r.Addr, r.Protocol, r.AuthType, yesNo(r.Public), yesNo(r.Static))
+			byName := map[string]images.Endpoint{}
+			for _, r := range images.Remotes() {
+				t.add(r.Name, r.URL, r.Protocol, r.AuthType, yesNo(r.Public), yesNo(r.Static))
 				byName[r.Name] = r
 			}
 			return s.print(f, t, byName)

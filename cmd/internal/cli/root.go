@@ -55,6 +55,7 @@ func newRoot(s *session) *cobra.Command {
 		newPause(s), newResume(s), newCopy(s), newRename(s), newSnapshot(s), newDelete(s))
 	add("use", newExec(s), newShell(s), newConsole(s))
 	add("more", newImage(s), newRemote(s), newKernel(s), newCompletion(s), newVersion(s))
+	root.AddCommand(newSweep(s))
 	root.SetHelpCommandGroupID("more")
 	return root
 }
@@ -73,6 +74,7 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
+	cmd.SuggestionsMinimumDistance = 2
 	hint := ""
 	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = fmt.Sprintf("; did you mean %q?", near[0])

@@ -20,9 +20,9 @@ func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
 // boxed draws the table with lines around each row, headers in the middle.
 func (t *table) boxed(header bool) []byte {
 	rows := t.split()
-	width := t.widths(rows, header)
+	widths := t.widths(rows, header)
 	line := make([]byte, 0, 80)
-	for _, w := range width {
+	for _, w := range widths {
 		line = append(line, '+')
 		line = append(line, strings.Repeat("-", w+2)...)
 	}
@@ -32,7 +32,7 @@ func (t *table) boxed(header bool) []byte {
 	b.Write(line)
 	if header {
 		for i, h := range t.header {
-			free := width[i] - runewidth.StringWidth(h)
+			free := widths[i] - width(h)
 			b.WriteString("| ")
 			pad(&b, free/2)
 			b.WriteString(h)
@@ -45,7 +45,7 @@ func (t *table) boxed(header bool) []byte {
 		for n := range height(row) {
 			for i, cell := range row {
 				b.WriteString("| ")
-				pad(&b, 1+writeLine(&b, cell, n, width[i]))
+				pad(&b, 1+writeLine(&b, cell, n, widths[i]))
 			}
 			b.WriteString("|\n")
 		}
@@ -57,7 +57,7 @@ func (t *table) boxed(header bool) []byte {
 // compact draws the table with nothing but spaces between columns.
 func (t *table) compact(header bool) []byte {
 	rows := t.split()
-	width := t.widths(rows, header)
+	widths := t.widths(rows, header)
 	if header {
 		head := make([][]string, len(t.header))
 		for i, h := range t.header {
@@ -71,7 +71,7 @@ func (t *table) compact(header bool) []byte {
 			line.Reset()
 			for i, cell := range row {
 				line.WriteString("  ")
-				pad(&line, writeLine(&line, cell, n, width[i]))
+				pad(&line, writeLine(&line, cell, n, widths[i]))
 			}
 			b.Write(bytes.TrimRight(line.Bytes(), " "))
 			b.WriteByte('\n')
@@ -115,29 +115,40 @@ func (t *table) split() [][][]string {
 }
 
 func (t *table) widths(rows [][][]string, header bool) []int {
-	width := make([]int, len(t.header))
+	widths := make([]int, len(t.header))
 	if header {
 		for i, h := range t.header {
-			width[i] = runewidth.StringWidth(h)
+			widths[i] = width(h)
 		}
 	}
 	for _, row := range rows {
 		for i, cell := range row {
 			for _, line := range cell {
-				width[i] = max(width[i], runewidth.StringWidth(line))
+				widths[i] = max(widths[i], width(line))
 			}
 		}
 	}
-	return width
+	return widths
+}
+
+// width is the room that s needs on a terminal. Nearly all cells are plain
+// ASCII, for which there is nothing to look up.
+func width(s string) int {
+	for i := range len(s) {
+		if s[i] >= 0x80 {
+			return runewidth.StringWidth(s)
+		}
+	}
+	return len(s)
 }
 
 // writeLine writes line n of a cell and returns how much room is left.
-func writeLine(b *bytes.Buffer, cell []string, n, width int) int {
+func writeLine(b *bytes.Buffer, cell []string, n, room int) int {
 	if n >= len(cell) {
-		return width
+		return room
 	}
 	b.WriteString(cell[n])
-	return width - runewidth.StringWidth(cell[n])
+	return room - width(cell[n])
 }
 
 func height(row [][]string) int {
@@ -158,8 +169,11 @@ func pad(b *bytes.Buffer, n int) {
 // from images, which anybody can make.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
+		switch {
+		case unicode.IsPrint(r):
 			return r
+		case r == '\t':
+			return ' '
 		}
 		return '\uFFFD'
 	}, s)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -95,9 +96,11 @@ func sizeOf(f *os.File) instance.Size {
 func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
 
 // forwarded are the signals that a command without a terminal gets in place of
-// brig.
-var forwarded = []os.Signal{
-	unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM,
+// brig: not those that brig was started to ignore.
+func forwarded() []os.Signal {
+	return slices.DeleteFunc([]os.Signal{
+		unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM,
+	}, signal.Ignored)
 }
 
 // forwardSignals gives a channel with the signals that come in, for a command to
@@ -107,7 +110,7 @@ func forwardSignals(giveUp func()) (<-chan syscall.Signal, func()) {
 	in := make(chan os.Signal, 16)
 	out := make(chan syscall.Signal, 16)
 	done := make(chan struct{})
-	signal.Notify(in, forwarded...)
+	signal.Notify(in, forwarded()...)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		urgent := 0

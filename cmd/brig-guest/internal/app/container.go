@@ -43,10 +43,17 @@ func container() (int, error) {
 		process:  s.Process,
 		hostname: s.Hostname,
 		log:      os.Stderr,
-		started:  func() {},
+		started:  started,
 		reaped:   func(int) {},
 	}
 	return r.run(), nil
+}
+
+// started tells the host that a signal is not lost any more.
+func started() {
+	if err := os.WriteFile(guest.ContainerReady, nil, 0o600); err != nil {
+		fmt.Fprintf(os.Stderr, "brig: cannot report that this machine is ready: %v\n", err)
+	}
 }
 
 func writeNames(s *guest.Settings) error {

@@ -1,0 +1,290 @@
+package cli
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/manager"
+)
+
+// TestCommandsAskTheManager shows what each command line makes the manager do,
+// and what it prints about it.
+func TestCommandsAskTheManager(t *testing.T) {
+	cases := []struct {
+		line   string
+		calls  []string
+		stdout string
+		stderr string
+	}{
+		{"launch debian:bookworm web2", []string{"launch {Name:web2 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+			"", "Launching web2\nLaunched web2 (container) at 10.86.0.7\n"},
+		{"launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+			"brave-otter\n", "Launching\nLaunched brave-otter (container) at 10.86.0.7\n"},
+		{"-q launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+			"brave-otter\n", ""},
+		{"launch oci:d:1 job --vm -c a.b=c=d -c e= -d root,size=9GiB -d data,type=disk,path=/d -p big -p small -e --no-network --description x --wait ready --timeout 2m -- /bin/job --once -x", []string{
+			"launch {Name:job Image:oci:d:1 Type:virtual-machine Config:map[a.b:c=d e:] Devices:map[data:map[path:/d type:disk] root:map[size:9GiB]] Profiles:[big small] Description:x Ephemeral:true Command:[/bin/job --once -x] NoNetwork:true} {Wait:ready Timeout:2m0s}"},
+			"", "Launching job\nLaunched job (virtual-machine) at 10.86.0.7\n"},
+		{"init debian:bookworm c1 -q", []string{"create {Name:c1 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false}"}, "", ""},
+		{"start job --wait ready --timeout 90", []string{"start job {Wait:ready Timeout:1m30s}"}, "", "Started job\n"},
+		{"stop web", []string{"stop web {Force:false Timeout:0s}"}, "", "Stopped web\n"},
+		{"stop web -f", []string{"stop web {Force:true Timeout:0s}"}, "", "Stopped web\n"},
+		{"stop web --timeout -1", []string{"stop web {Force:false Timeout:-1s}"}, "", "Stopped web\n"},
+		{"stop web --timeout 0", []string{"stop web {Force:true Timeout:0s}"}, "", "Stopped web\n"},
+		{"restart web --timeout 1m", []string{"restart web {Force:false Timeout:1m0s}"}, "", "Restarted web\n"},
+		{"pause web", []string{"pause web"}, "", "Paused web\n"},
+		{"unfreeze db", []string{"resume db"}, "", "Resumed db\n"},
+		{"rename job old", []string{"rename job old"}, "", "Renamed job to old\n"},
+		{"rm job", []string{"delete job {Force:false}"}, "", "Deleted job\n"},
+		{"delete --force web", []string{"delete web {Force:true}"}, "", "Deleted web\n"},
+		{"cp web web2", []string{"copy {Source:web Snapshot: Name:web2}"}, "", "Copied web to web2\n"},
+		{"copy web/clean web3", []string{"copy {Source:web Snapshot:clean Name:web3}"}, "", "Copied web/clean to web3\n"},
+		{"copy web -q", []string{"copy {Source:web Snapshot: Name:}"}, "brave-otter\n", ""},
+		{"snapshot create web clean --description d --expiry 3d", []string{`snapshot web clean "d" expires=true`}, "", "Kept web as clean\n"},
+		{"snapshot create web -q", []string{`snapshot web  "" expires=false`}, "snap0\n", ""},
+		{"snapshot restore web clean", []string{"restore web clean"}, "", "Restored web to clean\n"},
+		{"snapshot rename web clean pure", []string{"rename snapshot web clean pure"}, "", "Renamed clean of web to pure\n"},
+		{"snapshot delete web clean snap0", []string{"delete snapshot web clean", "delete snapshot web snap0"}, "", "Deleted clean of web\nDeleted snap0 of web\n"},
+		{"console web --show-log", nil, "web login: \n", ""},
+		{"image pull debian:bookworm --vm --alias base", []string{"pull debian:bookworm {VM:true Alias:base Architecture:}"}, "", "Pulled debian:bookworm: 5f2d1c0b9a8e\n"},
+		{"image import ./f.tar --alias base", []string{"import ./f.tar {Alias:base}"}, "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Imported ./f.tar\n"},
+		{"image rm base", []string{"delete image base"}, "", "Deleted base\n"},
+		{"kernel import", []string{`import kernel ""`}, "linux-image-6.1.0-32-cloud-amd64\n", "Imported the kernel linux-image-6.1.0-32-cloud-amd64 (6.1.0-32-cloud-amd64)\n"},
+	}
+	for _, c := range cases {
+		t.Run(c.line, func(t *testing.T) {
+			f := world()
+			r := f.run(t, strings.Fields(c.line)...)
+			if r.code != 0 || r.stdout != c.stdout || r.stderr != c.stderr {
+				t.Errorf("exit code %d\nstdout %q, want %q\nstderr %q, want %q", r.code, r.stdout, c.stdout, r.stderr, c.stderr)
+			}
+			if !slices.Equal(f.calls, c.calls) {
+				t.Errorf("calls\n%q\nwant\n%q", f.calls, c.calls)
+			}
+		})
+	}
+}
+
+// TestWrongInputIsRefused shows the error and the exit code, and that nothing
+// was asked of the manager.
+func TestWrongInputIsRefused(t *testing.T) {
+	cases := []struct {
+		line string
+		code int
+		says string
+	}{
+		{"frobnicate", 2, `unknown command "frobnicate" for "brig"`},
+		{"lst", 2, `did you mean "list"?`},
+		{"image lst", 2, `unknown command "lst" for "brig image"; did you mean "list"?`},
+		{"list --nope", 2, "unknown flag: --nope\nRun 'brig list --help' for usage.\n"},
+		{"launch", 2, "needs more arguments: want brig launch IMAGE [NAME]"},
+		{"launch a b c", 2, `got "c" too much`},
+		{"launch -- x", 2, "needs more arguments"},
+		{"launch i n -c nokey", 2, `cannot use the configuration "nokey": want KEY=VALUE`},
+		{"launch i n -c a=1 -c a=2", 2, `"a" is given twice`},
+		{"launch i n -d root", 2, `cannot use the device "root": want NAME,KEY=VALUE`},
+		{"launch i n -d root,size", 2, `cannot use "size" in the device "root"`},
+		{"launch i n -p a --no-profiles", 2, "exclude each other"},
+		{"launch i n --wait done", 2, `cannot wait for "done"`},
+		{"launch i n --timeout 5", 2, "--timeout is for --wait"},
+		{"stop web --timeout soon", 2, `cannot use the timeout "soon"`},
+		{"stop web --timeout -5", 2, `cannot use the timeout "-5"`},
+		{"stop web web", 2, `"web" is given twice`},
+		{"stop", 2, "needs more arguments: want brig stop NAME..."},
+		{"copy web/", 2, `cannot copy "web/": want NAME or NAME/SNAPSHOT`},
+		{"delete web/clean", 2, "use: brig snapshot delete web clean"},
+		{"snapshot create web s --expiry 3x", 2, `cannot use the expiry "3x"`},
+		{"list -c n!", 2, `unknown column "!" in "n!"`},
+		{"list -c n,,s", 2, "one of them is empty"},
+		{"list -f xml", 2, `unknown format "xml"`},
+		{"list -f json,header", 2, `unknown option "header" of format "json"`},
+		{"list (", 2, "it is no regular expression"},
+		{"info web -f table", 2, `unknown format "table": want text, json or yaml`},
+		{"image pull a b --alias c", 2, "pull them one by one"},
+		{"image list -c q", 2, `unknown column "q"`},
+		{"completion tcsh", 2, `cannot complete for the shell "tcsh"`},
+		{"exec web", 125, "needs more arguments"},
+		{"exec web ls -la", 125, "flags of the command inside go behind --"},
+		{"exec web -t -T -- ls", 125, "exclude each other"},
+		{"exec web --env A -- ls", 125, `cannot set the variable "A": want NAME=VALUE`},
+		{"exec web --user a:b --group c -- ls", 125, "already has a group"},
+		{"info nobody", 3, `there is no instance "nobody"`},
+		{"start nobody", 3, `there is no instance "nobody"`},
+		{"exec nobody -- ls", 125, `there is no instance "nobody"`},
+		{"image show nobody", 3, `there is no image "nobody"`},
+		{"delete web", 4, `cannot delete instance "web": it is running`},
+	}
+	for _, c := range cases {
+		t.Run(c.line, func(t *testing.T) {
+			f := world()
+			r := f.run(t, strings.Fields(c.line)...)
+			if r.code != c.code || !strings.Contains(r.stderr, c.says) || !strings.HasPrefix(r.stderr, "Error: ") {
+				t.Errorf("exit code %d, want %d; stderr %q, want %q in it", r.code, c.code, r.stderr, c.says)
+			}
+			if r.stdout != "" {
+				t.Errorf("stdout %q, want nothing", r.stdout)
+			}
+			if (c.code == 2) && len(f.calls) > 0 {
+				t.Errorf("asked the manager for %q", f.calls)
+			}
+		})
+	}
+}
+
+func TestSeveralNamesGiveALineEachAndTheWorstCode(t *testing.T) {
+	f := world()
+	r := f.run(t, "delete", "job", "nobody", "web", "db", "-f")
+	if r.code != 3 || r.stderr != "" && strings.Count(r.stderr, "Error: ") != 1 {
+		t.Errorf("exit code %d, want 3; stderr %q", r.code, r.stderr)
+	}
+	r = f.run(t, "delete", "nobody", "web", "job")
+	if r.code != 4 {
+		t.Errorf("exit code %d, want 4", r.code)
+	}
+	for _, want := range []string{"Deleted job\n", `Error: there is no instance "nobody"`, `Error: cannot delete instance "web"`} {
+		if !strings.Contains(r.stderr, want) {
+			t.Errorf("stderr %q lacks %q", r.stderr, want)
+		}
+	}
+}
+
+func TestWorseOrder(t *testing.T) {
+	order := []int{0, 2, 3, 4, 8, 124, 1, 130}
+	for i, low := range order {
+		for _, high := range order[i+1:] {
+			if worse(low, high) != high || worse(high, low) != high {
+				t.Errorf("worse(%d, %d) = %d, %d, want %d", low, high, worse(low, high), worse(high, low), high)
+			}
+		}
+	}
+}
+
+func TestOnlyRootComesToTheManager(t *testing.T) {
+	app := App{UID: 1000, Compose: func(Options) (Manager, error) {
+		t.Error("composed a manager")
+		return nil, nil
+	}}
+	r := world().runIn(t, t.Context(), app, "list")
+	if r.code != 5 || !strings.Contains(r.stderr, "cannot use /var/lib/brig as user 1000: brig works as root") {
+		t.Errorf("exit code %d, want 5; stderr %q", r.code, r.stderr)
+	}
+	for _, line := range []string{"version", "help", "completion bash", "remote list", "__complete start "} {
+		if r := world().runIn(t, t.Context(), app, strings.Split(line, " ")...); r.code != 0 {
+			t.Errorf("brig %s: exit code %d, stderr %q", line, r.code, r.stderr)
+		}
+	}
+}
+
+func TestBrigDirIsObeyed(t *testing.T) {
+	f := world()
+	dir := t.TempDir()
+	f.runIn(t, t.Context(), App{Getenv: func(name string) string { return map[string]string{"BRIG_DIR": dir + "/x/../y"}[name] }}, "list")
+	if got, want := f.options.Dirs.State, dir+"/y/state"; got != want {
+		t.Errorf("state is in %q, want %q", got, want)
+	}
+}
+
+func TestInterruptionHasItsOwnCode(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	f := world()
+	f.launch = func(ctx context.Context, _ manager.CreateRequest) error {
+		cancel()
+		<-ctx.Done()
+		return fault.New(fault.Unavailable, "the registry went away")
+	}
+	if r := f.runIn(t, ctx, App{}, "launch", "debian:bookworm", "x"); r.code != 130 {
+		t.Errorf("exit code %d, want 130; stderr %q", r.code, r.stderr)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	cases := map[string]string{
+		"start ":                   "web\trunning db\tfrozen job\tstopped lost\terror :4",
+		"stop web ":                "db\tfrozen job\tstopped lost\terror :4",
+		"exec web ":                ":4",
+		"snapshot restore web ":    "clean\t2024/05/06 07:04 UTC snap0\t2024/05/06 07:05 UTC :4",
+		"snapshot restore web c x": ":4",
+		"copy web/":                "web/clean\t2024/05/06 07:04 UTC web/snap0\t2024/05/06 07:05 UTC :4",
+		"image show ":              "base\tDebian bookworm deb\tDebian bookworm debian:bookworm\tDebian bookworm docker:library/app:1\tApp \uFFFD[31mone :4",
+		"image pull ":              "debian: docker: ghcr: images: quay: :6",
+		"launch base ":             ":4",
+		"list -f ":                 "table compact csv json yaml :4",
+		"completion ":              "bash zsh fish :4",
+	}
+	for line, want := range cases {
+		r := world().run(t, append([]string{"__complete"}, strings.Split(line, " ")...)...)
+		if got := strings.ReplaceAll(strings.TrimSpace(r.stdout), "\n", " "); got != want {
+			t.Errorf("%q completes to %q, want %q", line, got, want)
+		}
+	}
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if r := world().run(t, "completion", shell); r.code != 0 || !strings.Contains(r.stdout, "brig") {
+			t.Errorf("completion %s: exit code %d", shell, r.code)
+		}
+	}
+}
+
+func TestParseExpiry(t *testing.T) {
+	now := time.Date(2024, 1, 31, 12, 0, 0, 0, time.UTC)
+	for in, want := range map[string]time.Time{
+		"":      {},
+		"5M":    now.Add(5 * time.Minute),
+		"12H":   now.Add(12 * time.Hour),
+		"1w 2d": now.AddDate(0, 0, 9),
+		"2m":    now.AddDate(0, 2, 0),
+		"1y":    now.AddDate(1, 0, 0),
+	} {
+		if got, err := parseExpiry(in, now); err != nil || !got.Equal(want) {
+			t.Errorf("parseExpiry(%q) = %v, %v, want %v", in, got, err, want)
+		}
+	}
+	for _, in := range []string{" ", "d", "3", "-1d", "0d", "1.5d", "3D", "99999d", "1d,2d", "1ä"} {
+		if got, err := parseExpiry(in, now); !fault.Is(err, fault.Invalid) {
+			t.Errorf("parseExpiry(%q) = %v, %v, want invalid", in, got, err)
+		}
+	}
+}
+
+func TestErrorsCannotDriveTheTerminal(t *testing.T) {
+	f := world()
+	f.launch = func(context.Context, manager.CreateRequest) error {
+		return fault.New(fault.Unavailable, "the registry says: \x1b]0;owned\x07\nand more")
+	}
+	r := f.run(t, "-q", "launch", "docker:evil", "x")
+	if want := "Error: the registry says: \uFFFD]0;owned\uFFFD\nand more\n"; r.stderr != want || r.code != 8 {
+		t.Errorf("exit code %d, stderr %q, want 8, %q", r.code, r.stderr, want)
+	}
+}
+
+func TestHelpersAreFoundBesideBrig(t *testing.T) {
+	dir := t.TempDir()
+	program := func(path string) string {
+		path = filepath.Join(dir, path)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	bin := filepath.Join(dir, "bin")
+	if h, err := helpersBeside(bin); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("helpersBeside with none there = %v, %v, want unsupported", h, err)
+	}
+	want := instance.Helpers{Keeper: program("lib/brig/brig-keeper"), Guest: program("lib/brig/brig-guest")}
+	if h, err := helpersBeside(bin); err != nil || h != want {
+		t.Errorf("helpersBeside installed = %v, %v, want %v", h, err, want)
+	}
+	want = instance.Helpers{Keeper: program("bin/brig-keeper"), Guest: program("bin/brig-guest")}
+	if h, err := helpersBeside(bin); err != nil || h != want {
+		t.Errorf("helpersBeside as built = %v, %v, want %v", h, err, want)
+	}
+}

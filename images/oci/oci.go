@@ -1,0 +1,167 @@
+// Package oci is the images.Source of OCI images: in registries, in OCI image
+// layouts, and in the archives that docker and its like save. It finds the
+// manifest for a platform, checks everything that a manifest or configuration
+// claims, and fetches layers into the image store while they are unpacked.
+//
+// Nothing a registry or file says is believed: sizes and digests are compared
+// for every part, reads are bounded, and waiting ends. The use of
+// go-containerregistry (credentials, tokens, names) stays in here; unpacking
+// itself is package rootfs.
+package oci
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+
+	"brig/images"
+	"brig/instance/fault"
+)
+
+// Options change a Source. The zero value is meant for real registries.
+type Options struct {
+	Keychain  authn.Keychain    // nil: the configuration files of docker and podman
+	Transport http.RoundTripper // nil: brig's own, with the Patience below
+	Patience  Patience
+	Jobs      int // layers fetched at once; 0: 4
+}
+
+// Patience says how long to wait for a registry. A zero field means its
+// default.
+type Patience struct {
+	Connect time.Duration // for a connection and TLS; 10 s
+	Answer  time.Duration // for the header of an answer; 30 s
+	Stall   time.Duration // for the next 32 KiB of a body, or its end; 30 s
+	Backoff time.Duration // before the first repetition, doubled each time; 500 ms
+	Waits   time.Duration // for all waits between repetitions of one request; 60 s
+	Repeats int           // of one request; 4
+}
+
+func (p Patience) withDefaults() Patience {
+	return Patience{
+		Connect: or(p.Connect, 10*time.Second),
+		Answer:  or(p.Answer, 30*time.Second),
+		Stall:   or(p.Stall, 30*time.Second),
+		Backoff: or(p.Backoff, 500*time.Millisecond),
+		Waits:   or(p.Waits, time.Minute),
+		Repeats: or(p.Repeats, 4),
+	}
+}
+
+func or[T comparable](v, byDefault T) T {
+	var zero T
+	if v == zero {
+		return byDefault
+	}
+	return v
+}
+
+// Source is the images.Source of OCI images.
+type Source struct {
+	store    *images.Store
+	keychain authn.Keychain
+	base     http.RoundTripper
+	patience Patience
+	jobs     int
+}
+
+// New makes a source that keeps the layers it fetches in store.
+func New(store *images.Store, o Options) *Source {
+	s := &Source{
+		store:    store,
+		keychain: o.Keychain,
+		base:     o.Transport,
+		patience: o.Patience.withDefaults(),
+		jobs:     or(o.Jobs, 4),
+	}
+	if s.keychain == nil {
+		s.keychain = authn.DefaultKeychain
+	}
+	if s.base == nil {
+		s.base = newTransport(s.patience)
+	}
+	return s
+}
+
+// Resolve finds the image that ref names now.
+func (s *Source) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
+	from, err := s.open(ctx, ref)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find image %q: %w", ref.String(), err)
+	}
+	r, err := s.resolve(ctx, ref, from, o)
+	if err != nil {
+		from.Close()
+		return nil, fmt.Errorf("cannot find image %q: %w", ref.String(), err)
+	}
+	return r, nil
+}
+
+// origin is where the parts of images come from.
+type origin interface {
+	// root gives the manifest or index that the reference means.
+	root(ctx context.Context) (document, error)
+
+	// manifest opens a manifest or index, blob a configuration or layer from
+	// an offset on. The caller compares size and digest.
+	manifest(ctx context.Context, d descriptor) (stream, error)
+	blob(ctx context.Context, d descriptor, offset int64) (stream, error)
+
+	// local tells that blobs are at hand, so that keeping a copy is of no use.
+	local() bool
+
+	Close() error
+}
+
+func (s *Source) open(ctx context.Context, ref images.Ref) (origin, error) {
+	switch ref.Scheme {
+	case "oci":
+		return openLayoutDir(ref.Name)
+	case "oci-archive":
+		return s.openLayoutArchive(ctx, ref.Name)
+	case "docker-archive":
+		return s.openDockerArchive(ctx, ref.Name)
+	}
+	if e, err := images.FindRemote(ref.Remote); ref.Scheme == "" && err == nil && e.Protocol != images.ProtocolOCI {
+		return nil, fault.New(fault.Unsupported, "remote %q is not an OCI registry", ref.Remote)
+	}
+	name, err := images.ParseRepository(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.openRegistry(name), nil
+}
+
+func (s *Source) resolve(ctx context.Context, ref images.Ref, from origin, o images.ResolveOptions) (*remote, error) {
+	want, err := platformOf(or(o.Architecture, images.HostArchitecture()))
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.choose(ctx, from, want)
+	if err != nil {
+		return nil, err
+	}
+	whole := func(ctx context.Context, d descriptor) (stream, error) { return from.blob(ctx, d, 0) }
+	data, err := s.read(ctx, from, whole, *m.Config, maxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	c, err := parseConfig(data)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	if err := want.accepts(c.platform); err != nil {
+		return nil, err
+	}
+	if len(c.RootFS.DiffIDs) != len(m.Layers) {
+		return nil, fault.New(fault.Invalid, "its manifest has %d layers and its configuration %d diff_ids", len(m.Layers), len(c.RootFS.DiffIDs))
+	}
+	name, err := images.Canonical(ref)
+	if err != nil {
+		return nil, err
+	}
+	return &remote{source: s, from: from, manifest: m, image: imageOf(m, c, data, name, want)}, nil
+}

@@ -1,0 +1,187 @@
+package oci
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/google/go-containerregistry/pkg/authn"
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"brig/images"
+	"brig/instance/fault"
+)
+
+// registry is the origin of an image in an OCI registry.
+type registry struct {
+	source *Source
+	name   images.Repository
+
+	once   sync.Once // guards the two below
+	client *http.Client
+	err    error
+}
+
+func (s *Source) openRegistry(name images.Repository) *registry {
+	return &registry{source: s, name: name}
+}
+
+func (g *registry) local() bool { return false }
+
+func (g *registry) Close() error {
+	if g.client != nil {
+		g.client.CloseIdleConnections()
+	}
+	return nil
+}
+
+// connect asks the registry how to log in, and does.
+func (g *registry) connect(ctx context.Context) (*http.Client, error) {
+	g.once.Do(func() { g.client, g.err = g.login(ctx) })
+	return g.client, g.err
+}
+
+func (g *registry) login(ctx context.Context) (*http.Client, error) {
+	var opts []name.Option
+	if g.name.Loopback() {
+		opts = append(opts, name.Insecure) // try HTTPS, then HTTP; guard keeps others from that
+	}
+	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, opts...)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%w", err)
+	}
+	auth, err := authn.Resolve(ctx, g.source.keychain, repo)
+	if err != nil {
+		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
+	}
+	base := &retrier{p: g.source.patience, next: &guard{home: repo.RegistryStr(), next: g.source.base}}
+	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
+	if err != nil {
+		return nil, g.explain(err)
+	}
+	return &http.Client{Transport: rt}, nil
+}
+
+// root fetches the manifest or index of the tag or digest.
+func (g *registry) root(ctx context.Context) (document, error) {
+	if g.name.Digest == "" {
+		return g.document(ctx, g.name.Tag, "")
+	}
+	d := descriptor{Digest: g.name.Digest, Size: maxManifest}
+	if data, ok := g.storedRoot(d.Digest); ok {
+		return document{data: data}, nil
+	}
+	return g.document(ctx, d.Digest, d.Digest)
+}
+
+// storedRoot gives a manifest whose digest, but not size, is known.
+func (g *registry) storedRoot(digest string) ([]byte, bool) {
+	f, err := g.source.store.Blob(digest)
+	if err != nil {
+		return nil, false
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxManifest))
+	return data, err == nil && digestOf(data) == digest
+}
+
+func (g *registry) document(ctx context.Context, identifier, digest string) (document, error) {
+	r, err := g.get(ctx, "manifests", identifier, 0)
+	if err != nil {
+		return document{}, err
+	}
+	defer r.Close()
+	data, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
+	if err != nil {
+		return document{}, fmt.Errorf("manifest: %w", readError(err, descriptor{Digest: identifier, Size: -1}, int64(len(data))))
+	}
+	if len(data) > maxManifest {
+		return document{}, fault.New(fault.Invalid, "its manifest is larger than the allowed %d bytes", maxManifest)
+	}
+	if got := digestOf(data); digest != "" && got != digest {
+		return document{}, fault.New(fault.Unavailable, "the manifest that came has the wrong digest %s", got)
+	}
+	return document{mediaType: r.mediaType, data: data}, nil
+}
+
+func (g *registry) manifest(ctx context.Context, d descriptor) (stream, error) {
+	a, err := g.get(ctx, "manifests", d.Digest, 0)
+	return a.stream, err
+}
+
+func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream, error) {
+	r, err := g.get(ctx, "blobs", d.Digest, offset)
+	if err != nil {
+		return stream{}, err
+	}
+	r.mediaType = "" // what registries say of blobs means nothing
+	if r.length >= 0 && r.length != d.Size-r.offset {
+		r.Close()
+		return stream{}, fault.New(fault.Unavailable, "the registry has %d bytes for %s, the manifest promised %d (wrong size)", r.length+r.offset, d.Digest, d.Size)
+	}
+	// A registry that does not know ranges begins at the beginning.
+	if n, err := io.CopyN(io.Discard, r, offset-r.offset); err != nil {
+		r.Close()
+		return stream{}, cutShort(err, d, n)
+	}
+	return r.stream, nil
+}
+
+// accepted are the manifests we ask for.
+var accepted = strings.Join([]string{
+	string(types.OCIManifestSchema1), string(types.OCIImageIndex),
+	string(types.DockerManifestSchema2), string(types.DockerManifestList),
+}, ", ")
+
+// answer is a stream with what HTTP said of it.
+type answer struct {
+	stream
+	length int64 // of what follows; -1 if unknown
+	offset int64 // where it begins in the whole
+}
+
+func (g *registry) get(ctx context.Context, kind, identifier string, offset int64) (answer, error) {
+	client, err := g.connect(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + kind + "/" + identifier}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return answer{}, fault.New(fault.Invalid, "%w", err)
+	}
+	if kind == "manifests" {
+		req.Header.Set("Accept", accepted)
+	}
+	if offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer{}, g.explain(err)
+	}
+	a := answer{stream: stream{ReadCloser: resp.Body, mediaType: resp.Header.Get("Content-Type")}, length: resp.ContentLength}
+	switch {
+	case resp.StatusCode == http.StatusOK:
+		return a, nil
+	case resp.StatusCode == http.StatusPartialContent && offset > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)):
+		a.offset = offset
+		return a, nil
+	}
+	defer resp.Body.Close()
+	return answer{}, g.status(resp)
+}
+
+// registryHost is where the API of a registry is.
+func registryHost(host string) string {
+	if host == images.DockerHost {
+		return name.DefaultRegistry
+	}
+	return host
+}

@@ -1,0 +1,193 @@
+package instancetest
+
+import (
+	"bufio"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Host is what instances could leave on the host: one line a thing.
+type Host []string
+
+// Look tells what is on the host now. dir is the BRIG_DIR under test: processes
+// that name it are its own.
+func Look(t testing.TB, dir string) Host {
+	t.Helper()
+	var h Host
+	add := func(kind string, lines []string) {
+		for _, l := range lines {
+			h = append(h, kind+" "+l)
+		}
+	}
+	add("mount", mounts(t))
+	add("loop", loops(t))
+	add("interface", names(t, "/sys/class/net"))
+	add("nft", nft())
+	add("cgroup", cgroups(t))
+	add("process", processes(t, dir))
+	slices.Sort(h)
+	return h
+}
+
+// NoLeak fails the test when the host has something that it did not have
+// before, or lost something. What ends by itself right now gets a moment.
+func NoLeak(t testing.TB, before Host, dir string) {
+	t.Helper()
+	var after Host
+	same := func() bool {
+		after = Look(t, dir)
+		return slices.Equal(before, after)
+	}
+	for range 200 {
+		if same() {
+			break
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	for _, l := range after {
+		if !slices.Contains(before, l) {
+			t.Errorf("left on the host: %s", l)
+		}
+	}
+	for _, l := range before {
+		if !slices.Contains(after, l) {
+			t.Errorf("gone from the host: %s", l)
+		}
+	}
+	for _, l := range files(t, dir) {
+		t.Errorf("left in BRIG_DIR: %s", l)
+	}
+}
+
+func mounts(t testing.TB) []string {
+	var list []string
+	eachLine(t, "/proc/self/mountinfo", func(line string) {
+		f := strings.Fields(line)
+		list = append(list, strings.Join(f[3:5], " ")+" "+strings.Join(f[slices.Index(f, "-"):], " "))
+	})
+	return list
+}
+
+func loops(t testing.TB) []string {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func names(t testing.TB, dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []string
+	for _, e := range entries {
+		list = append(list, e.Name())
+	}
+	return list
+}
+
+// nft lists the tables of the packet filter; a host without the tool has no
+// other way to have got one than through brig, so the kernel is asked then.
+func nft() []string {
+	out, err := exec.Command("nft", "list", "ruleset").Output()
+	if err != nil {
+		return []string{"unknown: " + err.Error()}
+	}
+	return strings.Split(strings.TrimSpace(string(out)), "\n")
+}
+
+func cgroups(t testing.TB) []string {
+	var list []string
+	err := filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(path, "brig") {
+			list = append(list, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// processes are those whose command line names the folder under test.
+func processes(t testing.TB, dir string) []string {
+	var list []string
+	for _, n := range names(t, "/proc") {
+		pid, err := strconv.Atoi(n)
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		line, err := os.ReadFile(filepath.Join("/proc", n, "cmdline"))
+		if err == nil && strings.Contains(string(line), dir) {
+			list = append(list, strings.ReplaceAll(strings.TrimRight(string(line), "\x00"), "\x00", " "))
+		}
+	}
+	return list
+}
+
+// files are what should not be in an empty BRIG_DIR: anything but folders, the
+// store of images and kernels, the pool's own description, and the network's
+// choice of a subnet.
+func files(t testing.TB, dir string) []string {
+	var list []string
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		for _, kept := range kept {
+			if name == kept || strings.HasPrefix(name, kept+"/") {
+				return nil
+			}
+		}
+		if !d.IsDir() {
+			list = append(list, name)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return list
+}
+
+// kept are the files that stay when all instances are gone: images and kernels
+// are kept on purpose.
+var kept = []string{
+	"state/images",
+	"state/kernels",
+	"state/network.json",
+	"state/pools/default/images",
+	"state/pools/default/layers",
+	"state/pools/default/pool.json",
+}
+
+func eachLine(t testing.TB, path string, do func(string)) {
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		do(s.Text())
+	}
+	if err := s.Err(); err != nil {
+		t.Fatal(fmt.Errorf("%s: %w", path, err))
+	}
+}

@@ -1,0 +1,155 @@
+// Command probe is the one program of the image that the parity table runs: it
+// tells what a process sees of its instance, in both forms alike.
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Report is what a process sees.
+type Report struct {
+	Args     []string
+	Env      []string
+	UID, GID int
+	Groups   []int
+	Dir      string
+	Hostname string
+	Addrs    []string
+	Resolv   string
+	Parent   string // comm of the parent process
+}
+
+func main() {
+	args := os.Args[1:]
+	if len(args) == 0 {
+		args = []string{"report"}
+	}
+	switch args[0] {
+	case "report": // report [ANY...]: write /report.json, then wait for a signal
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGINT)
+		must(os.WriteFile("/data/report.json.new", encode(report()), 0o644))
+		must(os.Rename("/data/report.json.new", "/data/report.json"))
+		fmt.Println("probe is up")
+		s := <-caught
+		must(os.WriteFile("/data/signal", []byte(s.String()), 0o644))
+		os.Exit(40 + int(s.(syscall.Signal)))
+	case "see": // print what this process sees
+		os.Stdout.Write(encode(report()))
+	case "exit":
+		code, err := strconv.Atoi(args[1])
+		must(err)
+		os.Exit(code)
+	case "kill": // die by a signal
+		n, err := strconv.Atoi(args[1])
+		must(err)
+		syscall.Kill(os.Getpid(), syscall.Signal(n))
+		select {}
+	case "streams": // copy standard input to both outputs, marked
+		in, err := io.ReadAll(os.Stdin)
+		must(err)
+		fmt.Fprintf(os.Stdout, "out:%s", in)
+		fmt.Fprintf(os.Stderr, "err:%s", in)
+		os.Exit(3)
+	case "write": // write NAME TEXT
+		must(os.WriteFile(args[1], []byte(args[2]), 0o644))
+		unix.Sync()
+	case "read":
+		data, err := os.ReadFile(args[1])
+		must(err)
+		os.Stdout.Write(data)
+	case "zeros": // write NAME BYTES
+		n, err := strconv.ParseInt(args[2], 10, 64)
+		must(err)
+		f, err := os.Create(args[1])
+		must(err)
+		w := bufio.NewWriter(f)
+		io.CopyN(w, zero{}, n)
+		must(w.Flush())
+		must(f.Close())
+	case "terminal": // tell about the terminal, wait for a line, tell the size again
+		terminal()
+	case "reboot":
+		unix.Sync()
+		must(unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART))
+		select {}
+	case "boots": // count the starts of this instance in /data/boots, then wait
+		data, _ := os.ReadFile("/data/boots")
+		must(os.WriteFile("/data/boots", append(data, 'x'), 0o644))
+		fmt.Println("probe is up")
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGTERM)
+		<-caught
+	default:
+		fmt.Fprintf(os.Stderr, "unknown word %q\n", args[0])
+		os.Exit(2)
+	}
+}
+
+func report() Report {
+	r := Report{Args: os.Args, Env: os.Environ(), UID: os.Getuid(), GID: os.Getgid()}
+	r.Groups, _ = os.Getgroups()
+	r.Dir, _ = os.Getwd()
+	r.Hostname, _ = os.Hostname()
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if ip, ok := a.(*net.IPNet); ok && ip.IP.To4() != nil && !ip.IP.IsLoopback() {
+				r.Addrs = append(r.Addrs, a.String())
+			}
+		}
+	}
+	resolv, _ := os.ReadFile("/etc/resolv.conf")
+	r.Resolv = string(resolv)
+	comm, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", os.Getppid()))
+	r.Parent = strings.TrimSpace(string(comm))
+	return r
+}
+
+func terminal() {
+	size := func() string {
+		ws, err := unix.IoctlGetWinsize(0, unix.TIOCGWINSZ)
+		if err != nil {
+			return "no terminal"
+		}
+		return fmt.Sprintf("%dx%d", ws.Col, ws.Row)
+	}
+	resized := make(chan os.Signal, 1)
+	signal.Notify(resized, syscall.SIGWINCH)
+	name, _ := os.Readlink("/proc/self/fd/0")
+	fmt.Printf("size %s on %s\n", size(), name)
+	bufio.NewReader(os.Stdin).ReadString('\n')
+	fmt.Printf("size %s then\n", size())
+}
+
+type zero struct{}
+
+func (zero) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(i * 7)
+	}
+	return len(p), nil
+}
+
+func encode(v any) []byte {
+	data, err := json.Marshal(v)
+	must(err)
+	return append(data, '\n')
+}
+
+func must(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(99)
+	}
+}

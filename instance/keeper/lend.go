@@ -1,0 +1,64 @@
+package keeper
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"brig/instance"
+	"brig/instance/idmap"
+	"brig/instance/network"
+	"brig/instance/store"
+)
+
+// Lend gets from the host what m needs while it runs, and fills it into m: a
+// range of ids, unless it is privileged or has none by nature, and a connection
+// to the network for the addresses it has. What was lent is given back by
+// Release, also after an error here.
+func Lend(ctx context.Context, m *instance.Machine) error {
+	privileged, _ := strconv.ParseBool(m.Config["security.privileged"])
+	if m.Type == instance.Container && !privileged {
+		ids, err := idmap.New("").Claim(ctx, m.RunDir, 0)
+		if err != nil {
+			return err
+		}
+		m.IDMap = ids
+	}
+	for i, nic := range m.NICs {
+		lent, err := network.New(store.DirsFor(m.BrigDir), "").Attach(ctx, network.Endpoint{ID: m.ID, MAC: nic.MAC, Address: nic.Addresses[0]})
+		if err != nil {
+			return err
+		}
+		m.NICs[i] = lent
+	}
+	return nil
+}
+
+// Release gives back what the host lent to m. It is safe to repeat.
+func Release(ctx context.Context, m *instance.Machine) error {
+	return errors.Join(
+		network.New(store.DirsFor(m.BrigDir), "").Detach(ctx, m.ID),
+		idmap.New("").Release(ctx, m.RunDir),
+	)
+}
+
+// Save writes machine.json: from then on the machine can be found and cleaned
+// up after.
+func Save(m *instance.Machine) error {
+	data, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("cannot describe instance %q to its keeper: %v", m.Name, err)
+	}
+	for _, dir := range []string{m.RunDir, m.LogDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("cannot make a folder of instance %q: %w", m.Name, err)
+		}
+	}
+	if err := writeFile(m.Path(instance.MachineFile), data); err != nil {
+		return fmt.Errorf("cannot describe instance %q to its keeper: %w", m.Name, err)
+	}
+	return nil
+}

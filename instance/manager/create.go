@@ -1,0 +1,247 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+
+	"brig/images"
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+// createArgs are all that is needed to make an instance or to unmake it.
+type createArgs struct {
+	Spec *instance.Spec
+	From storage.Source
+	Live bool // From is a running instance's volume
+}
+
+// launchArgs are the arguments of a create and start in one.
+type launchArgs struct {
+	Create createArgs
+	Start  startArgs
+}
+
+// Create makes a stopped instance from an image, fetching the image if it is
+// not here yet.
+func (m *Manager) Create(ctx context.Context, r CreateRequest) (*instance.Spec, error) {
+	return m.create(ctx, r, false)
+}
+
+// Launch is Create and Start in one: on an error nothing of the instance stays.
+func (m *Manager) Launch(ctx context.Context, r CreateRequest, o StartOptions) (*instance.Spec, error) {
+	spec, err := m.create(ctx, r, true)
+	if err != nil {
+		return nil, err
+	}
+	return spec, m.waitStarted(ctx, spec.Name, o)
+}
+
+func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*instance.Spec, error) {
+	doing := "create"
+	if start {
+		doing = "launch"
+	}
+	spec, err := newSpec(r)
+	if err != nil {
+		return nil, err
+	}
+	driver, err := m.driver(spec.Type)
+	if err != nil {
+		return nil, err
+	}
+	// What cannot work is refused before an image is fetched for it.
+	if err := m.nameIsFree(ctx, spec.Name); err != nil {
+		return nil, err
+	}
+	if err := driver.Check(ctx); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	image, source, err := m.ensureImage(ctx, r.Image, spec.Type)
+	if err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	describe(spec, image, r)
+	held, err := m.lock(ctx, doing, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer held.Release()
+	if err := m.nameIsFree(ctx, spec.Name); err != nil {
+		return nil, err
+	}
+	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
+		args := createArgs{Spec: spec, From: storage.Source{Key: source}}
+		if start {
+			return m.perform(ctx, doing, []string{spec.Name}, launchArgs{args, startArgs{spec.Name, spec.ID}})
+		}
+		return m.perform(ctx, doing, []string{spec.Name}, args)
+	})
+	if err != nil {
+		m.sweepLater()
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	if err := m.cfg.Images.Touch(image.Fingerprint, now()); err != nil {
+		m.cfg.Notice(fmt.Sprintf("The image's time of last use was not recorded: %v", err))
+	}
+	return spec, nil
+}
+
+// newSpec makes the part of a Spec that does not depend on the image.
+func newSpec(r CreateRequest) (*instance.Spec, error) {
+	id := newID()
+	name := r.Name
+	if name == "" {
+		name = generatedName(id)
+	}
+	if err := store.CheckName(name); err != nil {
+		return nil, err
+	}
+	t := r.Type
+	if t == "" {
+		t = instance.Container
+	}
+	if err := checkConfig(t, r.Config); err != nil {
+		return nil, fmt.Errorf("cannot create %q: %w", name, err)
+	}
+	for _, p := range r.Profiles {
+		if p != "default" {
+			return nil, fault.New(fault.NotFound, "cannot create %q: there is no profile %q; the only one is default", name, p)
+		}
+	}
+	if len(r.Devices) > 0 {
+		return nil, fault.New(fault.Unsupported, "cannot create %q: devices cannot be given yet", name)
+	}
+	return &instance.Spec{
+		Version:     instance.SpecVersion,
+		ID:          id,
+		Name:        name,
+		Type:        t,
+		Description: r.Description,
+		CreatedAt:   now(),
+		Command:     r.Command,
+		Config:      maps.Clone(r.Config),
+		Devices:     map[string]map[string]string{},
+		Profiles:    []string{"default"},
+		Ephemeral:   r.Ephemeral,
+	}, nil
+}
+
+// describe fills in what the image says about the instance.
+func describe(spec *instance.Spec, image *images.Image, r CreateRequest) {
+	spec.Architecture = image.Architecture
+	spec.Image = instance.Image{
+		Fingerprint: image.Fingerprint,
+		Reference:   r.Image,
+		Description: image.Description,
+		App:         image.App,
+	}
+	if spec.Config == nil {
+		spec.Config = map[string]string{}
+	}
+}
+
+func (m *Manager) nameIsFree(ctx context.Context, name string) error {
+	pool, err := m.pool()
+	if err != nil {
+		return err
+	}
+	_, err = pool.Open(ctx, instanceKey(name))
+	switch {
+	case fault.Is(err, fault.NotFound):
+		return nil
+	case err == nil:
+		return fault.New(fault.AlreadyExists, "cannot create %q: an instance with this name exists; choose another, or delete it with brig delete %s", name, name)
+	}
+	return err
+}
+
+func (m *Manager) createOperation(a createArgs) *operation {
+	key := instanceKey(a.Spec.Name)
+	return &operation{steps: []step{
+		{
+			name: "address",
+			do:   func(context.Context) error { return m.claimAddress(a.Spec) },
+			undo: func(context.Context) error { return m.releaseAddress(a.Spec) },
+		},
+		{
+			name: "volume",
+			do: func(ctx context.Context) error {
+				pool, err := m.pool()
+				if err != nil {
+					return err
+				}
+				_, err = pool.Clone(ctx, a.From, key, storage.CloneOptions{
+					Edit: func(dir *os.Root) error { return store.SaveSpec(dir, a.Spec) },
+				})
+				return err
+			},
+			undo: func(ctx context.Context) error { return m.dropVolume(ctx, key, a.Spec.ID) },
+		},
+	}}
+}
+
+func (m *Manager) launchOperation(a launchArgs) *operation {
+	op := m.startOperation(a.Start)
+	op.steps = append(m.createOperation(a.Create).steps, op.steps...)
+	// A launch that is undone takes the logs of its instance with it.
+	op.steps[0].undo = func(ctx context.Context) error {
+		if err := m.dropFiles(a.Start.ID); err != nil {
+			return err
+		}
+		return m.releaseAddress(a.Create.Spec)
+	}
+	return op
+}
+
+// dropVolume deletes the volume of an instance if it is the one with this id.
+func (m *Manager) dropVolume(ctx context.Context, key storage.Key, id string) error {
+	pool, err := m.pool()
+	if err != nil {
+		return err
+	}
+	volume, err := pool.Open(ctx, key)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if spec, err := loadSpec(volume, key.Name); err == nil && spec.ID != id {
+		return nil
+	}
+	if err := pool.Delete(ctx, key); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+// dropFiles removes the run and log folders of an instance that is gone.
+func (m *Manager) dropFiles(id string) error {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id)} {
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("cannot remove the files of an instance: %w", err)
+		}
+	}
+	return nil
+}
+
+// generatedName makes a name from an id: two words, with a digit group of the
+// id behind them against collisions.
+func generatedName(id string) string {
+	pick := func(list []string, hex string) string {
+		var n int
+		fmt.Sscanf(hex, "%x", &n)
+		return list[n%len(list)]
+	}
+	return pick(adjectives, id[:4]) + "-" + pick(animals, id[4:8]) + "-" + id[8:12]
+}
+
+var (
+	adjectives = []string{"able", "bold", "brave", "calm", "clever", "eager", "fair", "gentle", "happy", "keen", "kind", "lively", "lucky", "merry", "noble", "proud", "quick", "quiet", "sharp", "smart", "steady", "strong", "sunny", "swift", "wise", "witty"}
+	animals    = []string{"badger", "bear", "beaver", "bison", "cat", "crane", "crow", "deer", "dog", "dove", "eagle", "falcon", "ferret", "fox", "goose", "hare", "hawk", "heron", "horse", "lynx", "marten", "mole", "otter", "owl", "puffin", "robin", "seal", "stoat", "swan", "wolf"}
+)

@@ -1,0 +1,72 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+
+	"brig/instance"
+	"brig/instance/fault"
+)
+
+// deleteArgs are all that is needed to carry on with a delete.
+type deleteArgs struct {
+	Spec *instance.Spec
+}
+
+// Delete removes an instance with its snapshots. A running one is refused
+// unless forced.
+func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) error {
+	inst, held, err := m.openLocked(ctx, "delete", name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if state := m.state(inst.spec); state.Status != instance.Stopped {
+		if !o.Force {
+			return fault.New(fault.WrongState, "cannot delete %q: it is %s; stop it first, or delete it with --force", name, stateWord(state.Status))
+		}
+		machine, _, err := m.live(inst, "stop")
+		if err == nil {
+			err = m.stop(ctx, inst, machine, StopOptions{Force: true})
+		}
+		if err != nil && !fault.Is(err, fault.WrongState) {
+			return fmt.Errorf("cannot delete %q: %w", name, err)
+		}
+	}
+	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec}); err != nil {
+		return fmt.Errorf("cannot delete %q: %w", name, err)
+	}
+	m.sweepLater()
+	return nil
+}
+
+func (m *Manager) deleteOperation(a deleteArgs) *operation {
+	return &operation{forward: true, steps: []step{
+		{name: "volume", do: func(ctx context.Context) error {
+			return m.dropVolume(ctx, instanceKey(a.Spec.Name), a.Spec.ID)
+		}},
+		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
+		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
+	}}
+}
+
+// sweepLater frees the space of what was deleted without making the caller
+// wait. It is a convenience: what is not freed now is freed by a later command.
+func (m *Manager) sweepLater() {
+	pool, err := m.pool()
+	if err != nil || !pool.Pending() || m.cfg.Sweep == nil {
+		return
+	}
+	if err := m.cfg.Sweep(); err != nil {
+		m.cfg.Notice(fmt.Sprintf("Deleted data is not freed yet: %v", err))
+	}
+}
+
+// Sweep frees the space of what was deleted.
+func (m *Manager) Sweep(ctx context.Context) error {
+	pool, err := m.pool()
+	if err != nil {
+		return err
+	}
+	return pool.Sweep(ctx)
+}

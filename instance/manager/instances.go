@@ -1,0 +1,186 @@
+package manager
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/keeper"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+// opened is an instance with its volume.
+type opened struct {
+	spec   *instance.Spec
+	volume storage.Volume
+	driver instance.Driver
+}
+
+func instanceKey(name string) storage.Key {
+	return storage.Key{Class: storage.Instances, Name: name}
+}
+
+// open reads the instance called name.
+func (m *Manager) open(ctx context.Context, name string) (*opened, error) {
+	if err := store.CheckName(name); err != nil {
+		return nil, err
+	}
+	pool, err := m.pool()
+	if err != nil {
+		return nil, err
+	}
+	volume, err := pool.Open(ctx, instanceKey(name))
+	if fault.Is(err, fault.NotFound) {
+		return nil, fault.New(fault.NotFound, "cannot find an instance named %q: see brig list", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot open instance %q: %w", name, err)
+	}
+	spec, err := loadSpec(volume, name)
+	if err != nil {
+		return nil, err
+	}
+	driver, err := m.driver(spec.Type)
+	if err != nil {
+		return nil, err
+	}
+	return &opened{spec, volume, driver}, nil
+}
+
+// openLocked locks the instance called name for a command and reads it, after
+// what an earlier command or the end of the machine left was put in order. The
+// caller releases the lock.
+func (m *Manager) openLocked(ctx context.Context, doing, name string, others ...string) (*opened, *store.Held, error) {
+	if err := store.CheckName(name); err != nil {
+		return nil, nil, err
+	}
+	held, err := m.lock(ctx, doing, append(others, name)...)
+	if err != nil {
+		return nil, nil, err
+	}
+	o, err := m.open(ctx, name)
+	if err == nil {
+		err = m.settle(ctx, o)
+	}
+	if err != nil {
+		held.Release()
+		return nil, nil, err
+	}
+	return o, held, nil
+}
+
+// settle cleans up after a machine that ended while nobody looked: its keeper
+// was killed, or the host was restarted.
+func (m *Manager) settle(ctx context.Context, o *opened) error {
+	machine, err := m.running(o.spec)
+	if err != nil || machine == nil {
+		return err
+	}
+	if o.driver.State(machine).Status != instance.Stopped {
+		return nil
+	}
+	return m.cleanUp(ctx, machine)
+}
+
+// cleanUp gives back what the host lent to a machine that has ended, if its
+// keeper has not done so.
+func (m *Manager) cleanUp(ctx context.Context, machine *instance.Machine) error {
+	exit := instance.Exit{Code: lostExit, At: now(), Reason: "its keeper was lost before it could tell the exit code"}
+	return keeper.End(ctx, machine, exit, keeper.Release)
+}
+
+// lostExit is the exit code of a machine whose keeper was killed: what a shell
+// says of a command ended by SIGKILL.
+const lostExit = 137
+
+// running gives the machine of an instance that was started and not cleaned up
+// after, or nil.
+func (m *Manager) running(spec *instance.Spec) (*instance.Machine, error) {
+	machine, err := keeper.Load(m.cfg.Dirs.RunOf(spec.ID))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return machine, err
+}
+
+// live gives the machine of an instance that runs, or a wrong-state error.
+func (m *Manager) live(o *opened, doing string) (*instance.Machine, instance.State, error) {
+	machine, err := m.running(o.spec)
+	if err != nil {
+		return nil, instance.State{}, err
+	}
+	if machine != nil {
+		if state := o.driver.State(machine); state.Status != instance.Stopped {
+			return machine, state, nil
+		}
+	}
+	return nil, instance.State{Status: instance.Stopped}, fault.New(fault.WrongState, "cannot %s %q: it is stopped; start it with brig start %s", doing, o.spec.Name, o.spec.Name)
+}
+
+// state tells how an instance is.
+func (m *Manager) state(spec *instance.Spec) instance.State {
+	driver, err := m.driver(spec.Type)
+	if err != nil {
+		return instance.State{Status: instance.Broken, Reason: err.Error()}
+	}
+	machine, err := m.running(spec)
+	if err != nil {
+		return instance.State{Status: instance.Broken, Reason: err.Error()}
+	}
+	if machine != nil {
+		if state := driver.State(machine); state.Status != instance.Stopped {
+			return state
+		}
+	}
+	state := instance.State{Status: instance.Stopped}
+	if exit := m.lastExit(spec); exit != nil {
+		state.ExitCode, state.Reason = &exit.Code, exit.Reason
+	}
+	return state
+}
+
+func (m *Manager) lastExit(spec *instance.Spec) *instance.Exit {
+	root, err := os.OpenRoot(m.cfg.Dirs.RunOf(spec.ID))
+	if err != nil {
+		return nil
+	}
+	defer root.Close()
+	data, err := store.ReadFile(root, instance.ExitFile)
+	exit := new(instance.Exit)
+	if err != nil || json.Unmarshal(data, exit) != nil {
+		return nil
+	}
+	return exit
+}
+
+func loadSpec(volume storage.Volume, name string) (*instance.Spec, error) {
+	dir, err := volume.Dir()
+	if err != nil {
+		return nil, fmt.Errorf("cannot open instance %q: %w", name, err)
+	}
+	defer dir.Close()
+	return store.LoadSpec(dir, name)
+}
+
+func saveSpec(volume storage.Volume, spec *instance.Spec) error {
+	dir, err := volume.Dir()
+	if err != nil {
+		return fmt.Errorf("cannot write the configuration of instance %q: %w", spec.Name, err)
+	}
+	defer dir.Close()
+	return store.SaveSpec(dir, spec)
+}
+
+// newID gives 16 random hex digits.
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:])
+	return hex.EncodeToString(b[:])
+}

@@ -1,0 +1,134 @@
+package manager
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+
+	"brig/instance"
+	"brig/storage"
+)
+
+// List shows all instances, sorted by name. It takes no lock, runs nothing and
+// waits for nobody: an instance that cannot be told about has a line that says
+// why.
+func (m *Manager) List(ctx context.Context) ([]View, error) {
+	pool, err := m.pool()
+	if err != nil {
+		return nil, err
+	}
+	names, err := pool.List(ctx, storage.Instances)
+	if err != nil {
+		return nil, err
+	}
+	started := m.started()
+	views := make([]View, len(names))
+	gone := make([]bool, len(names))
+	var wg sync.WaitGroup
+	workers := min(runtime.NumCPU(), len(names))
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < len(names); i += workers {
+				views[i], gone[i] = m.view(ctx, pool, names[i], started)
+			}
+		})
+	}
+	wg.Wait()
+	kept := views[:0]
+	for i, v := range views {
+		if !gone[i] {
+			kept = append(kept, v)
+		}
+	}
+	return kept, ctx.Err()
+}
+
+// started gives the ids of the instances with a run directory: the others are
+// stopped and need no second look.
+func (m *Manager) started() map[string]bool {
+	dir, err := os.Open(filepath.Join(m.cfg.Dirs.Run, "instances"))
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(-1)
+	ids := make(map[string]bool, len(names))
+	for _, n := range names {
+		ids[n] = true
+	}
+	return ids
+}
+
+// view shows one instance. Gone means that it was deleted in the meantime.
+func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, started map[string]bool) (v View, gone bool) {
+	v = View{Spec: &instance.Spec{Name: name}, Pool: defaultPool}
+	volume, err := pool.Open(ctx, instanceKey(name))
+	if err == nil {
+		var spec *instance.Spec
+		if spec, err = loadSpec(volume, name); err == nil {
+			v.Spec = spec
+		}
+	}
+	if err != nil {
+		if _, again := pool.Open(ctx, instanceKey(name)); isGone(again) {
+			return v, true
+		}
+		v.State = instance.State{Status: instance.Broken, Reason: err.Error()}
+		return v, false
+	}
+	if list, err := volume.Snapshots(ctx); err == nil {
+		v.SnapshotCount = len(list)
+	}
+	v.State = instance.State{Status: instance.Stopped}
+	if started[v.Spec.ID] {
+		v.State = m.state(v.Spec)
+	}
+	return v, false
+}
+
+// Get shows one instance with all that is known of it.
+func (m *Manager) Get(ctx context.Context, name string) (*View, error) {
+	inst, err := m.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	v := &View{Spec: inst.spec, Pool: defaultPool, State: m.state(inst.spec)}
+	if v.Snapshots, err = snapshots(ctx, inst.volume); err != nil {
+		return nil, err
+	}
+	v.SnapshotCount = len(v.Snapshots)
+	if usage, err := inst.volume.Usage(ctx); err == nil {
+		v.Usage = &usage
+	}
+	machine, err := m.running(inst.spec)
+	if err != nil || machine == nil || v.State.Status == instance.Stopped {
+		return v, nil
+	}
+	for _, nic := range machine.NICs {
+		v.NICs = append(v.NICs, m.nicState(nic))
+	}
+	if meter, ok := inst.driver.(instance.Meter); ok {
+		if use, err := meter.Use(machine); err == nil {
+			v.MemoryUsage, v.CPUUsage, v.Processes = use.Memory, use.CPU, use.Processes
+		}
+	}
+	return v, nil
+}
+
+// nicState adds to an interface what the host counts for it, if it can.
+func (m *Manager) nicState(nic instance.NIC) NICState {
+	state := NICState{Name: nic.Name, HostName: nic.HostName, MAC: nic.MAC, MTU: nic.MTU, Addresses: nic.Addresses}
+	seen, err := m.cfg.Network.State(nic)
+	if err != nil {
+		return state
+	}
+	state.Up = seen.Up
+	state.BytesReceived, state.BytesSent = int64(seen.Received.Bytes), int64(seen.Sent.Bytes)
+	state.PacketsReceived, state.PacketsSent = int64(seen.Received.Packets), int64(seen.Sent.Packets)
+	return state
+}
+
+// defaultPool is the name of the pool that is made on first use.
+const defaultPool = "default"

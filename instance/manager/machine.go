@@ -1,0 +1,75 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"brig/instance"
+	"brig/instance/guest"
+	"brig/storage"
+)
+
+// machine resolves all that a driver needs to run an instance.
+func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, error) {
+	spec := o.spec
+	machine := &instance.Machine{
+		ID:      spec.ID,
+		Name:    spec.Name,
+		Type:    spec.Type,
+		BrigDir: m.cfg.BrigDir,
+		RunDir:  m.cfg.Dirs.RunOf(spec.ID),
+		LogDir:  m.cfg.Dirs.LogOf(spec.ID),
+		Config:  spec.Config,
+		Helpers: m.cfg.Helpers,
+		Boot:    instance.Boot{Hostname: spec.Name, DNS: m.cfg.Network.DNS()},
+	}
+	main := guest.MainOf(spec.Image.App, spec.Command, environment(spec.Config))
+	machine.Boot.Process, machine.Boot.Init = main.Process, main.Init
+	if main.Note != "" {
+		m.cfg.Notice(fmt.Sprintf("%s: %s.", spec.Name, main.Note))
+	}
+	if spec.Address.IsValid() {
+		machine.NICs = []instance.NIC{{MAC: spec.MAC, Addresses: []netip.Prefix{spec.Address}}}
+	} else {
+		machine.Boot.DNS = nil
+	}
+	root := o.volume.Root()
+	if o.volume.Content() == storage.Tree {
+		machine.Root.Tree = instance.Tree{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
+		return machine, nil
+	}
+	machine.Root.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
+	return machine, m.chooseKernel(ctx, spec, machine)
+}
+
+// chooseKernel gives a virtual machine the kernel of its image, or one of
+// brig's own when the image has none or is gone.
+func (m *Manager) chooseKernel(ctx context.Context, spec *instance.Spec, machine *instance.Machine) error {
+	var tree *os.Root
+	pool, err := m.pool()
+	if err != nil {
+		return err
+	}
+	if dir, err := m.imageTree(ctx, pool, spec.Image.Fingerprint); err == nil {
+		if tree, err = os.OpenRoot(dir); err != nil {
+			return fmt.Errorf("cannot open the files of the image: %w", err)
+		}
+		defer tree.Close()
+	}
+	machine.Kernel, err = m.cfg.Kernels.For(ctx, tree, spec.Image.Fingerprint, m.cfg.Progress)
+	return err
+}
+
+// environment gives the variables that environment.* keys set.
+func environment(config map[string]string) map[string]string {
+	env := map[string]string{}
+	for key, value := range config {
+		if name, ok := strings.CutPrefix(key, "environment."); ok {
+			env[name] = value
+		}
+	}
+	return env
+}

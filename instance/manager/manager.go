@@ -1,0 +1,114 @@
+// Package manager holds brig's use cases, one file each: what happens between a
+// user's wish and the drivers. It takes the locks, writes the intents, and knows
+// the contracts of instances, storage and images, but no concrete driver.
+package manager
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"brig/images"
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/network"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+// Config is what a Manager works with. The composition file of the CLI fills it.
+type Config struct {
+	Dirs    store.Dirs
+	BrigDir string // value of BRIG_DIR; empty: the default folders
+	Helpers instance.Helpers
+
+	Drivers []instance.Driver
+	Pool    func() (storage.Pool, error) // the default pool, made on first use
+	Images  *images.Store
+	Source  func(images.Ref) (images.Source, error) // not-found for an unknown remote
+	Disks   DiskMaker
+	Kernels Kernels
+	Network *network.Network
+
+	Sweep func() error // frees deleted data in a process of its own
+
+	Progress   images.Progress
+	Notice     func(text string) // something the user should know, one line
+	Failpoints Failpoints
+}
+
+// DiskMaker makes the disk of a virtual machine from a tree.
+type DiskMaker interface {
+	// Make writes an ext4 file system of size bytes with the files of tree to
+	// the new sparse file dst. The same tree and fingerprint give the same disk.
+	Make(ctx context.Context, tree, dst, fingerprint string, size int64) error
+}
+
+// Kernels are the kernels that virtual machines boot directly.
+type Kernels interface {
+	List(ctx context.Context) ([]KernelInfo, error)
+	Import(ctx context.Context, source string, p images.Progress) (KernelInfo, error)
+	// For chooses the kernel for the file tree of an image: its own, else one
+	// that brig manages, fetched on first use. Tree may be nil.
+	For(ctx context.Context, tree *os.Root, fingerprint string, p images.Progress) (*instance.Kernel, error)
+}
+
+// KernelInfo is a line of kernel list.
+type KernelInfo struct {
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Source  string    `json:"source"` // host, package or file it came from
+	Default bool      `json:"default"`
+	Size    int64     `json:"size"` // bytes
+	Created time.Time `json:"created_at"`
+}
+
+// Manager runs the use cases. It is safe for concurrent use, also by several
+// processes.
+type Manager struct {
+	cfg     Config
+	drivers map[instance.Type]instance.Driver
+	locks   *store.Locks // of instances
+	pulls   *store.Locks // of images: waiting for another's pull is worth while
+	intents *store.Intents
+	pool    func() (storage.Pool, error)
+}
+
+// How long a command waits for another that changes the same thing.
+const (
+	lockWait = 10 * time.Second
+	pullWait = 24 * time.Hour
+)
+
+// New makes a Manager. It does nothing yet.
+func New(cfg Config) *Manager {
+	m := &Manager{
+		cfg:     cfg,
+		drivers: map[instance.Type]instance.Driver{},
+		locks:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), lockWait),
+		pulls:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), pullWait),
+		intents: store.NewIntents(filepath.Join(cfg.Dirs.State, "intents")),
+		pool:    sync.OnceValues(cfg.Pool),
+	}
+	for _, d := range cfg.Drivers {
+		m.drivers[d.Type()] = d
+	}
+	if m.cfg.Progress == nil {
+		m.cfg.Progress = images.Discard
+	}
+	if m.cfg.Notice == nil {
+		m.cfg.Notice = func(string) {}
+	}
+	return m
+}
+
+// driver gives the driver of a form.
+func (m *Manager) driver(t instance.Type) (instance.Driver, error) {
+	d, ok := m.drivers[t]
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "cannot run a %s: this brig has no driver for it", t)
+	}
+	return d, nil
+}

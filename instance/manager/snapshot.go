@@ -1,0 +1,257 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+// CreateSnapshot keeps the present state of an instance and gives the name of
+// the snapshot: the given one, or snap0, snap1 and so on.
+func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r SnapshotRequest) (string, error) {
+	if snapshot != "" {
+		if err := store.CheckSnapshotName(snapshot); err != nil {
+			return "", err
+		}
+	}
+	inst, held, err := m.openLocked(ctx, "snapshot", name)
+	if err != nil {
+		return "", err
+	}
+	defer held.Release()
+	taken, err := inst.volume.Snapshots(ctx)
+	if err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	has := func(s string) bool {
+		return slices.ContainsFunc(taken, func(t storage.Snapshot) bool { return t.Name == s })
+	}
+	switch {
+	case snapshot == "":
+		for i := 0; snapshot == "" || has(snapshot); i++ {
+			snapshot = fmt.Sprintf("snap%d", i)
+		}
+	case has(snapshot):
+		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
+	}
+	live, err := m.liveness(inst)
+	if err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	args := snapshotArgs{Name: name, ID: inst.spec.ID, Snapshot: snapshot}
+	op := m.snapshotOperation(args)
+	op.steps[0].do = func(ctx context.Context) error {
+		return inst.volume.Snapshot(ctx, snapshot, storage.SnapshotOptions{
+			Description: r.Description, CreatedAt: now(), ExpiresAt: r.ExpiresAt, Live: live,
+		})
+	}
+	if err := m.performAs(ctx, "snapshot", []string{name}, args, op); err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	return snapshot, nil
+}
+
+// snapshotArgs name a snapshot of an instance.
+type snapshotArgs struct {
+	Name, ID, Snapshot string
+}
+
+// snapshotOperation is what recovery needs of a snapshot: it cannot be taken by
+// another, so it is dropped if it was taken.
+func (m *Manager) snapshotOperation(a snapshotArgs) *operation {
+	return &operation{steps: []step{{name: "take", undo: func(ctx context.Context) error {
+		inst, err := m.open(ctx, a.Name)
+		if fault.Is(err, fault.NotFound) || err == nil && inst.spec.ID != a.ID {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = inst.volume.DeleteSnapshot(ctx, a.Snapshot)
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		return err
+	}}}}
+}
+
+// liveness says how a running instance's volume is made consistent; nil for a
+// stopped one.
+func (m *Manager) liveness(inst *opened) (*storage.Live, error) {
+	machine, err := m.running(inst.spec)
+	if err != nil || machine == nil {
+		return nil, err
+	}
+	state := inst.driver.State(machine)
+	if state.Status == instance.Stopped {
+		return nil, nil
+	}
+	live := &storage.Live{
+		Freeze: func(ctx context.Context) (func() error, error) {
+			if state.Status == instance.Frozen {
+				return func() error { return nil }, nil
+			}
+			if err := inst.driver.Freeze(ctx, machine); err != nil {
+				return nil, err
+			}
+			return func() error { return inst.driver.Thaw(context.WithoutCancel(ctx), machine) }, nil
+		},
+	}
+	if d, ok := inst.driver.(instance.DiskSwitcher); ok {
+		live.SwitchDisk = func(ctx context.Context, path string) error {
+			_, err := d.SwitchDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"})
+			return err
+		}
+	}
+	return live, nil
+}
+
+// Snapshots lists the snapshots of an instance, oldest first.
+func (m *Manager) Snapshots(ctx context.Context, name string) ([]instance.Snapshot, error) {
+	inst, err := m.open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return snapshots(ctx, inst.volume)
+}
+
+func snapshots(ctx context.Context, v storage.Volume) ([]instance.Snapshot, error) {
+	list, err := v.Snapshots(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the snapshots of %q: %w", v.Key().Name, err)
+	}
+	found := make([]instance.Snapshot, len(list))
+	for i, s := range list {
+		found[i] = instance.Snapshot(s)
+	}
+	return found, nil
+}
+
+// restoreArgs are all that is needed to carry on with a restore.
+type restoreArgs struct {
+	Name, ID, Snapshot string
+}
+
+// RestoreSnapshot brings an instance back to a snapshot, configuration
+// included. All snapshots stay, newer ones too. A running instance is stopped
+// by force for it and started again.
+func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) error {
+	if err := store.CheckSnapshotName(snapshot); err != nil {
+		return err
+	}
+	inst, held, err := m.openLocked(ctx, "restore", name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	machine, _, err := m.live(inst, "stop")
+	wasRunning := err == nil
+	if wasRunning {
+		if err := m.stop(ctx, inst, machine, StopOptions{Force: true}); err != nil {
+			return fmt.Errorf("cannot restore %q: %w", name, err)
+		}
+	}
+	if err := m.perform(ctx, "restore", []string{name}, restoreArgs{name, inst.spec.ID, snapshot}); err != nil {
+		return fmt.Errorf("cannot restore %q: %w", name, err)
+	}
+	m.sweepLater()
+	held.Release()
+	if wasRunning {
+		return m.Start(ctx, name, StartOptions{})
+	}
+	return nil
+}
+
+func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
+	list, err := inst.volume.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(s storage.Snapshot) bool { return s.Name == snapshot }) {
+		return fault.New(fault.NotFound, "cannot find a snapshot named %q of %q: see brig snapshot list %s", snapshot, inst.spec.Name, inst.spec.Name)
+	}
+	return nil
+}
+
+func (m *Manager) restoreOperation(a restoreArgs) *operation {
+	return &operation{forward: true, steps: []step{
+		{name: "volume", do: func(ctx context.Context) error {
+			inst, err := m.open(ctx, a.Name)
+			if err != nil {
+				return err
+			}
+			return inst.volume.Restore(ctx, a.Snapshot)
+		}},
+		{name: "configuration", do: func(ctx context.Context) error { return m.restoreSpec(ctx, a) }},
+	}}
+}
+
+// restoreSpec brings back what a snapshot says the instance is. What belongs to
+// the instance as it is known on this host stays: name, id, addresses.
+func (m *Manager) restoreSpec(ctx context.Context, a restoreArgs) error {
+	inst, err := m.open(ctx, a.Name)
+	if err != nil {
+		return err
+	}
+	dir, err := inst.volume.SnapshotDir(ctx, a.Snapshot)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	spec, err := store.LoadSpec(dir, a.Name)
+	if err != nil {
+		return err
+	}
+	spec.ID, spec.MAC, spec.Address = inst.spec.ID, inst.spec.MAC, inst.spec.Address
+	spec.CreatedAt, spec.LastUsedAt = inst.spec.CreatedAt, inst.spec.LastUsedAt
+	return saveSpec(inst.volume, spec)
+}
+
+// DeleteSnapshot drops a snapshot of an instance.
+func (m *Manager) DeleteSnapshot(ctx context.Context, name, snapshot string) error {
+	if err := store.CheckSnapshotName(snapshot); err != nil {
+		return err
+	}
+	inst, held, err := m.openLocked(ctx, "delete a snapshot of", name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	if err := inst.volume.DeleteSnapshot(ctx, snapshot); err != nil {
+		return fmt.Errorf("cannot delete snapshot %q of %q: %w", snapshot, name, err)
+	}
+	m.sweepLater()
+	return nil
+}
+
+// RenameSnapshot gives a snapshot of an instance another name.
+func (m *Manager) RenameSnapshot(ctx context.Context, name, snapshot, to string) error {
+	for _, s := range []string{snapshot, to} {
+		if err := store.CheckSnapshotName(s); err != nil {
+			return err
+		}
+	}
+	inst, held, err := m.openLocked(ctx, "rename a snapshot of", name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	if err := inst.volume.RenameSnapshot(ctx, snapshot, to); err != nil {
+		return fmt.Errorf("cannot rename snapshot %q of %q: %w", snapshot, name, err)
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+package manager
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"brig/instance/store"
+)
+
+// step is one part of an operation. Both functions are safe to repeat, and undo
+// also when do never ran or stopped half way.
+type step struct {
+	name string
+	do   func(context.Context) error
+	undo func(context.Context) error // nil: there is nothing to undo
+}
+
+// operation is a command that changes more than one thing. Its steps are built
+// from its arguments alone, by the process that begins it and by any that
+// recovers it.
+//
+// An operation goes backward when it fails: what its steps did is undone. A
+// forward one (delete, restore) is carried on instead: once its first step is
+// done, whoever comes next repeats its steps until they are all done.
+type operation struct {
+	steps   []step
+	forward bool
+	// settled tells a recovering process that the operation had reached its end
+	// and only the intent was left. Nil: never.
+	settled func(context.Context) bool
+}
+
+// undoTimeout bounds the undoing of an operation, which goes on after its
+// caller gave up.
+const undoTimeout = 60 * time.Second
+
+// perform records the intent to do kind with args, does its steps, and forgets
+// the intent. The caller holds the locks of names.
+func (m *Manager) perform(ctx context.Context, kind string, names []string, args any) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("cannot record the intent to %s: %v", kind, err)
+	}
+	op, err := m.operation(kind, raw)
+	if err != nil {
+		return err
+	}
+	return m.performAs(ctx, kind, names, args, op)
+}
+
+// performAs is perform with steps of which some need what only this process
+// has; recovery undoes them by the recorded arguments alone.
+func (m *Manager) performAs(ctx context.Context, kind string, names []string, args any, op *operation) error {
+	raw, err := json.Marshal(args)
+	if err != nil {
+		return fmt.Errorf("cannot record the intent to %s: %v", kind, err)
+	}
+	intent := store.Intent{ID: newID(), Kind: kind, Names: names, Args: raw, Since: time.Now()}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("cannot %s %q: %w", kind, names[0], err)
+	}
+	if err := m.intents.Begin(intent); err != nil {
+		return err
+	}
+	for i, s := range op.steps {
+		err := m.cfg.Failpoints.hit(kind + "." + s.name + ".before")
+		if err == nil {
+			err = s.do(ctx)
+		}
+		if err == nil {
+			err = m.cfg.Failpoints.hit(kind + "." + s.name + ".after")
+		}
+		if err == nil {
+			continue
+		}
+		if op.forward && i > 0 {
+			return fmt.Errorf("%w (the next command on it will carry on)", err)
+		}
+		if !op.forward {
+			if undoErr := undo(ctx, op.steps[:i+1]); undoErr != nil {
+				return errors.Join(err, undoErr)
+			}
+		}
+		return errors.Join(err, m.intents.End(intent.ID))
+	}
+	return m.intents.End(intent.ID)
+}
+
+// undo undoes steps, last first, whatever became of the caller's ctx.
+func undo(ctx context.Context, steps []step) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	for _, s := range slices.Backward(steps) {
+		if s.undo == nil {
+			continue
+		}
+		if err := s.undo(ctx); err != nil {
+			return fmt.Errorf("cannot undo %s: %w", s.name, err)
+		}
+	}
+	return nil
+}
+
+// recoverIntents finishes or undoes what earlier commands that held one of
+// names left unfinished. The caller holds the locks of all names of the
+// intents that concern it.
+func (m *Manager) recoverIntents(ctx context.Context, intents []store.Intent) error {
+	for _, i := range intents {
+		op, err := m.operation(i.Kind, i.Args)
+		if err == nil {
+			err = recoverOne(ctx, op)
+		}
+		if err == nil {
+			err = m.intents.End(i.ID)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot recover from an interrupted %s of %q: %w", i.Kind, i.Names[0], err)
+		}
+	}
+	return nil
+}
+
+func recoverOne(ctx context.Context, op *operation) error {
+	switch {
+	case op.settled != nil && op.settled(ctx):
+		return nil
+	case op.forward:
+		for _, s := range op.steps {
+			if err := s.do(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return undo(ctx, op.steps)
+}
+
+// lock takes the locks of names for a command, after recovering what earlier
+// commands on them left unfinished.
+func (m *Manager) lock(ctx context.Context, doing string, names ...string) (*store.Held, error) {
+	for {
+		concerned, wanted, err := m.concerning(names)
+		if err != nil {
+			return nil, err
+		}
+		held, err := m.locks.Lock(ctx, doing, wanted...)
+		if err != nil {
+			return nil, err
+		}
+		// What was read without the lock may be over, or there may be more.
+		again, wantedNow, err := m.concerning(names)
+		if err == nil && !slices.Equal(wanted, wantedNow) {
+			held.Release()
+			continue
+		}
+		if err == nil && len(again) > 0 {
+			err = m.recoverIntents(ctx, again)
+		}
+		if err != nil {
+			held.Release()
+			return nil, err
+		}
+		if len(concerned) > 0 {
+			// Hold only what was asked for.
+			held.Release()
+			continue
+		}
+		return held, nil
+	}
+}
+
+// concerning gives the intents that share a name with names, and all the locks
+// that are needed to recover them.
+func (m *Manager) concerning(names []string) ([]store.Intent, []string, error) {
+	all, err := m.intents.List()
+	if err != nil {
+		return nil, nil, err
+	}
+	wanted := slices.Clone(names)
+	var concerned []store.Intent
+	for _, i := range all {
+		if slices.ContainsFunc(i.Names, func(n string) bool { return slices.Contains(names, n) }) {
+			concerned = append(concerned, i)
+			wanted = append(wanted, i.Names...)
+		}
+	}
+	return concerned, slices.Compact(slices.Sorted(slices.Values(wanted))), nil
+}

@@ -1,0 +1,165 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+func bare(t *testing.T) *Manager {
+	return New(Config{
+		Dirs: store.DirsFor(t.TempDir()),
+		Pool: func() (storage.Pool, error) { return nil, fault.New(fault.Unavailable, "no pool") },
+	})
+}
+
+// recorder makes steps that write down when they are done and undone.
+type recorder struct{ log []string }
+
+func (r *recorder) step(name string, err error) step {
+	return step{
+		name: name,
+		do:   func(context.Context) error { r.log = append(r.log, "do "+name); return err },
+		undo: func(ctx context.Context) error { r.log = append(r.log, "undo "+name); return ctx.Err() },
+	}
+}
+
+func TestFailedOperationIsUndoneBackwards(t *testing.T) {
+	m, r, broken := bare(t), new(recorder), errors.New("broken")
+	op := &operation{steps: []step{r.step("a", nil), r.step("b", broken), r.step("c", nil)}}
+	if err := m.performAs(t.Context(), "test", []string{"web"}, nil, op); !errors.Is(err, broken) {
+		t.Errorf("performAs = %v, want %v", err, broken)
+	}
+	if want := []string{"do a", "do b", "undo b", "undo a"}; !slices.Equal(r.log, want) {
+		t.Errorf("steps %q, want %q", r.log, want)
+	}
+	if left, err := m.intents.List(); err != nil || len(left) != 0 {
+		t.Errorf("intents left: %v, %v", left, err)
+	}
+}
+
+func TestCancelledOperationIsStillUndone(t *testing.T) {
+	m, r := bare(t), new(recorder)
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := step{name: "b", do: func(ctx context.Context) error { cancel(); return ctx.Err() }}
+	op := &operation{steps: []step{r.step("a", nil), stop}}
+	if err := m.performAs(ctx, "test", []string{"web"}, nil, op); !fault.Is(err, fault.Cancelled) {
+		t.Errorf("performAs = %v, want cancelled", err)
+	}
+	if want := []string{"do a", "undo a"}; !slices.Equal(r.log, want) {
+		t.Errorf("steps %q, want %q", r.log, want)
+	}
+}
+
+func TestForwardOperationKeepsItsIntentOnceBegun(t *testing.T) {
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		steps []error
+		left  int
+	}{
+		"first step fails: nothing was done":  {[]error{broken, nil}, 0},
+		"second step fails: to be carried on": {[]error{nil, broken}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, r := bare(t), new(recorder)
+			op := &operation{forward: true}
+			for i, err := range c.steps {
+				op.steps = append(op.steps, r.step(string(rune('a'+i)), err))
+			}
+			if err := m.performAs(t.Context(), "delete", []string{"web"}, nil, op); !errors.Is(err, broken) {
+				t.Errorf("performAs = %v, want %v", err, broken)
+			}
+			if left, err := m.intents.List(); err != nil || len(left) != c.left {
+				t.Errorf("%d intents left (%v), want %d", len(left), err, c.left)
+			}
+			if slices.ContainsFunc(r.log, func(s string) bool { return strings.HasPrefix(s, "undo") }) {
+				t.Errorf("a forward operation was undone: %q", r.log)
+			}
+		})
+	}
+}
+
+func TestRecoveryGoesTheOperationsWay(t *testing.T) {
+	yes := func(context.Context) bool { return true }
+	for name, c := range map[string]struct {
+		forward bool
+		settled func(context.Context) bool
+		want    []string
+	}{
+		"backward": {want: []string{"undo b", "undo a"}},
+		"forward":  {forward: true, want: []string{"do a", "do b"}},
+		"settled":  {settled: yes},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := new(recorder)
+			op := &operation{steps: []step{r.step("a", nil), r.step("b", nil)}, forward: c.forward, settled: c.settled}
+			if err := recoverOne(t.Context(), op); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(r.log, c.want) {
+				t.Errorf("recovery did %q, want %q", r.log, c.want)
+			}
+		})
+	}
+}
+
+func TestFailpointsNameEveryStep(t *testing.T) {
+	m, r := bare(t), new(recorder)
+	m.cfg.Failpoints = ParseFailpoints("test.b.before=error")
+	op := &operation{steps: []step{r.step("a", nil), r.step("b", nil)}}
+	err := m.performAs(t.Context(), "test", []string{"web"}, nil, op)
+	if err == nil || !strings.Contains(err.Error(), "failpoint test.b.before") {
+		t.Errorf("performAs = %v, want the failpoint's error", err)
+	}
+	if want := []string{"do a", "undo b", "undo a"}; !slices.Equal(r.log, want) {
+		t.Errorf("steps %q, want %q", r.log, want)
+	}
+}
+
+func TestUnknownIntentIsNotTouched(t *testing.T) {
+	m := bare(t)
+	if err := m.intents.Begin(store.Intent{ID: newID(), Kind: "teleport", Names: []string{"web"}, Args: []byte("{}")}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.lock(t.Context(), "start", "web"); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("lock with an unknown intent = %v, want unsupported", err)
+	}
+	held, err := m.lock(t.Context(), "start", "db")
+	if err != nil {
+		t.Fatalf("lock of another name = %v", err)
+	}
+	held.Release()
+}
+
+func TestConfigKeys(t *testing.T) {
+	for name, c := range map[string]struct {
+		key, value string
+		class      fault.Class
+	}{
+		"environment":    {"environment.A", "b c", ""},
+		"newline":        {"environment.A", "b\nc", ""},
+		"user":           {"user.note", "x", ""},
+		"memory":         {"limits.memory", "512MiB", ""},
+		"memory wrong":   {"limits.memory", "lots", fault.Invalid},
+		"memory sign":    {"limits.memory", "-1", fault.Invalid},
+		"cpus":           {"limits.cpu", "2", ""},
+		"no cpu":         {"limits.cpu", "0", fault.Invalid},
+		"unknown":        {"limits.cpus", "2", fault.Invalid},
+		"wrong form":     {"security.privileged", "true", fault.Invalid},
+		"control":        {"user.note", "a\x00b", fault.Invalid},
+		"empty variable": {"environment.", "x", fault.Invalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := checkConfig("virtual-machine", map[string]string{c.key: c.value})
+			if fault.Of(err) != c.class {
+				t.Errorf("checkConfig(%s=%q) = %v, want class %q", c.key, c.value, err, c.class)
+			}
+		})
+	}
+}

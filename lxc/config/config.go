@@ -1,0 +1,135 @@
+// Package config writes the configuration that liblxc runs a container with.
+// It is a pure function of the machine and of a few facts about the host, so
+// that golden files can hold it. It takes nothing from the host's
+// /usr/share/lxc/config but the path of the seccomp policy: what other packages
+// drop in there (lxcfs's hook that sleeps half a second) is not for brig.
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"path/filepath"
+	"strings"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/guest"
+)
+
+// Host is what the configuration has to know about this host.
+type Host struct {
+	Unified   bool     // cgroup v2 alone
+	Devices   bool     // devices can be allowed and denied
+	AppArmor  string   // profile to run under; empty: the host has no AppArmor
+	Seccomp   string   // path of liblxc's common policy; empty: there is none
+	LXCFS     string   // where lxcfs is mounted; empty: nowhere
+	LXCFSProc []string // names of lxcfs's files below proc
+}
+
+// File is the name of the configuration in the run directory.
+const File = "lxc.conf"
+
+// Names of other files and folders in the run directory.
+const (
+	RootDir  = "rootfs" // where the keeper mounts the root file system
+	GuestDir = "guest"  // where the keeper and brig-guest exchange files
+)
+
+// ConsoleLog and Log are the names of files in the log directory.
+const (
+	ConsoleLog = "console.log"
+	Log        = "lxc.log"
+)
+
+// Cgroups are the names of a machine's cgroups, below the host's root cgroup in
+// every hierarchy. They are in no common folder, since a folder that the last
+// machine removes is one that the next cannot rely on.
+type Cgroups struct {
+	Payload string // of the container; limits and the freezer are here
+	Inner   string // folder in Payload that is the container's root cgroup; may be empty
+	Monitor string // of liblxc's monitor while the container runs
+	Pivot   string // of liblxc's monitor while it ends
+}
+
+// CgroupsOf names the cgroups of m. The run directory is part of the names: two
+// brigs whose folders were copied from each other know the same ids.
+func CgroupsOf(m *instance.Machine) Cgroups {
+	sum := sha256.Sum256([]byte(filepath.Clean(m.RunDir)))
+	name := "brig-" + m.ID + "-" + hex.EncodeToString(sum[:3])
+	c := Cgroups{Payload: name, Monitor: name + ".monitor", Pivot: name + ".end"}
+	if m.Privileged() {
+		// Its root may write what its root cgroup has: keep the limits above it.
+		c.Inner = "ns"
+	}
+	return c
+}
+
+// Text is the configuration of m. A value that could say more than it should
+// (one with a line break, for instance) gives an Invalid error.
+func Text(m *instance.Machine, h Host) ([]byte, error) {
+	w := &writer{}
+	w.set("lxc.log.file", filepath.Join(m.LogDir, Log))
+	w.set("lxc.log.level", "WARN")
+	w.rootfs(m)
+	w.system(m, h)
+	w.limits(m, h)
+	w.mounts(m, h)
+	w.console(m)
+	for i, nic := range m.NICs {
+		w.nic(i, nic)
+	}
+	if len(m.NICs) == 0 {
+		w.set("lxc.net.0.type", "empty")
+	}
+	w.hook(m)
+	if w.err != nil {
+		return nil, fault.New(fault.Invalid, "cannot configure container %q: %w", m.Name, w.err)
+	}
+	return []byte(w.text.String()), nil
+}
+
+// IsApp tells whether brig-guest runs m's process, not an init of the image.
+func IsApp(m *instance.Machine) bool { return m.Boot.Process != nil }
+
+// Init is the command line of m's first process.
+func Init(m *instance.Machine) []string {
+	switch {
+	case IsApp(m):
+		return []string{guest.ContainerGuest, "run"}
+	case len(m.Boot.Init) > 0:
+		return m.Boot.Init
+	}
+	return []string{"/sbin/init"}
+}
+
+// writer collects lines and the first error.
+type writer struct {
+	text strings.Builder
+	err  error
+}
+
+// set writes one line. liblxc reads a value up to the end of the line, without
+// the blanks around it and without quotes that enclose all of it.
+func (w *writer) set(key, value string) {
+	if err := plain(value); err != nil && w.err == nil {
+		w.err = fault.New(fault.Invalid, "%s cannot be %q: %w", key, value, err)
+	}
+	w.text.WriteString(key + " = " + value + "\n")
+}
+
+func plain(value string) error {
+	for _, r := range value {
+		if r < ' ' || r == 0x7f {
+			return fault.New(fault.Invalid, "it has a control character")
+		}
+	}
+	switch {
+	case value == "":
+		return fault.New(fault.Invalid, "it is empty")
+	case strings.TrimSpace(value) != value:
+		return fault.New(fault.Invalid, "it begins or ends with a blank")
+	case strings.HasPrefix(value, `"`) || strings.HasPrefix(value, "'"):
+		return fault.New(fault.Invalid, "it begins with a quote")
+	}
+	return nil
+}

@@ -1,0 +1,62 @@
+// Package runtime is brig's use of liblxc: it starts a container, runs a
+// command in one, and opens its console. It is the only package with C in it.
+// Starting goes through go-lxc; commands and consoles call liblxc directly,
+// because go-lxc drops every other attach flag (cgroup, capabilities, LSM) as
+// soon as a command has supplementary groups, hides the exit code 255, and never
+// closes the socket that keeps a console taken.
+package runtime
+
+import (
+	"path/filepath"
+
+	"brig/instance/fault"
+
+	golxc "github.com/lxc/go-lxc"
+)
+
+// name is the name of every container to liblxc, whose path tells them apart.
+const name = "lxc"
+
+// Folder is where in the run directory liblxc puts files of its own: an AppArmor
+// profile.
+const Folder = name
+
+// Container names one container to liblxc.
+type Container struct{ path string }
+
+// Open gives the container whose run files are in runDir; nothing is checked.
+//
+// liblxc keeps a lock file for each container below /run/lxc/lock, in a folder
+// named after the container's path, and never removes either. This path leads
+// back out of there, so that the lock is runDir/.lxc and goes with runDir.
+func Open(runDir string) Container {
+	return Container{path: "/../../.." + filepath.Clean(runDir)}
+}
+
+// Version is liblxc's.
+func Version() string { return golxc.Version() }
+
+// Start runs the container of a configuration file with init as its first
+// process, and returns when liblxc says that it runs. What stays is a process
+// forked from this one, its monitor, with the calling thread's mount namespace.
+func (c Container) Start(configFile string, init []string) error {
+	lxc, err := golxc.NewContainer(name, c.path)
+	if err != nil {
+		return fault.New(fault.Internal, "liblxc has no container: %w", err)
+	}
+	defer lxc.Release()
+	if err := lxc.LoadConfigFile(configFile); err != nil {
+		return fault.New(fault.Internal, "liblxc does not take its configuration: %w", err)
+	}
+	if err := lxc.WantDaemonize(true); err != nil {
+		return fault.New(fault.Internal, "liblxc cannot run it in the background: %w", err)
+	}
+	// The monitor is a fork without exec and would keep them all.
+	if err := lxc.WantCloseAllFds(true); err != nil {
+		return fault.New(fault.Internal, "liblxc cannot close the keeper's files: %w", err)
+	}
+	if err := lxc.StartWithArgs(init); err != nil {
+		return fault.New(fault.Internal, "liblxc cannot start it: %w", err)
+	}
+	return nil
+}
