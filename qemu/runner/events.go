@@ -104,9 +104,9 @@ func (v *vm) panicked() {
 }
 
 // maxResets is how many restarts in a row may go by without init running. A
-// kernel that restarts tries several ways at once, so one restart can be seen
-// as two.
-const maxResets = 3
+// kernel that restarts tries several ways at once, and the firmware may add one
+// of its own, so a single restart was seen as up to four.
+const maxResets = 12
 
 // reset is a restart from inside. One that init never comes out of would be
 // followed by the next for ever, so it ends the machine.
