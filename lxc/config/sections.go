@@ -13,7 +13,7 @@ import (
 )
 
 func (w *writer) rootfs(m *instance.Machine) {
-	w.set("lxc.rootfs.path", "dir:"+m.Path(RootDir))
+	w.set("lxc.rootfs.path", "dir:"+RootDir(m))
 	w.set("lxc.uts.name", m.Boot.Hostname)
 	if m.Privileged() {
 		return
@@ -151,8 +151,8 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 	if IsApp(m) {
 		w.mount("shm", "dev/shm", "tmpfs", "nosuid,nodev,mode=1777,create=dir")
 		w.mount("mqueue", "dev/mqueue", "mqueue", "nosuid,nodev,noexec,create=dir,optional")
-		w.mount(m.Path(GuestDir), guest.ContainerDir[1:], "none", "bind,create=dir")
-		w.mount(m.Helpers.Guest, guest.ContainerGuest[1:], "none", "bind,ro,create=file")
+		w.mount(GuestDir(m), guest.ContainerDir[1:], "none", "bind,create=dir")
+		w.mount(GuestProgram(m), guest.ContainerGuest[1:], "none", "bind,ro,create=file")
 	}
 }
 
