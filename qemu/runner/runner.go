@@ -75,7 +75,7 @@ func run(ctx context.Context, m *instance.Machine, ready func(error)) error {
 		return err
 	}
 	v := &vm{
-		m: m, status: &status{dir: m.RunDir}, gone: make(chan struct{}), ended: make(chan struct{}),
+		m: m, status: &status{dir: m.RunDir}, port: newPort(), gone: make(chan struct{}), ended: make(chan struct{}),
 		init: make(chan struct{}), failed: make(chan error, 1),
 	}
 	if running {
@@ -100,6 +100,7 @@ func keep(f *os.File) error {
 type vm struct {
 	m      *instance.Machine
 	status *status
+	port   *port
 	kill   func() error
 	gone   chan struct{} // closed when QEMU's process has ended, as exit says
 	exit   error
