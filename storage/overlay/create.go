@@ -396,14 +396,14 @@ func (p *Pool) copyFiles(from, to string) error {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		if err := p.copyFile(path.Join(from, e.Name()), path.Join(to, e.Name())); err != nil {
+		if err := p.copyMeta(path.Join(from, e.Name()), path.Join(to, e.Name())); err != nil {
 			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
 		}
 	}
 	return syncDir(p.root, to)
 }
 
-func (p *Pool) copyFile(from, to string) (err error) {
+func (p *Pool) copyMeta(from, to string) (err error) {
 	r, err := p.root.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
