@@ -22,6 +22,10 @@ const (
 	App    Kind = "app"    // an OCI image that runs by its entrypoint
 )
 
+// InitProperty is the property of a System image that holds the path of its
+// init, where that is not /sbin/init.
+const InitProperty = "init"
+
 // Image is the record of an image in the store.
 type Image struct {
 	Fingerprint  string            `json:"fingerprint"` // sha256 in hex: of the OCI manifest, or of the tarball

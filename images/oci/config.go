@@ -118,10 +118,6 @@ var inits = []string{
 	"/sbin/openrc-init", "/usr/sbin/openrc-init", "/sbin/runit-init", "/sbin/runit",
 }
 
-// InitProperty is the property of a System image that holds its init, where
-// that is not /sbin/init.
-const InitProperty = "init"
-
 // imageOf makes the record of an image.
 func imageOf(m *manifest, c *config, data []byte, name string, want platform) images.Image {
 	img := images.Image{
@@ -143,7 +139,7 @@ func imageOf(m *manifest, c *config, data []byte, name string, want platform) im
 	if command := slices.Concat(p.Entrypoint, p.Cmd); len(command) > 0 && slices.Contains(inits, path.Clean(command[0])) {
 		img.Kind = images.System
 		if init := path.Clean(command[0]); init != "/sbin/init" {
-			img.Properties[InitProperty] = init
+			img.Properties[images.InitProperty] = init
 		}
 		return img
 	}

@@ -289,8 +289,8 @@ func TestCommandThatIsAnInitMakesASystem(t *testing.T) {
 		}
 		img := r.Image()
 		r.Close()
-		if img.Kind != c.kind || img.Properties[InitProperty] != c.init || (img.App == nil) != (c.kind == images.System) {
-			t.Errorf("%v %v: kind %s, init %q, app %+v, want %s with %q", c.entrypoint, c.cmd, img.Kind, img.Properties[InitProperty], img.App, c.kind, c.init)
+		if img.Kind != c.kind || img.Properties[images.InitProperty] != c.init || (img.App == nil) != (c.kind == images.System) {
+			t.Errorf("%v %v: kind %s, init %q, app %+v, want %s with %q", c.entrypoint, c.cmd, img.Kind, img.Properties[images.InitProperty], img.App, c.kind, c.init)
 		}
 	}
 }

@@ -77,6 +77,7 @@ func (r *Rig) Empty(t testing.TB) {
 			t.Errorf("delete -f %s = %d: %s", name, res.Code, res.Stderr)
 		}
 	}
+	r.Must(t, "sweep")
 }
 
 // Command prepares a brig command.

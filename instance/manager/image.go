@@ -65,7 +65,7 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 
 // ImportImage takes an image from a file or folder on this host.
 func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions) (*images.Image, error) {
-	image, err := m.fetch(ctx, importRemote+":"+path, images.ResolveOptions{}, true)
+	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{}, true)
 	if err != nil {
 		return nil, err
 	}
@@ -126,19 +126,19 @@ func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOption
 	return m.pull(ctx, source, ref, name, o)
 }
 
-// importRemote is the remote that stands for files on this host.
-const importRemote = "import"
+// ImportRemote is the remote that stands for files on this host.
+const ImportRemote = "import"
 
 // canonical is the one name of the image that ref names.
 func canonical(ref images.Ref) (string, error) {
-	if ref.Remote != importRemote {
+	if ref.Remote != ImportRemote {
 		return images.Canonical(ref)
 	}
 	path, err := filepath.Abs(ref.Name)
 	if err != nil {
 		return "", fault.New(fault.Invalid, "cannot use the path %q: %w", ref.Name, err)
 	}
-	return importRemote + ":" + path, nil
+	return ImportRemote + ":" + path, nil
 }
 
 // cachedImage gives an image that is here, with its tree.

@@ -110,8 +110,10 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 // KernelArgs is the kernel's command line, the same for every machine: what
 // concerns one of them is in boot.json. Interfaces keep the kernel's names (a
 // NIC says what it is called), warnings go to the console, and a panic restarts
-// the machine, so that the keeper sees it.
-const KernelArgs = "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0"
+// the machine, so that the keeper sees it. systemd is told to offer the login
+// on the console itself: the one on ttyS0 waits for udev, which small images
+// lack.
+const KernelArgs = "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 systemd.getty_auto=no systemd.wants=console-getty.service"
 
 type args struct{ list []string }
 

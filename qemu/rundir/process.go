@@ -90,6 +90,12 @@ func (p *Process) Kill() error {
 	return err
 }
 
+// ShareLock makes the lock last until this process has ended too.
+func (p *Process) ShareLock() error {
+	_, err := unix.PidfdGetfd(p.fd, LockFD, 0)
+	return err
+}
+
 // Ended tells whether the process has ended.
 func (p *Process) Ended() bool {
 	return p.poll(0)

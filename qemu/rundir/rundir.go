@@ -21,10 +21,10 @@ const (
 	ConsoleLock = "console.lock"
 	StateFile   = "state.json"
 	Boot        = "boot.json"
+	Initramfs   = "initramfs"       // link to the one to boot
 	QMP         = "qmp.sock"        // QMP for whoever needs it, one at a time
 	Events      = "events.sock"     // QMP of the keeper
 	AgentPort   = "agent-port.sock" // the guest's virtio-serial port
-	Agent       = "agent.sock"      // the agent, served by the keeper
 	Console     = "console.sock"    // the serial console, one client at a time
 )
 

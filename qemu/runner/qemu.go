@@ -173,4 +173,3 @@ func printable(s string) string {
 		return r
 	}, s))
 }
-

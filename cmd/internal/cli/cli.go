@@ -110,7 +110,7 @@ func (s *session) say(format string, args ...any) {
 func (s *session) manager() (Manager, error) { return s.compose() }
 
 func (s *session) composeManager() (Manager, error) {
-	dirs, err := s.dirs()
+	dirs, brigDir, err := s.dirs()
 	if err != nil {
 		return nil, err
 	}
@@ -121,17 +121,24 @@ func (s *session) composeManager() (Manager, error) {
 	if s.quiet {
 		p = images.Discard
 	}
-	return s.Compose(Options{Dirs: dirs, Progress: p, Notice: func(text string) { s.say("%s", printable(text)) }})
+	return s.Compose(Options{
+		Dirs:       dirs,
+		BrigDir:    brigDir,
+		Failpoints: s.Getenv("BRIG_FAILPOINTS"),
+		Progress:   p,
+		Notice:     func(text string) { s.say("%s", printable(text)) },
+	})
 }
 
-func (s *session) dirs() (store.Dirs, error) {
+// dirs gives brig's folders, and the absolute path in BRIG_DIR if it is set.
+func (s *session) dirs() (store.Dirs, string, error) {
 	dir := s.Getenv("BRIG_DIR")
 	if dir == "" {
-		return store.Default, nil
+		return store.Default, "", nil
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
-		return store.Dirs{}, fmt.Errorf("cannot use BRIG_DIR %q: %w", dir, err)
+		return store.Dirs{}, "", fmt.Errorf("cannot use BRIG_DIR %q: %w", dir, err)
 	}
-	return store.DirsFor(abs), nil
+	return store.DirsFor(abs), abs, nil
 }

@@ -1,8 +1,151 @@
 package cli
 
-import "brig/instance/fault"
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
 
-// Compose makes the manager with its drivers.
-func Compose(Options) (Manager, error) {
-	return nil, fault.New(fault.Unsupported, "no drivers")
+	"brig/images"
+	"brig/images/archive"
+	"brig/images/debian"
+	"brig/images/disk"
+	"brig/images/oci"
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/keeper"
+	"brig/instance/manager"
+	"brig/instance/network"
+	"brig/lxc"
+	"brig/qemu"
+	"brig/qemu/boot"
+	"brig/storage"
+	"brig/storage/overlay"
+)
+
+// Compose makes the manager with its drivers. It is the one place that names
+// them.
+func Compose(o Options) (Manager, error) {
+	h, err := helpers()
+	if err != nil {
+		return nil, err
+	}
+	records := images.OpenStore(filepath.Join(o.Dirs.State, "images"), filepath.Join(o.Dirs.Run, "locks"))
+	kernels := boot.New(filepath.Join(o.Dirs.State, "kernels"))
+	registry := oci.New(records, oci.Options{})
+	sources := images.Sources{
+		images.ProtocolOCI:    registry,
+		images.ProtocolDebian: debian.New(),
+	}
+	return manager.New(manager.Config{
+		Dirs:    o.Dirs,
+		BrigDir: o.BrigDir,
+		Helpers: h,
+		Drivers: []instance.Driver{lxc.New(keeper.Spawn), qemu.New(kernels)},
+		Pool: func() (storage.Pool, error) {
+			return overlay.Open(filepath.Join(o.Dirs.State, "pools", "default"), overlay.Options{})
+		},
+		Images: records,
+		Source: func(ref images.Ref) (images.Source, error) {
+			if ref.Remote == manager.ImportRemote {
+				return files{archive.New(registry)}, nil
+			}
+			return sources, nil
+		},
+		Disks:      disks{},
+		Kernels:    kernelStore{kernels},
+		Network:    network.New(o.Dirs, ""),
+		Sweep:      func() error { return sweepBeside(o) },
+		Progress:   o.Progress,
+		Notice:     o.Notice,
+		Failpoints: manager.ParseFailpoints(o.Failpoints),
+	}), nil
+}
+
+// files is the source of the image files on this host.
+type files struct{ *archive.Importer }
+
+func (f files) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
+	return f.Open(ctx, ref.Name, o)
+}
+
+type disks struct{}
+
+func (disks) Make(ctx context.Context, tree, dst, fingerprint string, size int64) error {
+	return disk.Make(ctx, tree, dst, disk.Options{Size: size, UUID: disk.UUIDFor(fingerprint)})
+}
+
+// kernelStore gives the manager the kernels of package boot.
+type kernelStore struct{ *boot.Store }
+
+func (k kernelStore) List(context.Context) ([]manager.KernelInfo, error) {
+	list, err := k.Store.List()
+	if err != nil {
+		return nil, err
+	}
+	infos := make([]manager.KernelInfo, len(list))
+	for i, l := range list {
+		infos[i] = kernelInfo(l)
+		infos[i].Default = i == 0
+	}
+	return infos, nil
+}
+
+func (k kernelStore) Import(ctx context.Context, source string, p images.Progress) (manager.KernelInfo, error) {
+	task := p.Task("Importing the kernel", 0, false)
+	defer task.Done()
+	info, err := k.Store.Import(ctx, source, boot.ImportOptions{})
+	return kernelInfo(info), err
+}
+
+func (k kernelStore) For(ctx context.Context, tree *os.Root, fingerprint string, p images.Progress) (*instance.Kernel, error) {
+	if tree != nil {
+		kernel, err := k.FromTree(ctx, tree, fingerprint)
+		if err == nil {
+			return &kernel, nil
+		}
+		if !fault.Is(err, fault.NotFound) {
+			return nil, err
+		}
+	}
+	var task images.Task
+	kernel, err := k.Ensure(ctx, func(what string) {
+		if task != nil {
+			task.Done()
+		}
+		task = p.Task(what, 0, false)
+	})
+	if task != nil {
+		task.Done()
+	}
+	return &kernel, err
+}
+
+func kernelInfo(i boot.Info) manager.KernelInfo {
+	info := manager.KernelInfo{Name: i.Name, Version: i.Version, Source: i.Source, Created: i.ImportedAt}
+	if st, err := os.Stat(i.Image); err == nil {
+		info.Size = st.Size()
+	}
+	return info
+}
+
+// sweepBeside frees deleted data in a process that outlives this one.
+func sweepBeside(o Options) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("cannot find brig's own program file: %w", err)
+	}
+	cmd := exec.Command(self, "sweep")
+	cmd.Dir = "/"
+	cmd.Env = os.Environ()
+	if o.BrigDir != "" {
+		cmd.Env = append(cmd.Env, "BRIG_DIR="+o.BrigDir)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("cannot start to free deleted data: %w", err)
+	}
+	return cmd.Process.Release()
 }

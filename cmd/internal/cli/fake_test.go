@@ -193,6 +193,8 @@ func (f *fake) DeleteImage(ctx context.Context, name string) error {
 
 func (f *fake) Kernels(context.Context) ([]manager.KernelInfo, error) { return f.kernels, nil }
 
+func (f *fake) Sweep(context.Context) error { return nil }
+
 func (f *fake) ImportKernel(_ context.Context, source string) (manager.KernelInfo, error) {
 	f.note("import kernel %q", source)
 	return f.kernels[0], nil

@@ -43,13 +43,17 @@ type Manager interface {
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
+	Sweep(ctx context.Context) error
+
 	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
 	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)
 }
 
 // Options are what a Manager is composed with.
 type Options struct {
-	Dirs     store.Dirs
-	Progress images.Progress
-	Notice   func(text string) // something the user should know, one line
+	Dirs       store.Dirs
+	BrigDir    string // absolute value of BRIG_DIR; empty: the default folders
+	Failpoints string // for tests, as manager.ParseFailpoints reads them
+	Progress   images.Progress
+	Notice     func(text string) // something the user should know, one line
 }

@@ -55,6 +55,7 @@ func newRoot(s *session) *cobra.Command {
 		newPause(s), newResume(s), newCopy(s), newRename(s), newSnapshot(s), newDelete(s))
 	add("use", newExec(s), newShell(s), newConsole(s))
 	add("more", newImage(s), newRemote(s), newKernel(s), newCompletion(s), newVersion(s))
+	root.AddCommand(newSweep(s))
 	root.SetHelpCommandGroupID("more")
 	return root
 }

@@ -1,0 +1,304 @@
+package qemu_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/qemu/rundir"
+)
+
+// TestDebian is the life of one machine: booting is slow where it is emulated.
+func TestDebian(t *testing.T) {
+	h := newHost(t)
+	m := h.machine("web")
+	ctx, d := t.Context(), h.driver
+
+	if got := d.State(m); got.Status != instance.Stopped || got.ExitCode != nil {
+		t.Fatalf("State before the start = %+v", got)
+	}
+	if err := d.Start(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	got := d.State(m)
+	if got.Status != instance.Running || got.PID == 0 || got.Accelerator == "" || got.AcceleratorReason == "" || got.StartedAt.IsZero() {
+		t.Errorf("State after the start = %+v", got)
+	}
+	if err := d.Start(ctx, m); !fault.Is(err, fault.WrongState) {
+		t.Errorf("second Start = %v, want wrong-state", err)
+	}
+	wait, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := d.WaitReady(wait, m); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.State(m); got.Health != "ready" {
+		t.Errorf("Health = %q, want ready", got.Health)
+	}
+	h.eventually("systemd answers", time.Minute, func() bool {
+		out, _ := h.run(m, "systemctl", "is-system-running")
+		return out != "offline" && !strings.Contains(out, "\n")
+	})
+	if _, err := h.links.LinkByName(m.NICs[0].HostName); err != nil {
+		t.Errorf("no interface %s on the host: %v", m.NICs[0].HostName, err)
+	}
+	if out, code := h.run(m, "systemctl", "is-system-running", "--wait"); out != "running" || code != 0 {
+		failed, _ := h.run(m, "systemctl", "--no-pager", "list-units", "--failed")
+		t.Errorf("is-system-running says %q (%d), want running\n%s", out, code, failed)
+	}
+	t.Run("network", func(t *testing.T) { h.network(t, m) })
+	t.Run("console", func(t *testing.T) { h.console(t, m) })
+	t.Run("freeze", func(t *testing.T) { h.freeze(t, m) })
+	t.Run("switch disk", func(t *testing.T) { h.switchDisk(t, m) })
+	t.Run("keeper killed", func(t *testing.T) { h.killKeeper(t, m) })
+	t.Run("reboot", func(t *testing.T) { h.reboot(t, m) })
+	t.Run("stop", func(t *testing.T) { h.stop(t, m) })
+}
+
+func (h *host) network(t *testing.T, m *instance.Machine) {
+	got := make(chan string, 1)
+	go func() {
+		c, err := h.listen.Accept()
+		if err != nil {
+			got <- err.Error()
+			return
+		}
+		defer c.Close()
+		b, _ := io.ReadAll(c)
+		got <- string(b)
+	}()
+	port := h.listen.Addr().(*net.TCPAddr).Port
+	out, code := h.run(m, "bash", "-c", fmt.Sprintf("echo -n hello >/dev/tcp/%s/%d", hostAddr, port))
+	if code != 0 {
+		t.Fatalf("the guest cannot reach its host: %s", out)
+	}
+	if s := <-got; s != "hello" {
+		t.Errorf("the host heard %q", s)
+	}
+}
+
+func (h *host) console(t *testing.T, m *instance.Machine) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	in, typed := io.Pipe()
+	out := &watched{want: "login: "}
+	out.cond = make(chan struct{})
+	done := make(chan error, 1)
+	go func() { done <- h.driver.Console(ctx, m, instance.ConsoleOptions{Input: in, Output: out}) }()
+	go typed.Write([]byte("\n"))
+	select {
+	case <-out.cond:
+	case <-ctx.Done():
+		t.Fatalf("no login prompt on the console, but %q", out.String())
+	}
+	err := h.driver.Console(ctx, m, instance.ConsoleOptions{Output: io.Discard})
+	if !fault.Is(err, fault.Busy) {
+		t.Errorf("second Console = %v, want busy", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Console = %v after its context ended", err)
+	}
+	log, err := os.ReadFile(filepath.Join(m.LogDir, rundir.ConsoleLog))
+	if err != nil || !bytes.Contains(log, []byte("login: ")) {
+		t.Errorf("console log lacks the prompt (%v)", err)
+	}
+}
+
+// watched tells when a text was written to it.
+type watched struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	want string
+	once sync.Once
+	cond chan struct{}
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.buf.Write(p)
+	if strings.Contains(w.buf.String(), w.want) {
+		w.once.Do(func() { close(w.cond) })
+	}
+	return len(p), nil
+}
+
+func (w *watched) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.buf.String()
+}
+
+func (h *host) freeze(t *testing.T, m *instance.Machine) {
+	for range 2 {
+		if err := h.driver.Freeze(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.driver.State(m); got.Status != instance.Frozen {
+			t.Errorf("Status = %v, want Frozen", got.Status)
+		}
+	}
+	if _, err := h.driver.Exec(t.Context(), m, instance.Command{Args: []string{"true"}}); !fault.Is(err, fault.WrongState) {
+		t.Errorf("Exec in a paused machine = %v, want wrong-state", err)
+	}
+	for range 2 {
+		if err := h.driver.Thaw(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+		if got := h.driver.State(m); got.Status != instance.Running {
+			t.Errorf("Status = %v, want Running", got.Status)
+		}
+	}
+	if _, code := h.run(m, "true"); code != 0 {
+		t.Errorf("true gives %d after a pause", code)
+	}
+}
+
+func (h *host) switchDisk(t *testing.T, m *instance.Machine) {
+	old := m.Root.Disk
+	h.run(m, "sh", "-c", "echo before >/root/before; sync")
+	overlay := instance.Disk{Path: filepath.Join(h.dir, "new,disk.qcow2"), Format: "qcow2"}
+	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", old.Path, "-F", "qcow2", overlay.Path, "2G"))
+	missing := instance.Disk{Path: filepath.Join(h.dir, "missing"), Format: "qcow2"}
+	if _, err := h.driver.SwitchDisk(t.Context(), m, missing); err == nil {
+		t.Error("SwitchDisk to a missing file worked")
+	}
+	quiesced, err := h.driver.SwitchDisk(t.Context(), m, overlay)
+	if err != nil || !quiesced {
+		t.Fatalf("SwitchDisk = %v, %v, want file systems frozen", quiesced, err)
+	}
+	before := mtime(t, old.Path)
+	if _, err := h.driver.SwitchDisk(t.Context(), m, overlay); err != nil {
+		t.Errorf("second SwitchDisk = %v", err)
+	}
+	if out, code := h.run(m, "sh", "-c", "cat /root/before; dd if=/dev/urandom of=/root/after bs=1M count=8 status=none; sync"); code != 0 || out != "before" {
+		t.Errorf("the guest says %q (%d) after the switch", out, code)
+	}
+	if after := mtime(t, old.Path); after != before {
+		t.Error("the old disk was written to after the switch")
+	}
+	if st, err := os.Stat(overlay.Path); err != nil || st.Size() < 8<<20 {
+		t.Errorf("the new disk has not got what was written: %v, %v", st, err)
+	}
+	m.Root.Disk = overlay
+}
+
+func mtime(t *testing.T, path string) time.Time {
+	t.Helper()
+	st, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.ModTime()
+}
+
+func (h *host) killKeeper(t *testing.T, m *instance.Machine) {
+	qemu := h.driver.State(m).PID
+	keeper := parent(t, qemu)
+	if err := unix.Kill(keeper, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually("keeper ends", 5*time.Second, func() bool {
+		kept, err := rundir.Held(m.Path(rundir.KeeperLock))
+		return err == nil && !kept
+	})
+	if got := h.driver.State(m); got.Status != instance.Running || got.Reason == "" || got.PID != qemu {
+		t.Errorf("State without a keeper = %+v, want Running and why it is odd", got)
+	}
+	for range 2 {
+		if err := h.driver.Adopt(t.Context(), m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := h.driver.State(m); got.Status != instance.Running || got.Reason != "" || got.PID != qemu {
+		t.Errorf("State with a new keeper = %+v", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := h.driver.WaitReady(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	if out, code := h.run(m, "echo", "hello"); out != "hello" || code != 0 {
+		t.Errorf("exec through the new keeper gives %q (%d)", out, code)
+	}
+}
+
+// parent is the process id of a process's parent.
+func parent(t *testing.T, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var state string
+	var ppid int
+	rest := string(b[bytes.LastIndexByte(b, ')')+1:])
+	if _, err := fmt.Sscan(rest, &state, &ppid); err != nil {
+		t.Fatal(err)
+	}
+	return ppid
+}
+
+func (h *host) reboot(t *testing.T, m *instance.Machine) {
+	const bootID = "/proc/sys/kernel/random/boot_id"
+	before, _ := h.run(m, "cat", bootID)
+	qemu := h.driver.State(m).PID
+	h.run(m, "systemctl", "reboot")
+	h.eventually("guest goes down", time.Minute, func() bool { return h.driver.State(m).Health == "starting" })
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := h.driver.WaitReady(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	after, code := h.run(m, "cat", bootID)
+	if code != 0 || after == before {
+		t.Errorf("boot id is %q, and was %q before the reboot", after, before)
+	}
+	if got := h.driver.State(m); got.PID != qemu || got.Status != instance.Running {
+		t.Errorf("State after a reboot = %+v, want the same QEMU", got)
+	}
+}
+
+func (h *host) stop(t *testing.T, m *instance.Machine) {
+	tap := m.NICs[0].HostName
+	if err := h.driver.Stop(t.Context(), m, instance.StopOptions{Timeout: 2 * time.Minute}); err != nil {
+		t.Fatal(err)
+	}
+	got := h.driver.State(m)
+	if got.Status != instance.Stopped || got.ExitCode == nil || *got.ExitCode != 0 {
+		t.Errorf("State after the stop = %+v, want exit code 0", got)
+	}
+	if err := h.driver.Stop(t.Context(), m, instance.StopOptions{}); err != nil {
+		t.Errorf("second Stop = %v", err)
+	}
+	names, err := os.ReadDir(m.RunDir)
+	if err != nil || len(names) != 1 || names[0].Name() != instance.ExitFile {
+		t.Errorf("run directory holds %v (%v), want %s alone", names, err, instance.ExitFile)
+	}
+	if _, err := h.links.LinkByName(tap); err == nil {
+		t.Errorf("interface %s is still there", tap)
+	}
+	for verb, err := range map[string]error{
+		"Freeze":    h.driver.Freeze(t.Context(), m),
+		"Console":   h.driver.Console(t.Context(), m, instance.ConsoleOptions{Output: io.Discard}),
+		"WaitReady": h.driver.WaitReady(t.Context(), m),
+	} {
+		if !fault.Is(err, fault.WrongState) {
+			t.Errorf("%s of a stopped machine = %v, want wrong-state", verb, err)
+		}
+	}
+}

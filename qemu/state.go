@@ -1,0 +1,70 @@
+package qemu
+
+import (
+	"encoding/json"
+	"io"
+	"os"
+
+	"brig/instance"
+	"brig/qemu/rundir"
+)
+
+// State asks the kernel who holds the machine's lock, and reads the rest from
+// the file that the keeper keeps true.
+func (d *Driver) State(m *instance.Machine) instance.State {
+	held, err := rundir.Held(m.Path(rundir.Lock))
+	if err != nil {
+		return instance.State{Status: instance.Broken, Reason: err.Error()}
+	}
+	if !held {
+		return stopped(m)
+	}
+	s, err := rundir.ReadState(m.RunDir)
+	if err != nil && !os.IsNotExist(err) {
+		return instance.State{Status: instance.Running, Health: starting, Reason: err.Error()}
+	}
+	state := instance.State{
+		Status: instance.Running, Reason: s.Reason, PID: s.PID, StartedAt: s.StartedAt, Health: starting,
+		Accelerator: s.Accelerator, AcceleratorReason: s.AcceleratorReason,
+	}
+	if s.Frozen {
+		state.Status = instance.Frozen
+	}
+	if s.Ready {
+		state.Health = ready
+	}
+	if kept, err := rundir.Held(m.Path(rundir.KeeperLock)); err == nil && !kept {
+		state.Reason = "its keeper is gone; the next command that changes it gives it a new one"
+	}
+	return state
+}
+
+// The words of State.Health.
+const (
+	starting = "starting"
+	ready    = "ready"
+)
+
+// maxExit bounds what is read of the exit file.
+const maxExit = 64 << 10
+
+// stopped is the state of a machine that does not run, with how it ended.
+func stopped(m *instance.Machine) instance.State {
+	state := instance.State{Status: instance.Stopped}
+	f, err := os.Open(m.Path(instance.ExitFile))
+	if os.IsNotExist(err) {
+		return state
+	}
+	if err != nil {
+		state.Reason = err.Error()
+		return state
+	}
+	defer f.Close()
+	var exit instance.Exit
+	if err := json.NewDecoder(io.LimitReader(f, maxExit)).Decode(&exit); err != nil {
+		state.Reason = "cannot tell how it ended: " + err.Error()
+		return state
+	}
+	state.ExitCode, state.Reason = &exit.Code, exit.Reason
+	return state
+}
