@@ -35,6 +35,9 @@ func (w *writer) fail(format string, args ...any) {
 // system is how init is run and asked to end, and what it may do.
 func (w *writer) system(m *instance.Machine, h Host) {
 	w.set("lxc.environment", "container=lxc")
+	for _, variable := range m.Boot.Env {
+		w.set("lxc.environment", variable)
+	}
 	if IsApp(m) {
 		w.set("lxc.signal.halt", guest.HaltSignal)
 	} else {
