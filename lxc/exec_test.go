@@ -18,7 +18,7 @@ import (
 )
 
 // programs are what the little tree has.
-var programs = []string{"sh", "cat", "env", "id", "ls", "printf", "readlink", "sleep", "stat", "stty", "true", "tty", "kill", "head", "yes", "sync", "touch"}
+var programs = []string{"sh", "cat", "env", "id", "ls", "printf", "readlink", "sleep", "stat", "stty", "true", "tty", "head", "yes", "sync", "touch"}
 
 // littleTree is a root file system with a shell and a few programs of this host,
 // an init that sleeps, and some users.

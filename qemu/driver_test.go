@@ -60,6 +60,9 @@ func TestDebian(t *testing.T) {
 		failed, _ := h.run(m, "systemctl", "--no-pager", "list-units", "--failed")
 		t.Errorf("is-system-running says %q, want running\n%s", out, failed)
 	}
+	if use, err := d.Use(m); err != nil || use.Memory < 64<<20 || use.CPU <= 0 || use.Processes != 1 {
+		t.Errorf("Use = %+v, %v, want what QEMU uses", use, err)
+	}
 	t.Run("network", func(t *testing.T) { h.network(t, m) })
 	t.Run("console", func(t *testing.T) { h.console(t, m) })
 	t.Run("freeze", func(t *testing.T) { h.freeze(t, m) })

@@ -29,22 +29,12 @@ import (
 // TestMain is brig-keeper too, for the machines that the tests start.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "run" {
-		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: cleaner{}}, release))
+		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: runner.Keeper{}}, release))
 	}
 	os.Exit(m.Run())
 }
 
 func release(context.Context, *instance.Machine) error { return nil }
-
-// cleaner cleans up after a machine as brig-keeper does.
-type cleaner struct{ runner.Keeper }
-
-func (c cleaner) Run(ctx context.Context, m *instance.Machine, ready func(error)) error {
-	if err := c.Keeper.Run(ctx, m, ready); err != nil {
-		return err
-	}
-	return keeper.End(ctx, m, c.Exit(m), release)
-}
 
 // host is a host for virtual machines: kernel, programs, disks, and a bridge in
 // a network namespace of its own.

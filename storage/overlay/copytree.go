@@ -86,7 +86,7 @@ func (c *copier) entry(src, dst int, name, where string) error {
 	var err error
 	switch kind {
 	case unix.S_IFREG:
-		err = c.file(src, dst, name, &st)
+		err = c.file(src, dst, name)
 	case unix.S_IFLNK:
 		err = copyLink(src, dst, name)
 	default:
@@ -125,7 +125,7 @@ func (c *copier) directory(src, dst int, name, where string) error {
 
 // file copies the data of a regular file: by sharing its blocks where the file
 // system can, else without its holes.
-func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
+func (c *copier) file(src, dst int, name string) error {
 	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -138,17 +138,26 @@ func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
 	}
 	to := os.NewFile(uintptr(fd), name)
 	defer to.Close()
-	if st.Size == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
-		return nil
-	}
-	if err := c.copyData(from, to, st.Size); err != nil {
+	return copyFile(c.ctx, from, to)
+}
+
+// copyFile copies data to an empty file.
+func copyFile(ctx context.Context, from, to *os.File) error {
+	st, err := from.Stat()
+	if err != nil {
 		return err
 	}
-	return to.Truncate(st.Size)
+	if st.Size() == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return nil
+	}
+	if err := copyData(ctx, from, to, st.Size()); err != nil {
+		return err
+	}
+	return to.Truncate(st.Size())
 }
 
 // copyData copies the parts of a file that are not holes.
-func (c *copier) copyData(from, to *os.File, size int64) error {
+func copyData(ctx context.Context, from, to *os.File, size int64) error {
 	for at := int64(0); at < size; {
 		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -168,10 +177,10 @@ func (c *copier) copyData(from, to *os.File, size int64) error {
 			return err
 		}
 		for at = start; at < end; {
-			if err := c.ctx.Err(); err != nil {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
-			// One file at a time goes through copy_file_range, in the kernel.
+			// Between two files, this is copy_file_range in the kernel.
 			n, err := io.Copy(to, io.LimitReader(from, min(end-at, 64<<20)))
 			if err != nil {
 				return err

@@ -61,10 +61,8 @@ func (c *change) freezeIdle(ctx context.Context, h *locked) (_ *frozen, err erro
 		return f, err
 	}
 	f.layers = append([]string{h.rec.Active}, h.rec.Layers...)
-	if h.rec.Content == storage.Tree {
-		if f.layers, err = c.flatten(ctx, f.layers); err != nil {
-			return nil, err
-		}
+	if f.layers, err = c.flatten(ctx, f.rec.Content, f.layers); err != nil {
+		return nil, err
 	}
 	f.rec.Layers, f.changed = slices.Clone(f.layers), true
 	f.rec.Active, err = p.newActive(f.rec.Content, f.layers)
@@ -103,7 +101,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	f.layers = append([]string{id}, h.rec.Layers...)
 	if len(f.layers) > maxTreeLayers {
 		f.release()
-		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, or delete snapshots", len(f.layers))
+		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, which merges them", len(f.layers))
 	}
 	return f, syncDir(p.root, layersDir)
 }
