@@ -25,7 +25,7 @@ type Manager interface {
 	Resume(ctx context.Context, name string) error
 
 	List(ctx context.Context) ([]manager.View, error)
-	Get(ctx context.Context, name string) (*manager.View, error)
+	Get(ctx context.Context, name string, o manager.GetOptions) (*manager.View, error)
 
 	Exec(ctx context.Context, name string, c instance.Command) (int, error)
 	Console(ctx context.Context, name string, o instance.ConsoleOptions) error
