@@ -90,6 +90,7 @@ type BlobWriter struct {
 	size    int64
 	hash    hash.Hash
 	written atomic.Int64
+	flushed int64 // written bytes that are on their way to the disk
 	done    bool
 }
 
@@ -113,11 +114,22 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	}
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
-	w.written.Add(int64(n))
+	w.flush(w.written.Add(int64(n)))
 	if err != nil {
 		return n, fmt.Errorf("cannot store blob %s: %w", w.digest, classify(err))
 	}
 	return n, nil
+}
+
+// flush has the kernel begin to write to the disk every now and then, so that
+// Commit waits for the last part only. It is a hint: failures show in Commit.
+func (w *BlobWriter) flush(written int64) {
+	const step = 8 << 20
+	if written-w.flushed < step {
+		return
+	}
+	_ = unix.SyncFileRange(int(w.f.Fd()), w.flushed, written-w.flushed, unix.SYNC_FILE_RANGE_WRITE)
+	w.flushed = written
 }
 
 // ReadAt reads what was written so far.
@@ -171,6 +183,7 @@ func (w *BlobWriter) Close() error {
 // Use keeps all blobs from being swept until release is called: between finding
 // or fetching the blobs of an image and the moment its record needs them.
 func (s *Store) Use(ctx context.Context) (release func(), err error) {
+	s.sweepTemporary() // the last moment before this user, too, stands in the way
 	l, err := acquire(ctx, s.lockPath(useLock), unix.LOCK_SH)
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the image store: %w", err)
@@ -233,6 +246,23 @@ func (s *Store) sweepTemporary() {
 	for _, e := range left {
 		os.Remove(filepath.Join(dir, e.Name()))
 	}
+	s.sweepLocks()
+}
+
+// sweepLocks removes the files of locks that nobody holds.
+func (s *Store) sweepLocks() {
+	entries, err := os.ReadDir(s.locks)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !strings.HasPrefix(e.Name(), lockPrefix) || e.Name() == lockPrefix+useLock {
+			continue
+		}
+		if l, err := tryAcquire(filepath.Join(s.locks, e.Name()), unix.LOCK_EX); err == nil && l != nil {
+			l.release()
+		}
+	}
 }
 
 // Sweep frees blobs that no record needs, and what killed writers left. While
@@ -244,6 +274,7 @@ func (s *Store) Sweep() error {
 		return err
 	}
 	defer l.release()
+	s.sweepLocks()
 	list, damaged := s.List()
 	if len(damaged) > 0 {
 		return nil // who knows what those need

@@ -18,6 +18,8 @@ import (
 	"brig/instance/fault"
 )
 
+const lockPrefix = "image-"
+
 var lockName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$`)
 
 // Lock waits for the lock named key, which other processes and goroutines then
@@ -37,7 +39,7 @@ func (s *Store) lockPath(key string) string {
 		sum := sha256.Sum256([]byte(key))
 		key = hex.EncodeToString(sum[:])
 	}
-	return filepath.Join(s.locks, "image-"+key)
+	return filepath.Join(s.locks, lockPrefix+key)
 }
 
 // fileLock is a flock on a file that exists only while somebody wants it.

@@ -13,6 +13,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/lxc/config"
 	"brig/lxc/runtime"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,7 @@ func (d *Driver) Console(ctx context.Context, m *instance.Machine, o instance.Co
 	if c.monitor() == 0 {
 		return fault.New(fault.Unavailable, "cannot open the console of container %q: its monitor was killed; stop and start it", m.Name)
 	}
-	terminal, hold, err := runtime.Open(m.RunDir).Console()
+	terminal, hold, err := runtime.Open(config.PublicDir(m)).Console()
 	if err != nil {
 		return fault.New(fault.Busy, "cannot open the console of container %q: somebody else has it (%w)", m.Name, err)
 	}

@@ -90,6 +90,9 @@ func (d *Driver) abandon(ctx context.Context, m *instance.Machine, c cgroup) err
 	return nil
 }
 
+// Clean removes what a machine left that ended while no monitor was there.
+func (d *Driver) Clean(m *instance.Machine) error { return Runner{}.Clean(m) }
+
 func (d *Driver) cgroup(m *instance.Machine) (cgroup, error) {
 	h, err := d.hierarchies()
 	if err != nil {

@@ -19,7 +19,7 @@ var mountPoints = []string{"/dev", "/proc", "/sys", "/run", "/tmp"}
 // prepareRoot gives the mounted root its mount points, its name and its name
 // servers, as the container's root would have made them, and looks for an init.
 func prepareRoot(m *instance.Machine) error {
-	root, err := guest.OpenRoot(m.Path(config.RootDir))
+	root, err := guest.OpenRoot(config.RootDir(m))
 	if err != nil {
 		return fmt.Errorf("its root cannot be opened: %w", err)
 	}

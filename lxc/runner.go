@@ -35,15 +35,14 @@ var (
 // Run starts m in a mount namespace of its own. liblxc's monitor is forked from
 // the calling thread, so everything happens on that one, and what this process
 // has in memory is what the monitor keeps.
-func (Runner) Run(ctx context.Context, m *instance.Machine, ready func(error)) error {
+func (Runner) Run(ctx context.Context, m *instance.Machine, ready func(error)) (ended bool, err error) {
 	// Never unlocked: no other goroutine may run in this namespace.
 	goruntime.LockOSThread()
-	err := start(ctx, m)
-	if err != nil {
+	if err = start(ctx, m); err != nil {
 		err = fmt.Errorf("cannot start container %q: %w", m.Name, err)
 	}
 	ready(err)
-	return err
+	return false, err
 }
 
 func start(ctx context.Context, m *instance.Machine) error {
@@ -60,6 +59,9 @@ func start(ctx context.Context, m *instance.Machine) error {
 	}
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("it gets no mount namespace: %w", err)
+	}
+	if err := mountStage(m); err != nil {
+		return err
 	}
 	if err := mountRoot(m); err != nil {
 		return err
@@ -93,7 +95,7 @@ func start(ctx context.Context, m *instance.Machine) error {
 		return fmt.Errorf("its limit on open files cannot be set: %w", err)
 	}
 	debug.FreeOSMemory()
-	err = runtime.Open(m.RunDir).Start(m.Path(config.File), config.Init(m))
+	err = runtime.Open(config.PublicDir(m)).Start(m.Path(config.File), config.Init(m))
 	if err == nil {
 		err = c.executed(ctx, log)
 	}
@@ -128,11 +130,8 @@ func limitFiles() error {
 }
 
 func mountRoot(m *instance.Machine) error {
-	if err := os.MkdirAll(m.Path(config.RootDir), 0o700); err != nil {
-		return fmt.Errorf("its root has no place: %w", err)
-	}
 	t := m.Root.Tree
-	return mount.Tree(m.Path(config.RootDir), mount.Spec{Lower: t.Lower, Upper: t.Upper, Work: t.Work}, mount.IDMap(m.IDMap))
+	return mount.Tree(config.RootDir(m), mount.Spec{Lower: t.Lower, Upper: t.Upper, Work: t.Work}, mount.IDMap(m.IDMap))
 }
 
 // mountGuest makes the small file system in which brig-guest finds its settings
@@ -142,10 +141,7 @@ func mountGuest(m *instance.Machine) error {
 	if err != nil {
 		return err
 	}
-	dir := m.Path(config.GuestDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("its settings have no place: %w", err)
-	}
+	dir := config.GuestDir(m)
 	const spare = 64 << 10
 	options := fmt.Sprintf("size=%d,nr_inodes=16,mode=0700,uid=%d,gid=%d", len(settings)+spare, m.IDMap.Base, m.IDMap.Base)
 	if err := unix.Mount("brig", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
@@ -155,7 +151,41 @@ func mountGuest(m *instance.Machine) error {
 	if err := os.WriteFile(file, settings, 0o400); err != nil {
 		return fmt.Errorf("its settings cannot be written: %w", err)
 	}
-	return os.Chown(file, int(m.IDMap.Base), int(m.IDMap.Base))
+	if err := os.Chown(file, int(m.IDMap.Base), int(m.IDMap.Base)); err != nil {
+		return fmt.Errorf("its settings cannot be handed over: %w", err)
+	}
+	if err := unix.Mount(m.Helpers.Guest, config.GuestProgram(m), "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("brig-guest cannot be given to it: %w", err)
+	}
+	return nil
+}
+
+// mountStage makes the places to mount on that the container's root can reach.
+func mountStage(m *instance.Machine) error {
+	public := config.PublicDir(m)
+	if err := os.MkdirAll(public, 0o711); err != nil {
+		return fmt.Errorf("liblxc gets no folder: %w", err)
+	}
+	// Made by another part of brig, or under a umask, it may be private.
+	for dir := public; dir != "/run"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o711); err != nil {
+			return fmt.Errorf("liblxc gets no folder: %w", err)
+		}
+	}
+	stage := config.Stage(m)
+	if err := unix.Mount("brig", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k,nr_inodes=16,mode=0711"); err != nil {
+		return fmt.Errorf("there is no place to mount its root: %s: %w", stage, err)
+	}
+	for _, dir := range []string{config.RootDir(m), config.GuestDir(m)} {
+		if err := os.Mkdir(dir, 0o711); err != nil {
+			return fmt.Errorf("there is no place to mount its root: %w", err)
+		}
+	}
+	program, err := os.OpenFile(config.GuestProgram(m), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("there is no place to mount its root: %w", err)
+	}
+	return program.Close()
 }
 
 // free waits until the monitor of the run before this one has ended, and removes
@@ -246,7 +276,7 @@ func (Runner) Exit(m *instance.Machine) instance.Exit {
 	if !config.IsApp(m) {
 		return exit
 	}
-	code, err := readExit(filepath.Join(m.Path(config.GuestDir), filepath.Base(guest.ContainerExit)))
+	code, err := readExit(filepath.Join(config.GuestDir(m), filepath.Base(guest.ContainerExit)))
 	if err != nil {
 		exit.Code, exit.Reason = 128+int(unix.SIGKILL), "killed"
 		return exit
@@ -273,7 +303,7 @@ func (Runner) Clean(m *instance.Machine) error {
 	c := h.of(m)
 	c.leave()
 	c.remove()
-	return os.RemoveAll(m.Path(runtime.Folder))
+	return os.RemoveAll(config.PublicDir(m))
 }
 
 // lockRun waits for what cleans up after a run of m.

@@ -8,6 +8,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
+	"brig/lxc/config"
 	"brig/lxc/runtime"
 
 	"golang.org/x/sys/unix"
@@ -25,7 +26,7 @@ type session struct {
 }
 
 func newSession(ctx context.Context, m *instance.Machine, init int, user guest.User, c instance.Command) (s *session, err error) {
-	s = &session{container: runtime.Open(m.RunDir), command: c}
+	s = &session{container: runtime.Open(config.PublicDir(m)), command: c}
 	defer func() {
 		if err != nil {
 			s.finish()

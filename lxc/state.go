@@ -28,7 +28,11 @@ func (d *Driver) State(m *instance.Machine) instance.State {
 	case err != nil:
 		return instance.State{Status: instance.Broken, Reason: err.Error()}
 	case !alive:
-		return stopped(m)
+		s := stopped(m)
+		if s.ExitCode == nil && c.monitor() != 0 {
+			return instance.State{Status: instance.Running, Reason: "it has ended, and its end is being recorded"}
+		}
+		return s
 	}
 	s := instance.State{Status: instance.Running, PID: c.init()}
 	if frozen {

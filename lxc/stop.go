@@ -172,7 +172,7 @@ func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal 
 	}
 	c.leave()
 	c.remove()
-	return err
+	return errors.Join(err, os.RemoveAll(config.PublicDir(m)))
 }
 
 // kill sends a signal to init, and lets a frozen one receive it.

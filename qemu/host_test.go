@@ -29,27 +29,17 @@ import (
 // TestMain is brig-keeper too, for the machines that the tests start.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "run" {
-		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: cleaner{}}, release))
+		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: runner.Keeper{}}, release))
 	}
 	os.Exit(m.Run())
 }
 
 func release(context.Context, *instance.Machine) error { return nil }
 
-// cleaner cleans up after a machine as brig-keeper does.
-type cleaner struct{ runner.Keeper }
-
-func (c cleaner) Run(ctx context.Context, m *instance.Machine, ready func(error)) error {
-	if err := c.Keeper.Run(ctx, m, ready); err != nil {
-		return err
-	}
-	return keeper.End(ctx, m, c.Exit(m), release)
-}
-
 // host is a host for virtual machines: kernel, programs, disks, and a bridge in
 // a network namespace of its own.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	driver *qemu.Driver
 	kernel instance.Kernel
 	dir    string
@@ -67,7 +57,7 @@ const (
 	mac      = "00:16:3e:aa:bb:01"
 )
 
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
@@ -89,23 +79,13 @@ func newHost(t *testing.T) *host {
 	if h.keeper, err = os.Executable(); err != nil {
 		t.Fatal(err)
 	}
-	h.base = filepath.Join(h.dir, "base.raw")
-	tree := filepath.Join(h.dir, "tree")
-	if err := os.Mkdir(tree, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	must(t, exec.Command("tar", "-C", tree, "-xf", debianTar(t), "--exclude=./dev/*"))
-	must(t, exec.Command("truncate", "-s", "2G", h.base))
-	must(t, exec.Command("mkfs.ext4", "-q", "-d", tree, h.base))
-	if err := os.RemoveAll(tree); err != nil {
-		t.Fatal(err)
-	}
+	h.base = debianDisk(t)
 	h.ownNetwork()
 	return h
 }
 
 // cache is where what is slow to get stays between runs of the tests.
-func cache(t *testing.T) string {
+func cache(t testing.TB) string {
 	dir := os.Getenv("BRIG_TEST_CACHE")
 	if dir == "" {
 		user, err := os.UserCacheDir()
@@ -121,7 +101,7 @@ func cache(t *testing.T) string {
 }
 
 // debianTar is a Debian with systemd.
-func debianTar(t *testing.T) string {
+func debianTar(t testing.TB) string {
 	path := filepath.Join(cache(t), "bookworm.tar")
 	if _, err := os.Stat(path); err == nil {
 		return path
@@ -134,7 +114,24 @@ func debianTar(t *testing.T) string {
 	return path
 }
 
-func must(t *testing.T, cmd *exec.Cmd) {
+// debianDisk is a disk with that Debian, for reading only.
+func debianDisk(t testing.TB) string {
+	path := filepath.Join(cache(t), "bookworm.raw")
+	if _, err := os.Stat(path); err == nil {
+		return path
+	}
+	tree := t.TempDir()
+	must(t, exec.Command("tar", "-C", tree, "-xf", debianTar(t), "--exclude=./dev/*"))
+	part := path + ".part"
+	must(t, exec.Command("truncate", "-s", "2G", part))
+	must(t, exec.Command("mkfs.ext4", "-q", "-F", "-d", tree, part))
+	if err := os.Rename(part, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func must(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, out)

@@ -16,7 +16,7 @@ import (
 
 const (
 	askTime     = 5 * time.Second  // for the guest's agent to take the wish
-	askAgain    = 10 * time.Second // between two presses of the power button
+	askAgain    = 10 * time.Second // between two requests
 	quitTime    = 3 * time.Second  // for QEMU to close its disks and end
 	killTime    = 20 * time.Second // for the kernel to take QEMU down
 	cleanUpTime = 5 * time.Second  // for the keeper to clean up after it
@@ -69,14 +69,14 @@ func (d *Driver) shutDown(ctx context.Context, m *instance.Machine, timeout time
 	for {
 		agentErr := d.ask(ctx, m)
 		if agentErr != nil {
-			// A guest that is not up yet does not hear the button either, so it
-			// is pressed again until somebody does.
 			if err := qmp.One(ctx, m.RunDir, "system_powerdown", nil, nil); err != nil && ctx.Err() == nil && !gone(m) {
 				return fmt.Errorf("cannot stop %q: %w", m.Name, err)
 			}
 		}
+		// An init that has just started hears neither, so a system is asked
+		// again until it does. An app was sent its signal, and once is enough.
 		wait, cancel := ctx, context.CancelFunc(func() {})
-		if agentErr != nil {
+		if agentErr != nil || m.Boot.Process == nil {
 			wait, cancel = context.WithTimeout(ctx, askAgain)
 		}
 		err := until(wait, func() bool { return gone(m) })

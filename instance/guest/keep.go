@@ -51,13 +51,19 @@ func (k *Keeper) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer os.Remove(k.Socket)
+	parent := ctx
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	all.Go(func() { k.hold(ctx, s) })
 	slots := make(chan struct{}, maxSessions)
 	for {
 		conn, err := l.Accept()
-		if ctx.Err() != nil {
+		if parent.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
@@ -132,11 +138,12 @@ func (k *Keeper) open(ctx context.Context) (*yamux.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := wire.Greet(ctx, conn); err != nil {
+	greeted, err := wire.Greet(ctx, conn)
+	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	session, err := wire.Client(conn)
+	session, err := wire.Client(greeted)
 	if err != nil {
 		conn.Close()
 		return nil, err
@@ -162,7 +169,7 @@ func (k *Keeper) follow(session *yamux.Session, up func()) {
 		if wire.Read(stream, &e) != nil || !limit.take() {
 			return
 		}
-		e.Text = Printable(e.Text)
+		e.State, e.Text = Printable(e.State), Printable(e.Text)
 		if k.Event != nil {
 			k.Event(e)
 		}

@@ -14,17 +14,24 @@ import (
 type Runner interface {
 	// Run starts m and calls ready once: with nil when its init runs, or with
 	// why it does not. It returns when this process has nothing more to do for
-	// m: at once for a container, whose monitor stays by itself, and when QEMU
-	// has ended for a virtual machine. It mounts what it mounts in this
-	// process's mount namespace, which is the machine's own.
-	Run(ctx context.Context, m *instance.Machine, ready func(error)) error
+	// m: at once for a container, whose monitor stays by itself and calls
+	// brig-keeper again in the end, and when QEMU has ended for a virtual
+	// machine; ended tells which. It mounts what it mounts in this process's
+	// mount namespace, which is the machine's own.
+	Run(ctx context.Context, m *instance.Machine, ready func(error)) (ended bool, err error)
 
 	// Exit tells how m ended. It is called after the end, in the machine's
 	// mount namespace.
 	Exit(m *instance.Machine) instance.Exit
 }
 
-// Cleaner is implemented by runners that leave something on the host that
+// Adopter is implemented by drivers whose machines need a keeper for more than
+// their end. Adopt gives m a new keeper if the one it had was killed.
+type Adopter interface {
+	Adopt(ctx context.Context, m *instance.Machine) error
+}
+
+// Cleaner is implemented by runners and drivers that leave something on the host that
 // cannot go before the machine has ended, or that nobody should wait for. Clean
 // is called after each End, by the same process.
 type Cleaner interface {

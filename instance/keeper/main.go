@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -42,17 +43,18 @@ func Main(args []string, runners map[instance.Type]Runner, release func(context.
 		// The pipe must not reach what the runner starts.
 		syscall.CloseOnExec(reportFD)
 		var once sync.Once
-		err = runner.Run(ctx, m, func(err error) { once.Do(func() { tell(err) }) })
+		var ended bool
+		ended, err = runner.Run(ctx, m, func(err error) { once.Do(func() { tell(err) }) })
 		once.Do(func() { tell(err) })
+		if ended {
+			err = errors.Join(err, finish(ctx, m, runner, release))
+		}
 	case args[0] == verbEnded:
 		// liblxc also calls its hook when a container reboots.
 		if os.Getenv("LXC_TARGET") == "reboot" {
 			return 0
 		}
-		err = End(ctx, m, runner.Exit(m), release)
-		if c, ok := runner.(Cleaner); ok && err == nil {
-			err = c.Clean(m)
-		}
+		err = finish(ctx, m, runner, release)
 	default:
 		err = fault.New(fault.Invalid, "unknown verb %q", args[0])
 	}
@@ -61,6 +63,15 @@ func Main(args []string, runners map[instance.Type]Runner, release func(context.
 		return 1
 	}
 	return 0
+}
+
+// finish cleans up after a machine that has ended.
+func finish(ctx context.Context, m *instance.Machine, runner Runner, release func(context.Context, *instance.Machine) error) error {
+	err := End(ctx, m, runner.Exit(m), release)
+	if c, ok := runner.(Cleaner); ok && err == nil {
+		err = c.Clean(m)
+	}
+	return err
 }
 
 // reportFD is where Spawn reads the report.

@@ -2,9 +2,11 @@ package manager
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 
 	"brig/images"
 	"brig/instance"
@@ -140,9 +142,27 @@ func describe(spec *instance.Spec, image *images.Image, r CreateRequest) {
 		Description: image.Description,
 		App:         image.App,
 	}
+	if image.App == nil {
+		spec.Image.Init, spec.Image.Env = initOf(image)
+	}
 	if spec.Config == nil {
 		spec.Config = map[string]string{}
 	}
+}
+
+// initOf gives the command line and environment of a system image's init: an
+// OCI image may name an init of its own.
+func initOf(image *images.Image) (init, env []string) {
+	var oci struct {
+		Config struct{ Entrypoint, Cmd, Env []string }
+	}
+	if len(image.Config) > 0 && json.Unmarshal(image.Config, &oci) == nil {
+		return slices.Concat(oci.Config.Entrypoint, oci.Config.Cmd), oci.Config.Env
+	}
+	if path := image.Properties[images.InitProperty]; path != "" {
+		return []string{path}, nil
+	}
+	return nil, nil
 }
 
 func (m *Manager) nameIsFree(ctx context.Context, name string) error {

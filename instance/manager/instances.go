@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -79,21 +80,55 @@ func (m *Manager) openLocked(ctx context.Context, doing, name string, others ...
 // settle cleans up after a machine that ended while nobody looked: its keeper
 // was killed, or the host was restarted.
 func (m *Manager) settle(ctx context.Context, o *opened) error {
-	machine, err := m.running(o.spec)
-	if err != nil || machine == nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	for {
+		machine, err := m.running(o.spec)
+		if err != nil || machine == nil {
+			return err
+		}
+		state := o.driver.State(machine)
+		switch {
+		case state.Status == instance.Stopped:
+			return m.cleanUp(ctx, machine)
+		case state.Status != instance.Running || state.PID != 0:
+			return m.adopt(ctx, o, machine)
+		}
+		// It is starting or ending by itself, which does not take long.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(2 * time.Millisecond):
+		}
 	}
-	if o.driver.State(machine).Status != instance.Stopped {
-		return nil
+}
+
+// settleTime bounds the wait for an instance that is just ending by itself.
+const settleTime = 5 * time.Second
+
+// adopt gives a machine whose keeper was killed a new one.
+func (m *Manager) adopt(ctx context.Context, o *opened, machine *instance.Machine) error {
+	if a, ok := o.driver.(keeper.Adopter); ok {
+		return a.Adopt(ctx, machine)
 	}
-	return m.cleanUp(ctx, machine)
+	return nil
 }
 
 // cleanUp gives back what the host lent to a machine that has ended, if its
 // keeper has not done so.
 func (m *Manager) cleanUp(ctx context.Context, machine *instance.Machine) error {
 	exit := instance.Exit{Code: lostExit, At: now(), Reason: "its keeper was lost before it could tell the exit code"}
-	return keeper.End(ctx, machine, exit, keeper.Release)
+	if err := keeper.End(ctx, machine, exit, keeper.Release); err != nil {
+		return err
+	}
+	driver, err := m.driver(machine.Type)
+	if err != nil {
+		return err
+	}
+	if c, ok := driver.(keeper.Cleaner); ok {
+		return c.Clean(machine)
+	}
+	return nil
 }
 
 // lostExit is the exit code of a machine whose keeper was killed: what a shell

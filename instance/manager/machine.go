@@ -26,8 +26,12 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 		Helpers: m.cfg.Helpers,
 		Boot:    instance.Boot{Hostname: spec.Name, DNS: m.cfg.Network.DNS()},
 	}
-	main := guest.MainOf(spec.Image.App, spec.Command, environment(spec.Config))
-	machine.Boot.Process, machine.Boot.Init = main.Process, main.Init
+	app := spec.Image.App
+	if app == nil && len(spec.Image.Init) > 0 {
+		app = &instance.App{Entrypoint: spec.Image.Init, Env: spec.Image.Env}
+	}
+	main := guest.MainOf(app, spec.Command, environment(spec.Config))
+	machine.Boot.Process, machine.Boot.Init, machine.Boot.Env = main.Process, main.Init, main.Env
 	if main.Note != "" {
 		m.cfg.Notice(fmt.Sprintf("%s: %s.", spec.Name, main.Note))
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"brig/instance"
@@ -29,11 +30,29 @@ type Host struct {
 // File is the name of the configuration in the run directory.
 const File = "lxc.conf"
 
-// Names of other files and folders in the run directory.
-const (
-	RootDir  = "rootfs" // where the keeper mounts the root file system
-	GuestDir = "guest"  // where the keeper and brig-guest exchange files
-)
+// Stage is the folder of the host on which the keeper mounts, in its own mount
+// namespace, all that liblxc gives to a container. The container's root has to
+// be able to walk there, which it cannot to a run directory: liblxc mounts for
+// it with its rights. Nothing that m needs of the host may be below.
+func Stage(m *instance.Machine) string {
+	needs := append([]string{m.RunDir, m.LogDir, m.Helpers.Guest, m.Helpers.Keeper, m.Root.Tree.Upper, m.Root.Tree.Work}, m.Root.Tree.Lower...)
+	stages := []string{"/mnt", "/media", "/opt", "/srv"}
+	for _, stage := range stages {
+		if !slices.ContainsFunc(needs, func(path string) bool { return strings.HasPrefix(path+"/", stage+"/") }) {
+			return stage
+		}
+	}
+	return stages[0]
+}
+
+// RootDir is where the keeper mounts the root file system.
+func RootDir(m *instance.Machine) string { return filepath.Join(Stage(m), "rootfs") }
+
+// GuestDir is where the keeper and brig-guest exchange files.
+func GuestDir(m *instance.Machine) string { return filepath.Join(Stage(m), "guest") }
+
+// GuestProgram is where the keeper mounts the program brig-guest.
+func GuestProgram(m *instance.Machine) string { return filepath.Join(Stage(m), "brig-guest") }
 
 // ConsoleLog and Log are the names of files in the log directory.
 const (
@@ -62,6 +81,17 @@ func CgroupsOf(m *instance.Machine) Cgroups {
 		c.Inner = "ns"
 	}
 	return c
+}
+
+// publicDirs is where liblxc has a folder for each container that runs, shared
+// by all brigs of a host.
+const publicDirs = "/run/brig-host/lxc"
+
+// PublicDir is the folder that liblxc knows m by, for its lock, its sockets'
+// names and its AppArmor profile. A run directory cannot be it: the container's
+// root has to be able to walk there, and the way may be private.
+func PublicDir(m *instance.Machine) string {
+	return filepath.Join(publicDirs, CgroupsOf(m).Payload)
 }
 
 // Text is the configuration of m. A value that could say more than it should

@@ -89,7 +89,6 @@ func TestTextRefusesWhatSaysMore(t *testing.T) {
 		"id map behind the end":      func(m *instance.Machine) { m.IDMap.Base = 1<<32 - 1 },
 		"run directory":              func(m *instance.Machine) { m.RunDir = "/run/a\nb" },
 		"keeper":                     func(m *instance.Machine) { m.Helpers.Keeper = "/k\n" },
-		"guest":                      func(m *instance.Machine) { m.Boot.Process = &instance.Process{}; m.Helpers.Guest = "/g\t" },
 	} {
 		m := machine()
 		edit(m)
@@ -122,5 +121,17 @@ func TestInit(t *testing.T) {
 	m.Boot.Process = &instance.Process{}
 	if got := Init(m); len(got) != 2 || got[0] != "/dev/.brig/guest" || got[1] != "run" {
 		t.Errorf("Init of an app = %q", got)
+	}
+}
+
+func TestStageHidesNothingThatTheMachineNeeds(t *testing.T) {
+	m := &instance.Machine{RunDir: "/run/brig/instances/1", LogDir: "/var/log/brig"}
+	if got := Stage(m); got != "/mnt" {
+		t.Errorf("Stage = %q, want /mnt", got)
+	}
+	m.Root.Tree.Lower = []string{"/mnt/big/pool/layers/1"}
+	m.Helpers.Guest = "/media/x/brig-guest"
+	if got := Stage(m); got != "/opt" {
+		t.Errorf("Stage with a pool below /mnt and a program below /media = %q, want /opt", got)
 	}
 }

@@ -13,7 +13,7 @@ import (
 )
 
 func (w *writer) rootfs(m *instance.Machine) {
-	w.set("lxc.rootfs.path", "dir:"+m.Path(RootDir))
+	w.set("lxc.rootfs.path", "dir:"+RootDir(m))
 	w.set("lxc.uts.name", m.Boot.Hostname)
 	if m.Privileged() {
 		return
@@ -35,6 +35,9 @@ func (w *writer) fail(format string, args ...any) {
 // system is how init is run and asked to end, and what it may do.
 func (w *writer) system(m *instance.Machine, h Host) {
 	w.set("lxc.environment", "container=lxc")
+	for _, variable := range m.Boot.Env {
+		w.set("lxc.environment", variable)
+	}
 	if IsApp(m) {
 		w.set("lxc.signal.halt", guest.HaltSignal)
 	} else {
@@ -151,8 +154,8 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 	if IsApp(m) {
 		w.mount("shm", "dev/shm", "tmpfs", "nosuid,nodev,mode=1777,create=dir")
 		w.mount("mqueue", "dev/mqueue", "mqueue", "nosuid,nodev,noexec,create=dir,optional")
-		w.mount(m.Path(GuestDir), guest.ContainerDir[1:], "none", "bind,create=dir")
-		w.mount(m.Helpers.Guest, guest.ContainerGuest[1:], "none", "bind,ro,create=file")
+		w.mount(GuestDir(m), guest.ContainerDir[1:], "none", "bind,create=dir")
+		w.mount(GuestProgram(m), guest.ContainerGuest[1:], "none", "bind,ro,create=file")
 	}
 }
 

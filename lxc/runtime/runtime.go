@@ -17,20 +17,16 @@ import (
 // name is the name of every container to liblxc, whose path tells them apart.
 const name = "lxc"
 
-// Folder is where in the run directory liblxc puts files of its own: an AppArmor
-// profile.
-const Folder = name
-
 // Container names one container to liblxc.
 type Container struct{ path string }
 
-// Open gives the container whose run files are in runDir; nothing is checked.
+// Open gives the container that liblxc knows by a folder; nothing is checked.
 //
 // liblxc keeps a lock file for each container below /run/lxc/lock, in a folder
 // named after the container's path, and never removes either. This path leads
-// back out of there, so that the lock is runDir/.lxc and goes with runDir.
-func Open(runDir string) Container {
-	return Container{path: "/../../.." + filepath.Clean(runDir)}
+// back out of there, so that the lock is .lxc in the folder and goes with it.
+func Open(folder string) Container {
+	return Container{path: "/../../.." + filepath.Clean(folder)}
 }
 
 // Version is liblxc's.

@@ -54,6 +54,8 @@ type Info struct {
 	ImportedAt time.Time `json:"imported_at,omitzero"`
 	Image      string    `json:"-"` // host path of vmlinuz
 	Modules    string    `json:"-"` // host path of the modules; empty: none
+	Size       int64     `json:"-"` // bytes of vmlinuz
+	Default    bool      `json:"-"` // what Ensure gives
 }
 
 // Kernel is the kernel as a machine needs it.
@@ -97,7 +99,14 @@ func (s *Store) List() ([]Info, error) {
 		}
 	}
 	slices.SortStableFunc(list, newestFirst)
-	return list, nil
+	chosen, _, err := s.choose()
+	for i := range list {
+		list[i].Default = list[i].Name == chosen.Name
+		if st, err := os.Stat(list[i].Image); err == nil {
+			list[i].Size = st.Size()
+		}
+	}
+	return list, err
 }
 
 func newestFirst(a, b Info) int {
@@ -187,7 +196,7 @@ func (s *Store) Ensure(ctx context.Context, p Progress) (instance.Kernel, error)
 	if info, ok, err := s.choose(); ok || err != nil {
 		return info.Kernel(), err
 	}
-	info, err := s.fetch(ctx, p)
+	info, err := s.fetch(ctx, metaPackages, ImportOptions{Progress: p})
 	if err != nil {
 		return instance.Kernel{}, fault.New(fault.Unavailable,
 			"cannot get a kernel for virtual machines: %w; import one with: brig kernel import FILE.deb|DIRECTORY", err)

@@ -208,6 +208,31 @@ func TestChoice(t *testing.T) {
 	if k, err = s.Ensure(t.Context(), nil); err != nil || k.Name != "5.10" {
 		t.Errorf("Ensure = %+v, %v, want the imported kernel, before those of images and of the host", k, err)
 	}
+	own2, err := s.For(t.Context(), tree, "image-0123", nil)
+	if err != nil || own2.Version != "8.0" {
+		t.Errorf("For an image with a kernel = %+v, %v", own2, err)
+	}
+	if other, err := s.For(t.Context(), nil, "image-1", nil); err != nil || other.Name != "5.10" {
+		t.Errorf("For an image without a kernel = %+v, %v", other, err)
+	}
+	if info, err := s.Import(t.Context(), filepath.Join(host, "boot/vmlinuz-6.1.0-9-amd64"), ImportOptions{Name: "mine"}); err != nil || info.Version != "6.1.0-9-amd64" || info.Modules == "" {
+		t.Errorf("Import of an image of the host = %+v, %v", info, err)
+	}
+	if _, err := s.Import(t.Context(), filepath.Join(host, "boot/vmlinuz-7.0"), ImportOptions{}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("Import of an image without modules = %v, want invalid", err)
+	}
+	list, err := s.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range list {
+		if info.Default != (info.Name == "mine") || info.Size != 4096 {
+			t.Errorf("List has %+v, want mine as the only default", info)
+		}
+	}
+	if err := s.Delete(t.Context(), "mine"); err != nil {
+		t.Fatal(err)
+	}
 	assertNames(t, s, "image-0123", "host-6.1.0-10-amd64", "host-6.1.0-9-amd64", "5.10")
 }
 

@@ -18,14 +18,18 @@ import (
 // own packages' dependencies: Debian's, then Ubuntu's.
 var metaPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
 
+// packageName is the form of the names of packages that may be asked for.
+var packageName = regexp.MustCompile(`^linux-image-[a-z0-9][a-z0-9.+-]*$`)
+
 // kernelPackage is the form of the names of packages with a kernel's files.
 var kernelPackage = regexp.MustCompile(`^linux-(image|modules)-[0-9][a-z0-9.+-]*$`)
 
-// fetch has the host's apt download its distribution's kernel for virtual
-// machines, verified as apt verifies, and takes it into the store. Nothing is
-// installed. The caller has the lock.
-func (s *Store) fetch(ctx context.Context, p Progress) (Info, error) {
-	packages, err := kernelPackages(ctx, p)
+// fetch has the host's apt download the kernel of the first of some packages
+// that it knows, verified as apt verifies, and takes it into the store. Nothing
+// is installed. The caller has the lock.
+func (s *Store) fetch(ctx context.Context, names []string, o ImportOptions) (Info, error) {
+	p := o.Progress
+	packages, err := kernelPackages(ctx, names, p)
 	if err != nil {
 		return Info{}, err
 	}
@@ -44,7 +48,7 @@ func (s *Store) fetch(ctx context.Context, p Progress) (Info, error) {
 		return Info{}, fault.New(fault.Unavailable, "apt-get downloaded nothing for %s", packages[0])
 	}
 	p.say("unpacking the kernel %s", packages[0])
-	return s.add(Info{Source: SourceFetch}, func(dst *os.Root) error {
+	return s.add(Info{Name: o.Name, Source: SourceFetch}, func(dst *os.Root) error {
 		for _, file := range files {
 			if err := unpackPackage(ctx, file, dst); err != nil {
 				return err
@@ -54,10 +58,10 @@ func (s *Store) fetch(ctx context.Context, p Progress) (Info, error) {
 	})
 }
 
-// kernelPackages asks apt which packages hold the present kernel for virtual
-// machines. If apt knows of none, its lists are brought up to date first.
-func kernelPackages(ctx context.Context, p Progress) ([]string, error) {
-	packages, err := depends(ctx)
+// kernelPackages asks apt which packages hold the kernel that one of names means
+// now. If apt knows of none, its lists are brought up to date first.
+func kernelPackages(ctx context.Context, names []string, p Progress) ([]string, error) {
+	packages, err := depends(ctx, names)
 	if err != nil || len(packages) > 0 {
 		return packages, err
 	}
@@ -65,16 +69,16 @@ func kernelPackages(ctx context.Context, p Progress) ([]string, error) {
 	if _, err := run.Output(ctx, "apt-get", "update", "--quiet"); err != nil {
 		return nil, fmt.Errorf("cannot update the list of packages: %w", err)
 	}
-	packages, err = depends(ctx)
+	packages, err = depends(ctx, names)
 	if err == nil && len(packages) == 0 {
-		err = fault.New(fault.Unavailable, "the host's apt offers none of %s", strings.Join(metaPackages, ", "))
+		err = fault.New(fault.NotFound, "the host's apt knows no package %s", strings.Join(names, " or "))
 	}
 	return packages, err
 }
 
-func depends(ctx context.Context) ([]string, error) {
-	for _, meta := range metaPackages {
-		out, err := run.Output(ctx, "apt-cache", "depends", "--important", "--recurse", meta)
+func depends(ctx context.Context, names []string) ([]string, error) {
+	for _, name := range names {
+		out, err := run.Output(ctx, "apt-cache", "depends", "--important", "--recurse", name)
 		if fault.Is(err, fault.Unsupported) || ctx.Err() != nil {
 			return nil, err
 		}

@@ -26,39 +26,86 @@ type ImportOptions struct {
 	Progress Progress
 }
 
-// Import puts a kernel into the store from a Debian package of one, or from a
-// directory with boot/vmlinuz-VERSION (or vmlinuz) and lib/modules/VERSION. A
-// file or tree without a usable kernel is invalid or unsupported, a taken name
-// already-exists.
-func (s *Store) Import(ctx context.Context, from string, o ImportOptions) (Info, error) {
+// Import puts a kernel into the store. Source is a Debian package file of one; a
+// directory with boot/vmlinuz-VERSION (or vmlinuz) and lib/modules/VERSION; a
+// kernel image of this host, whose modules are in /lib/modules; the name of a
+// package, which the host's apt downloads; or nothing, for the one that Ensure
+// would fetch. A source without a usable kernel is invalid or unsupported, a
+// taken name already-exists.
+func (s *Store) Import(ctx context.Context, source string, o ImportOptions) (Info, error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return Info{}, err
 	}
 	defer unlock()
-	st, err := os.Stat(from)
-	if errors.Is(err, fs.ErrNotExist) {
-		return Info{}, fault.New(fault.NotFound, "cannot import a kernel from %q: there is no such file or directory", from)
+	if source == "" {
+		return s.fetch(ctx, metaPackages, o)
 	}
-	if err != nil {
+	st, err := os.Stat(source)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && packageName.MatchString(source):
+		return s.fetch(ctx, []string{source}, o)
+	case errors.Is(err, fs.ErrNotExist):
+		return Info{}, fault.New(fault.NotFound, "cannot import a kernel from %q: there is no such file or directory", source)
+	case err != nil:
 		return Info{}, fmt.Errorf("cannot import a kernel: %w", err)
 	}
-	o.Progress.say("importing the kernel in %s", from)
+	o.Progress.say("importing the kernel in %s", source)
 	info, err := s.add(Info{Name: o.Name, Source: SourceImport}, func(dst *os.Root) error {
-		if !st.IsDir() {
-			return unpackPackage(ctx, from, dst)
+		if st.IsDir() {
+			return importTree(ctx, source, dst)
 		}
-		src, err := os.OpenRoot(from)
-		if err != nil {
-			return err
+		if version, err := imageVersion(source); err == nil {
+			return s.importImage(ctx, source, version, dst)
 		}
-		defer src.Close()
-		return copyKernel(ctx, src, dst, false)
+		return unpackPackage(ctx, source, dst)
 	})
 	if err != nil {
-		return Info{}, fmt.Errorf("cannot import a kernel from %q: %w", from, err)
+		return Info{}, fmt.Errorf("cannot import a kernel from %q: %w", source, err)
 	}
 	return info, nil
+}
+
+func importTree(ctx context.Context, dir string, dst *os.Root) error {
+	src, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	return copyKernel(ctx, src, dst, false)
+}
+
+// importImage takes a kernel image and the host's modules for it.
+func (s *Store) importImage(ctx context.Context, image, version string, dst *os.Root) error {
+	f, err := os.Open(image)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := writeFile(dst, imageFile, f, maxImage); err != nil {
+		return err
+	}
+	modules, err := os.OpenRoot(filepath.Join(s.host, "lib", "modules", version))
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Invalid, "there are no modules for it in /lib/modules/%s", version)
+	}
+	if err != nil {
+		return err
+	}
+	defer modules.Close()
+	return copyModules(ctx, modules, dst, false)
+}
+
+// For gives the kernel for machines of an image: that of its root file system,
+// if it brings one, under a name of the caller's for it; else Ensure's. tree may
+// be nil.
+func (s *Store) For(ctx context.Context, tree *os.Root, name string, p Progress) (instance.Kernel, error) {
+	if tree != nil {
+		if k, err := s.FromTree(ctx, tree, name); !fault.Is(err, fault.NotFound) {
+			return k, err
+		}
+	}
+	return s.Ensure(ctx, p)
 }
 
 // FromTree gives the kernel that the root file system of an image brings

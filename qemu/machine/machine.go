@@ -27,8 +27,12 @@ const (
 	KeyAccel  = "vm.accel"      // auto, kvm or tcg; read by the accel package
 )
 
-// AgentPort is the name of the virtio-serial port that the guest's agent opens.
-const AgentPort = "org.brig.agent"
+// AgentPort is the name of the virtio-serial port that the guest's agent opens,
+// AgentDevice the id of the port and of the socket behind it.
+const (
+	AgentPort   = "org.brig.agent"
+	AgentDevice = "agent"
+)
 
 // BootConfig is the name of the firmware configuration file that holds boot.json.
 const BootConfig = "opt/brig/boot.json"
@@ -110,10 +114,8 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 // KernelArgs is the kernel's command line, the same for every machine: what
 // concerns one of them is in boot.json. Interfaces keep the kernel's names (a
 // NIC says what it is called), warnings go to the console, and a panic restarts
-// the machine, so that the keeper sees it. systemd is told to offer the login
-// on the console itself: the one on ttyS0 waits for udev, which small images
-// lack.
-const KernelArgs = "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0 systemd.getty_auto=no systemd.wants=console-getty.service"
+// the machine, so that the keeper sees it.
+const KernelArgs = "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0"
 
 type args struct{ list []string }
 
@@ -144,8 +146,8 @@ func (a *args) monitors(h Host) {
 func (a *args) guestDevices(h Host) {
 	a.add("-object", "rng-builtin,id=rng0", "-device", "virtio-rng-pci,id=rng,rng=rng0")
 	a.add("-device", "virtio-serial-pci,id=ports")
-	a.add("-chardev", fmt.Sprintf("socket,id=agent,fd=%d,server=on,wait=off", h.FDs.Agent))
-	a.add("-device", "virtserialport,bus=ports.0,chardev=agent,name="+AgentPort)
+	a.add("-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", AgentDevice, h.FDs.Agent))
+	a.add("-device", "virtserialport,id="+AgentDevice+",bus=ports.0,chardev=agent,name="+AgentPort)
 	a.add("-device", "pvpanic-pci,id=panic")
 	if h.FDs.Vsock != 0 {
 		a.add("-device", fmt.Sprintf("vhost-vsock-pci,id=vsock,guest-cid=%d,vhostfd=%d", h.FDs.VsockCID, h.FDs.Vsock))

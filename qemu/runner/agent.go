@@ -2,6 +2,7 @@ package runner
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"brig/instance"
@@ -12,21 +13,89 @@ import (
 )
 
 // serveAgent shares the guest's agent among whoever connects to its socket,
-// until ctx or QEMU ends.
+// until ctx or QEMU ends. It talks to the guest only while the guest has its
+// port open: what is said before would only wait there, in the way of what
+// counts.
 func (v *vm) serveAgent(ctx context.Context) {
+	for {
+		select {
+		case <-v.port.whenOpen():
+		case <-v.gone:
+			return
+		case <-ctx.Done():
+			return
+		}
+		if err := v.serveOpenAgent(ctx); err != nil {
+			v.fail(err)
+			v.status.update(func(s *rundir.State) { s.Reason = err.Error() })
+			return
+		}
+	}
+}
+
+// serveOpenAgent serves until the guest closes its port.
+func (v *vm) serveOpenAgent(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
+		defer cancel()
 		select {
+		case <-v.port.whenClosed():
 		case <-v.gone:
-			cancel()
 		case <-ctx.Done():
 		}
 	}()
 	k := guest.Keeper{Port: v.m.Path(rundir.AgentPort), Socket: v.m.Path(guest.AgentSocket), Event: v.told}
-	if err := k.Run(ctx); err != nil {
-		v.fail(err)
-		v.status.update(func(s *rundir.State) { s.Reason = err.Error() })
+	return k.Run(ctx)
+}
+
+// port is whether the guest has its end of the agent's port open.
+type port struct {
+	mu     sync.Mutex    // guards both; one of them is closed
+	opened chan struct{} // closed while it is open
+	closed chan struct{} // closed while it is not
+}
+
+func newPort() *port {
+	p := &port{opened: make(chan struct{}), closed: make(chan struct{})}
+	close(p.closed)
+	return p
+}
+
+func (p *port) whenOpen() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.opened
+}
+
+func (p *port) whenClosed() <-chan struct{} {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.closed
+}
+
+func (p *port) set(open bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if isOpen(p.opened) == open {
+		return
+	}
+	if open {
+		close(p.opened)
+		p.closed = make(chan struct{})
+	} else {
+		close(p.closed)
+		p.opened = make(chan struct{})
+	}
+}
+
+// isOpen tells whether a channel that carries nothing is closed.
+func isOpen(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

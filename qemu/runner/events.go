@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"brig/instance/fault"
+	"brig/qemu/machine"
 	"brig/qemu/qmp"
 	"brig/qemu/rundir"
 )
@@ -45,23 +46,46 @@ func (v *vm) follow(ctx context.Context) {
 			v.event(e)
 		}
 	})
+	v.catchUp(ctx, mon)
+	reader.Wait()
+	mon.Close()
+}
+
+// catchUp asks for what events before this connection said.
+func (v *vm) catchUp(ctx context.Context, mon *qmp.Monitor) {
 	var now struct {
 		Status string `json:"status"`
 	}
+	seen := v.status.pauses()
 	if mon.Run(ctx, "query-status", nil, &now) == nil {
-		v.status.update(func(s *rundir.State) { s.Frozen = now.Status == "paused" })
+		v.status.pausedUnless(seen, now.Status == "paused")
 	}
-	reader.Wait()
-	mon.Close()
+	var ports []struct {
+		Label string `json:"label"`
+		Open  bool   `json:"frontend-open"`
+	}
+	if mon.Run(ctx, "query-chardev", nil, &ports) == nil {
+		for _, p := range ports {
+			// A port that is closed now may have been opened since; the event
+			// says so.
+			if p.Label == machine.AgentDevice && p.Open {
+				v.port.set(true)
+			}
+		}
+	}
 }
 
 // event acts on one event.
 func (v *vm) event(e qmp.Event) {
 	switch e.Event {
 	case "STOP":
-		v.status.update(func(s *rundir.State) { s.Frozen = true })
+		v.status.paused(true)
 	case "RESUME":
-		v.status.update(func(s *rundir.State) { s.Frozen = false })
+		v.status.paused(false)
+	case "VSERPORT_CHANGE":
+		if open, ok := e.Data["open"].(bool); ok && e.Data["id"] == machine.AgentDevice {
+			v.port.set(open)
+		}
 	case "SHUTDOWN":
 		reason, _ := e.Data["reason"].(string)
 		v.status.shuttingDown(reason)
@@ -80,9 +104,9 @@ func (v *vm) panicked() {
 }
 
 // maxResets is how many restarts in a row may go by without init running. A
-// kernel that restarts tries several ways at once, so one restart can be seen
-// as two.
-const maxResets = 3
+// kernel that restarts tries several ways at once, and the firmware may add one
+// of its own, so a single restart was seen as up to four.
+const maxResets = 12
 
 // reset is a restart from inside. One that init never comes out of would be
 // followed by the next for ever, so it ends the machine.

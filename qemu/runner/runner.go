@@ -41,12 +41,12 @@ type Keeper struct{}
 // once, and returns when QEMU has ended. An error before ready leaves nothing
 // running. When ctx ends after that, Run returns and the machine runs on. The
 // machine's lock stays with this process until it ends.
-func (Keeper) Run(ctx context.Context, m *instance.Machine, ready func(error)) error {
+func (Keeper) Run(ctx context.Context, m *instance.Machine, ready func(error)) (ended bool, err error) {
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { ready(err) }) }
-	err := run(ctx, m, tell)
+	err = run(ctx, m, tell)
 	tell(err) // for what failed before the machine ran
-	return err
+	return err == nil && ctx.Err() == nil, err
 }
 
 // Exit tells how m ended: what Run saw, or, if no keeper was there at the end,
@@ -75,7 +75,7 @@ func run(ctx context.Context, m *instance.Machine, ready func(error)) error {
 		return err
 	}
 	v := &vm{
-		m: m, status: &status{dir: m.RunDir}, gone: make(chan struct{}), ended: make(chan struct{}),
+		m: m, status: &status{dir: m.RunDir}, port: newPort(), gone: make(chan struct{}), ended: make(chan struct{}),
 		init: make(chan struct{}), failed: make(chan error, 1),
 	}
 	if running {
@@ -100,6 +100,7 @@ func keep(f *os.File) error {
 type vm struct {
 	m      *instance.Machine
 	status *status
+	port   *port
 	kill   func() error
 	gone   chan struct{} // closed when QEMU's process has ended, as exit says
 	exit   error

@@ -26,6 +26,7 @@ type status struct {
 	state  rundir.State
 	off    string // why QEMU says it shuts down; empty: it does not
 	resets int    // since init ran
+	events int    // of pausing and resuming
 	err    error  // of the last write
 }
 
@@ -42,6 +43,31 @@ func (s *status) update(change func(*rundir.State)) {
 	if s.state != before {
 		s.err = rundir.WriteState(s.dir, s.state)
 	}
+}
+
+// paused notes that the processors were stopped or go on.
+func (s *status) paused(frozen bool) {
+	s.update(func(state *rundir.State) {
+		state.Frozen = frozen
+		s.events++
+	})
+}
+
+// pauses counts the calls of paused.
+func (s *status) pauses() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.events
+}
+
+// pausedUnless is paused for an answer that may be older than what was noted
+// since: it counts only if nothing was.
+func (s *status) pausedUnless(seen int, frozen bool) {
+	s.update(func(state *rundir.State) {
+		if s.events == seen {
+			state.Frozen = frozen
+		}
+	})
 }
 
 // initRuns notes that init runs and the agent answers.

@@ -17,21 +17,36 @@ func Namespace(t testing.TB, f func() error) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root: mounts file systems")
 	}
-	done := make(chan error)
-	go func() {
-		// A locked thread is not used again, but ends with its goroutine.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-			done <- fmt.Errorf("unshare: %w", err)
-			return
-		}
-		if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-			done <- fmt.Errorf("making mounts private: %w", err)
-			return
-		}
-		done <- f()
-	}()
-	if err := <-done; err != nil {
+	if err := inNamespace(f); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func inNamespace(f func() error) error {
+	done := make(chan error)
+	go func() { done <- first(isolate, f) }()
+	return <-done
+}
+
+// isolate gives the thread of the calling goroutine a mount namespace of its own.
+// The thread stays with the goroutine and ends with it.
+func isolate() error {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return fmt.Errorf("unshare: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("making mounts private: %w", err)
+	}
+	return nil
+}
+
+// first calls functions until one fails.
+func first(steps ...func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -43,7 +44,7 @@ const GreetEvery = 250 * time.Millisecond
 
 // maxStale bounds what may lie before the answer: more than the queues between
 // host and guest hold comes from a guest that only talks.
-const maxStale = 4 << 20
+const maxStale = 1 << 20
 
 // greeting is a mark with its nonce.
 type greeting [markSize + nonceSize]byte
@@ -55,38 +56,68 @@ func greet(mark [markSize]byte, nonce []byte) greeting {
 	return g
 }
 
-// Greet is the host's part. When it returns nil the next byte read from conn
-// belongs to the session. It gives up when ctx ends; conn is then of no use.
-func Greet(ctx context.Context, conn net.Conn) error {
+// A guest that has not noticed that its host is another one takes greetings for
+// the rest of a frame. After flushAfter of them the host sends as much as the
+// longest frame holds, so that the next greeting is read as what it is not: a
+// frame, whose version is wrong.
+const (
+	flushAfter = 4
+	flushSize  = 256<<10 + muxHeader
+	filler     = 0xff
+)
+
+// Greet is the host's part. It returns conn for the session to use: the next
+// byte read from it belongs to the session. It gives up when ctx ends; conn is
+// then of no use.
+func Greet(ctx context.Context, conn net.Conn) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	stale := &io.LimitedReader{R: conn, N: maxStale}
-	for {
+	b := &buffered{Conn: conn, r: bufio.NewReader(conn)}
+	stale := &io.LimitedReader{R: b.r, N: maxStale}
+	for try := 1; ; try++ {
 		nonce := make([]byte, nonceSize)
 		rand.Read(nonce)
-		mine := greet(hello, nonce)
-		if err := writeAll(conn, mine[:]); err != nil {
-			return greetError(ctx, err)
-		}
-		conn.SetReadDeadline(time.Now().Add(GreetEvery))
-		want := greet(ack, nonce)
-		err := scan(stale, want[:])
+		err := hail(conn, stale, nonce, try%flushAfter == 0)
 		if errors.Is(err, os.ErrDeadlineExceeded) && ctx.Err() == nil {
 			continue
 		}
 		if err != nil {
-			return greetError(ctx, err)
+			return nil, greetError(ctx, err)
 		}
-		conn.SetReadDeadline(time.Time{})
-		mine = greet(start, nonce)
+		conn.SetDeadline(time.Time{})
+		mine := greet(start, nonce)
 		if err := writeAll(conn, mine[:]); err != nil {
-			return greetError(ctx, err)
+			return nil, greetError(ctx, err)
 		}
 		if !stop() {
-			return greetError(ctx, ctx.Err())
+			return nil, greetError(ctx, ctx.Err())
 		}
-		return nil
+		return b, nil
 	}
+}
+
+// buffered is a connection of which more was read than was asked for.
+type buffered struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (b *buffered) Read(p []byte) (int, error) { return b.r.Read(p) }
+
+// hail greets once and waits for the answer.
+func hail(conn net.Conn, answer io.Reader, nonce []byte, flush bool) error {
+	conn.SetDeadline(time.Now().Add(GreetEvery))
+	if flush {
+		if err := writeAll(conn, bytes.Repeat([]byte{filler}, flushSize)); err != nil {
+			return err
+		}
+	}
+	mine := greet(hello, nonce)
+	if err := writeAll(conn, mine[:]); err != nil {
+		return err
+	}
+	want := greet(ack, nonce)
+	return scan(answer, want[:])
 }
 
 func greetError(ctx context.Context, err error) error {

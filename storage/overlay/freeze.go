@@ -1,0 +1,222 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// frozen is the present state of a volume as layers that nobody writes.
+type frozen struct {
+	layers  []string // the state, top first
+	rec     record   // what the volume's record has to become for that
+	changed bool     // whether it differs from the record now
+	release func()   // lets Sweep collect layers again, once a record names these
+}
+
+// freeze makes the present state of a volume into layers. Capture copies the
+// metadata files that belong to it.
+func (c *change) freeze(ctx context.Context, h *locked, live *storage.Live, capture func() error) (*frozen, error) {
+	if err := capture(); err != nil {
+		return nil, err
+	}
+	switch {
+	case h.rec.Active == "" || live == nil:
+		return c.freezeIdle(ctx, h)
+	case h.rec.Content == storage.Tree:
+		return c.copyTree(ctx, h, live)
+	}
+	return c.switchDisk(ctx, h, live)
+}
+
+// freezeIdle turns the active layer of a volume that is not in use into a frozen
+// one, if something was changed in it.
+func (c *change) freezeIdle(ctx context.Context, h *locked) (_ *frozen, err error) {
+	p := c.pool
+	if err := p.idle(&h.rec); err != nil {
+		return nil, err
+	}
+	f := &frozen{layers: h.rec.Layers, rec: h.rec.clone()}
+	if f.release, err = p.share(ctx); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.release()
+		}
+	}()
+	if h.rec.Active == "" {
+		return f, nil
+	}
+	same, err := p.untouched(&h.rec)
+	if err != nil || same {
+		return f, err
+	}
+	f.layers = append([]string{h.rec.Active}, h.rec.Layers...)
+	if f.layers, err = c.flatten(ctx, f.rec.Content, f.layers); err != nil {
+		return nil, err
+	}
+	f.rec.Layers, f.changed = slices.Clone(f.layers), true
+	f.rec.Active, err = p.newActive(f.rec.Content, f.layers)
+	return f, err
+}
+
+// copyTree copies the active layer of a tree in use, while its writers stand
+// still: overlayfs does not allow to put another layer under a mounted tree. The
+// volume itself goes on as it is.
+func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_ *frozen, err error) {
+	p := c.pool
+	if live.Freeze == nil {
+		return nil, fault.New(fault.WrongState, "it is in use, and its writers cannot be stopped")
+	}
+	f := &frozen{layers: h.rec.Layers, rec: h.rec.clone()}
+	copied, err := c.copyFrozen(ctx, h, live)
+	if err != nil {
+		return nil, err
+	}
+	if copied {
+		// Names and data of the copy, before a record relies on them.
+		if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+			return nil, err
+		}
+	}
+	p.step("tree copied")
+	if f.release, err = p.share(ctx); err != nil || !copied {
+		return f, err
+	}
+	id := newID()
+	if err := p.root.Rename(c.path(newLayer), path.Join(layersDir, id)); err != nil {
+		f.release()
+		return nil, err
+	}
+	p.step("layer in place")
+	f.layers = append([]string{id}, h.rec.Layers...)
+	if len(f.layers) > maxTreeLayers {
+		f.release()
+		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, which merges them", len(f.layers))
+	}
+	return f, syncDir(p.root, layersDir)
+}
+
+// copyFrozen stops the writers for as long as the copy takes. It tells whether
+// there was anything to copy.
+func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) (copied bool, err error) {
+	for _, name := range []string{newLayer, path.Join(newLayer, rootName)} {
+		if err := c.dir.Mkdir(name, 0o755); err != nil {
+			return false, err
+		}
+	}
+	thaw, err := live.Freeze(ctx)
+	if err != nil {
+		return false, fmt.Errorf("freezing its writers: %w", err)
+	}
+	defer func() { err = errors.Join(err, thaw()) }()
+	same, err := c.pool.untouched(&h.rec)
+	if err != nil || same {
+		return false, err
+	}
+	return true, copyTree(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
+}
+
+// switchDisk makes the machine that uses a disk go on in an empty one over it.
+// The record names the new disk before the machine does so, because from then on
+// it holds data, whatever becomes of this program.
+func (c *change) switchDisk(ctx context.Context, h *locked, live *storage.Live) (_ *frozen, err error) {
+	p := c.pool
+	if live.SwitchDisk == nil {
+		return nil, fault.New(fault.WrongState, "it is in use, and its machine cannot go on in another disk")
+	}
+	layers := append([]string{h.rec.Active}, h.rec.Layers...)
+	if err := c.announce(ctx, h, layers); err != nil {
+		return nil, err
+	}
+	if err := live.SwitchDisk(ctx, p.path(layersDir, h.rec.Next, storage.DiskQcow2)); err != nil {
+		return nil, errors.Join(fmt.Errorf("switching its disk: %w", err), p.settle(context.WithoutCancel(ctx), h))
+	}
+	p.step("disk switched")
+	f := &frozen{layers: layers, rec: h.rec.clone(), changed: true}
+	f.rec.Active, f.rec.Next, f.rec.Layers = h.rec.Next, "", slices.Clone(layers)
+	// The machine has moved on, and so must the record, even if the caller gave up.
+	f.release, err = p.share(context.WithoutCancel(ctx))
+	return f, err
+}
+
+// announce makes the next disk and notes it in the record.
+func (c *change) announce(ctx context.Context, h *locked, layers []string) error {
+	release, err := c.pool.share(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rec := h.rec.clone()
+	if rec.Next, err = c.pool.newActive(rec.Content, layers); err != nil {
+		return err
+	}
+	return c.save(h, rec)
+}
+
+// settle finds out what became of a switch of disks that was not finished, by
+// asking the kernel which file is being written. If the old one is not, then the
+// machine has switched or ended, and the new one is right in both cases: over the
+// old one and empty, it shows the old one. If the old one is, the new one is
+// forgotten, unless the machine holds it open and may yet switch.
+func (p *Pool) settle(ctx context.Context, h *locked) error {
+	if h.rec.Next == "" {
+		return nil
+	}
+	rec := h.rec.clone()
+	rec.Next = ""
+	if !p.written(h.rec.Active) {
+		rec.Layers = append([]string{h.rec.Active}, rec.Layers...)
+		rec.Active = h.rec.Next
+		return p.save(ctx, h, rec)
+	}
+	if p.written(h.rec.Next) {
+		return fault.New(fault.WrongState, "its machine was told to go on in another disk and did not yet; try again, or restart the machine")
+	}
+	unused := h.rec.Next
+	if err := p.save(ctx, h, rec); err != nil {
+		return err
+	}
+	return p.discard(path.Join(layersDir, unused))
+}
+
+// idle refuses a disk that a machine writes to. (Nobody can tell of a tree; the
+// manager knows.)
+func (p *Pool) idle(rec *record) error {
+	if rec.Content == storage.Disk && rec.Active != "" && p.written(rec.Active) {
+		return fault.New(fault.WrongState, "a running machine uses its disk; stop it first")
+	}
+	return nil
+}
+
+// writeByte is the byte of a disk file that QEMU locks while it may write to it
+// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
+const writeByte = 100 + 1
+
+// written tells whether a QEMU has the disk of a layer open for writing.
+func (p *Pool) written(id string) bool {
+	f, err := p.root.Open(inLayer(id, storage.DiskQcow2))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
+		return errors.Is(err, syscall.EAGAIN)
+	}
+	return lock.Type != unix.F_UNLCK
+}
+
+// noSpace tells whether err is that of a full file system.
+func noSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}

@@ -1,0 +1,268 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/qcow2"
+)
+
+// volume is a handle: the record on disk is read anew where it matters.
+type volume struct {
+	pool *Pool
+	key  storage.Key
+
+	mu   sync.Mutex
+	last record // as it was read last; guarded by mu
+}
+
+var _ storage.Volume = (*volume)(nil)
+
+func (v *volume) Key() storage.Key { return v.key }
+
+func (v *volume) Content() storage.Content {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.last.Content
+}
+
+func (v *volume) Dir() (_ *os.Root, err error) {
+	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
+	}
+	return dir, err
+}
+
+// Root says where the data is. After a machine was told to go on in another disk
+// and brig died before it knew the outcome, it asks the kernel which of the two
+// is written to; if neither is, the newer one shows the older one's data at least.
+func (v *volume) Root() storage.Root {
+	rec, err := v.pool.load(v.key)
+	v.mu.Lock()
+	if err != nil {
+		rec = v.last.clone()
+	} else {
+		v.last = rec
+	}
+	v.mu.Unlock()
+	p := v.pool
+	if rec.Content == storage.Disk {
+		id := rec.Active
+		switch {
+		case id == "":
+			id = rec.Layers[0]
+		case rec.Next != "" && !p.written(rec.Active):
+			id = rec.Next
+		}
+		name, err := p.diskName(id)
+		if err != nil {
+			name = storage.DiskQcow2 // whoever opens it will say that it is missing
+		}
+		return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+	}
+	var root storage.Root
+	for _, id := range rec.Layers {
+		root.Lower = append(root.Lower, p.path(layersDir, id, rootName))
+	}
+	if rec.Active != "" {
+		root.Upper, root.Work = p.path(layersDir, rec.Active, rootName), p.path(layersDir, rec.Active, workName)
+	}
+	return root
+}
+
+// change locks the volume and calls f to change it.
+func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h, err := v.pool.lockVolume(ctx, v.key)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	err = f(h)
+	v.mu.Lock()
+	v.last = h.rec
+	v.mu.Unlock()
+	return err
+}
+
+// Snapshot freezes the active layer and notes the layers under a name. One saved
+// record does both.
+func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
+	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	if err := storage.CheckName("snapshot", name); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		if _, err := h.rec.find(name); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
+		}
+		s := snapshot{ID: newID(), Snapshot: storage.Snapshot{
+			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0),
+		}}
+		if s.CreatedAt.IsZero() {
+			s.CreatedAt = time.Now().Round(0)
+		}
+		return v.pool.snapshot(ctx, v.key, h, s, o.Live)
+	})
+}
+
+func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snapshot, live *storage.Live) error {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	if err := c.dir.Mkdir(newSnapshot, 0o700); err != nil {
+		return err
+	}
+	f, err := c.freeze(ctx, h, live, func() error {
+		return p.copyFiles(path.Join(key.String(), metaDir), c.path(newSnapshot))
+	})
+	if err != nil {
+		return err
+	}
+	defer f.release()
+	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := p.root.Rename(c.path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
+		return err
+	}
+	p.step("snapshot in place")
+	if err := syncDir(h.dir, snapshotsDir); err != nil {
+		return err
+	}
+	s.Layers = f.layers
+	f.rec.Snapshots = append(f.rec.Snapshots, s)
+	return c.save(h, f.rec)
+}
+
+// Snapshots lists the snapshots, oldest first.
+func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
+	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return nil, err
+	}
+	var list []storage.Snapshot
+	for _, s := range rec.Snapshots {
+		list = append(list, s.Snapshot)
+	}
+	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return list, ctx.Err()
+}
+
+func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
+	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return nil, err
+	}
+	i, err := rec.find(name)
+	if err := first(err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, rec.Snapshots[i].ID))
+}
+
+// Restore puts a new active layer over the snapshot's layers.
+func (v *volume) Restore(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if h.rec.Active == "" {
+			return fault.New(fault.WrongState, "images are read-only")
+		}
+		return v.pool.restore(ctx, h, h.rec.Snapshots[i].Layers)
+	})
+}
+
+func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
+	if err := p.idle(&h.rec); err != nil {
+		return err
+	}
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	release, err := p.share(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	rec := h.rec.clone()
+	rec.Layers = slices.Clone(layers)
+	if rec.Active, err = p.newActive(rec.Content, rec.Layers); err != nil {
+		return err
+	}
+	old := h.rec.Active
+	if err := c.save(h, rec); err != nil {
+		return err
+	}
+	// Nobody else ever names an active layer. If this fails, Sweep finds it.
+	p.discard(path.Join(layersDir, old))
+	return nil
+}
+
+// DeleteSnapshot drops a snapshot. Its layers stay as long as others need them.
+func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		p, dir := v.pool, path.Join(v.key.String(), snapshotsDir, h.rec.Snapshots[i].ID)
+		rec := h.rec.clone()
+		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
+		// A snapshot whose directory is gone counts as deleted: that needs no space.
+		if err := p.discard(dir); err != nil {
+			return err
+		}
+		p.step("snapshot discarded")
+		if err := syncDir(h.dir, snapshotsDir); err != nil {
+			return err
+		}
+		if err := p.save(ctx, h, rec); err != nil && !noSpace(err) {
+			return err
+		}
+		h.rec = rec
+		return nil
+	})
+}
+
+// RenameSnapshot gives a snapshot another name.
+func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
+	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	if err := storage.CheckName("snapshot", to); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if _, err := h.rec.find(to); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", to)
+		}
+		rec := h.rec.clone()
+		rec.Snapshots[i].Name = to
+		return v.pool.save(ctx, h, rec)
+	})
+}
