@@ -39,7 +39,7 @@ func appArmorProfile(ctx context.Context, m *instance.Machine) string {
 	data, _ := os.ReadFile("/sys/kernel/security/apparmor/profiles")
 	loaded := "\n" + string(data)
 	parser, err := exec.LookPath("apparmor_parser")
-	if config.Nesting(m) && err == nil && !strings.ContainsAny(m.RunDir, " \"") {
+	if config.Nesting(m) && err == nil {
 		return "generated"
 	}
 	if m.Privileged() && isLoaded(loaded, privilegedProfile) {
