@@ -250,4 +250,5 @@ type Capabilities struct {
 	Contents      []Content
 	InstantClone  bool // cost independent of size
 	LiveSnapshots bool // of running instances without copying their changes
+	FixedIDs      bool // trees cannot be mounted with shifted ids: only privileged containers run on them
 }

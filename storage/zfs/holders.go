@@ -1,0 +1,117 @@
+package zfs
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// holder is a process in whose mount namespace a dataset is mounted. One process
+// stands for all of a namespace.
+type holder struct {
+	pid  int
+	name string
+}
+
+func (h holder) String() string { return fmt.Sprintf("process %d (%s)", h.pid, h.name) }
+
+// holders finds the mount namespaces in which a dataset is mounted.
+func holders(dataset string) []holder {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	seen := map[string]bool{}
+	var found []holder
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if err != nil || seen[space] {
+			continue
+		}
+		seen[space] = true
+		mountinfo, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		if err == nil && len(parseMountPoints(mountinfo, dataset)) > 0 {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			found = append(found, holder{pid, strings.TrimSpace(string(name))})
+		}
+	}
+	return found
+}
+
+// parseMountPoints gives the places where a dataset is mounted, the last first,
+// from a mountinfo file (proc(5)): fields, of which the fifth is the mount point,
+// then a dash, the file system's type and its source.
+func parseMountPoints(mountinfo []byte, dataset string) []string {
+	var points []string
+	for s := bufio.NewScanner(bytes.NewReader(mountinfo)); s.Scan(); {
+		before, after, ok := strings.Cut(s.Text(), " - ")
+		fields, source := strings.Fields(before), strings.Fields(after)
+		if !ok || len(fields) < 5 || len(source) < 2 || source[0] != "zfs" || unescape(source[1]) != dataset {
+			continue
+		}
+		points = append([]string{unescape(fields[4])}, points...)
+	}
+	return points
+}
+
+// unescape undoes what the kernel does to spaces and their like in mountinfo.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// release unmounts a dataset in every mount namespace where nobody uses it. Whoever
+// makes a namespace gets a copy of all mounts of the host, and may keep those of
+// volumes it knows nothing of as long as it lives.
+func release(dataset string) {
+	for _, h := range holders(dataset) {
+		done := make(chan error)
+		go func() {
+			// The thread has another namespace from now on, and ends with the goroutine.
+			runtime.LockOSThread()
+			done <- unmountIn(h.pid, dataset)
+		}()
+		<-done // whether it is enough, destroying the dataset tells
+	}
+}
+
+// unmountIn moves this thread into the mount namespace of a process and unmounts
+// the dataset there.
+func unmountIn(pid int, dataset string) error {
+	// The other namespace may show another /proc, or none.
+	proc, err := os.OpenRoot("/proc")
+	if err != nil {
+		return err
+	}
+	defer proc.Close()
+	space, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+	if err != nil {
+		return err
+	}
+	defer space.Close()
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return err
+	}
+	if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	mountinfo, err := proc.ReadFile("thread-self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var failed error
+	for _, point := range parseMountPoints(mountinfo, dataset) {
+		failed = errors.Join(failed, unix.Unmount(point, unix.UMOUNT_NOFOLLOW))
+	}
+	return failed
+}

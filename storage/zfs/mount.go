@@ -1,0 +1,151 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+)
+
+// mountAt mounts a dataset at a directory, unless it is mounted there, and opens
+// it. The mount stays until the volume goes, or the host is started anew.
+func (p *Pool) mountAt(ctx context.Context, dataset, target string) (*os.Root, error) {
+	// Guests' set-user-id programs must be out of reach for the host's users.
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return nil, err
+	}
+	err := patient(ctx, func() error {
+		if mounted(target) {
+			return nil
+		}
+		return unix.Mount(dataset, target, "zfs", 0, "")
+	})
+	if err != nil {
+		return nil, mountError(dataset, err)
+	}
+	return os.OpenRoot(target)
+}
+
+// mountPoint is where a dataset of a volume is mounted.
+func (p *Pool) mountPoint(dataset string) string {
+	return filepath.Join(p.dir, volumeMount, path.Base(dataset))
+}
+
+// mounted tells whether something is mounted at dir. Every dataset has a directory
+// of its own, whose name it alone has.
+func mounted(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+}
+
+// How long a dataset that is being unmounted, or looked at by somebody else for a
+// moment, is waited for.
+const (
+	maxPatience = 3 * time.Second
+	minWait     = 200 * time.Microsecond
+	maxWait     = 50 * time.Millisecond
+)
+
+// patient calls f again for a while as long as it finds something busy.
+func patient(ctx context.Context, f func() error) error {
+	deadline := time.Now().Add(maxPatience)
+	for wait := minWait; ; wait = min(2*wait, maxWait) {
+		err := f()
+		if err == nil || !errors.Is(err, unix.EBUSY) && !fault.Is(err, fault.Busy) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+func mountError(dataset string, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fault.New(fault.NotFound, "there is no dataset %q", dataset)
+	case errors.Is(err, unix.EACCES):
+		return fault.New(fault.Unavailable, "the encryption key of dataset %q is not loaded: use zfs load-key", dataset)
+	case errors.Is(err, unix.ENODEV):
+		return fault.New(fault.Unsupported, "the kernel has no ZFS: install zfs-dkms or its like, and modprobe zfs")
+	case errors.Is(err, unix.EBUSY):
+		return fault.New(fault.Busy, "dataset %q is busy", dataset)
+	}
+	return fmt.Errorf("mounting dataset %q: %w", dataset, err)
+}
+
+// detached opens a dataset or a snapshot through a mount that nobody sees and that
+// goes when it is closed. So a look at a thousand volumes leaves no mount behind,
+// and no other program's mount namespace can hold one of them.
+func (p *Pool) detached(ctx context.Context, object string) (*os.Root, error) {
+	dataset := p.full(object)
+	var root *os.Root
+	err := patient(ctx, func() (err error) {
+		root, err = openDetached(dataset)
+		return err
+	})
+	if err != nil {
+		return nil, mountError(dataset, err)
+	}
+	return root, nil
+}
+
+func openDetached(dataset string) (*os.Root, error) {
+	fsfd, err := unix.Fsopen("zfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fsopen: %w", err)
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigSetString(fsfd, "source", dataset); err != nil {
+		return nil, fmt.Errorf("fsconfig: %w", err)
+	}
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, fmt.Errorf("fsconfig: %w", err)
+	}
+	mount, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fsmount: %w", err)
+	}
+	// What is opened through the mount keeps it.
+	defer unix.Close(mount)
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", mount))
+}
+
+// open opens the dataset of a volume where it is mounted, or else detached. It
+// tells whether it was mounted.
+func (p *Pool) open(ctx context.Context, dataset string) (root *os.Root, used bool, err error) {
+	if point := p.mountPoint(dataset); mounted(point) {
+		root, err = os.OpenRoot(point)
+		return root, true, err
+	}
+	root, err = p.detached(ctx, dataset)
+	return root, false, err
+}
+
+// unmount takes a dataset out of this mount namespace. That it could not is found
+// out when it is destroyed.
+func (p *Pool) unmount(dataset string) {
+	point := p.mountPoint(dataset)
+	if mounted(point) {
+		unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	}
+	os.Remove(point)
+}
+
+// ignoreMissing makes nothing of an error that says that something is not there.
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,274 @@
+package zfs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// What is in a volume's directory in the pool's own dataset.
+const (
+	recordFile = "volume.json"
+	metaDir    = "meta"
+)
+
+// maxRecord bounds what is read of a record.
+const maxRecord = 8 << 20
+
+// record is the content of volume.json, the truth about a volume. A dataset that
+// no record names is none of a volume's.
+type record struct {
+	Version   int             `json:"version"`
+	Class     storage.Class   `json:"class"`
+	Content   storage.Content `json:"content"`
+	Format    string          `json:"format,omitempty"` // of a disk
+	Limit     int64           `json:"limit,omitempty"`  // bytes; 0: none
+	Data      string          `json:"data"`             // the dataset's name in its class
+	Base      string          `json:"base,omitempty"`   // an image's snapshot that clones start from
+	Snapshots []snapshot      `json:"snapshots,omitempty"`
+}
+
+// snapshot is one snapshot in a record. After its volume went back to another one,
+// it is in a dataset that the volume used before.
+type snapshot struct {
+	ID   string `json:"id"`
+	Data string `json:"data"`
+	storage.Snapshot
+}
+
+// dataset is the object that holds the volume's data.
+func (r *record) dataset() string { return path.Join(string(r.Class), r.Data) }
+
+// in gives the datasets that hold the volume's data and snapshots.
+func (r *record) datasets() []string {
+	all := []string{r.dataset()}
+	for _, s := range r.Snapshots {
+		all = append(all, path.Join(string(r.Class), s.Data))
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// object is the object of a snapshot.
+func (r *record) object(s *snapshot) string {
+	return path.Join(string(r.Class), s.Data) + "@" + s.ID
+}
+
+// objects gives all that the record names.
+func (r *record) objects() []string {
+	all := r.datasets()
+	for i := range r.Snapshots {
+		all = append(all, r.object(&r.Snapshots[i]))
+	}
+	if r.Base != "" {
+		all = append(all, r.dataset()+"@"+r.Base)
+	}
+	return all
+}
+
+// clone gives a copy that shares nothing.
+func (r *record) clone() record {
+	c := *r
+	c.Snapshots = slices.Clone(r.Snapshots)
+	return c
+}
+
+// find gives the index of a snapshot.
+func (r *record) find(name string) (int, error) {
+	i := slices.IndexFunc(r.Snapshots, func(s snapshot) bool { return s.Name == name })
+	if i < 0 {
+		return 0, fault.New(fault.NotFound, "there is no snapshot %q", name)
+	}
+	return i, nil
+}
+
+// load reads the record of a volume. A missing volume is not-found.
+func (p *Pool) load(key storage.Key) (record, error) {
+	rec, err := p.read(key.String())
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := p.root.Lstat(string(key.Class)); err != nil {
+			return rec, unavailable(err)
+		}
+		return rec, fault.New(fault.NotFound, "there is no volume %q", key)
+	}
+	return rec, err
+}
+
+// read reads the record of the volume in a directory of the pool's own dataset.
+func (p *Pool) read(dir string) (rec record, err error) {
+	f, err := p.root.Open(path.Join(dir, recordFile))
+	if err != nil {
+		return rec, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return rec, err
+	}
+	damaged := func(format string, args ...any) (record, error) {
+		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: %w", dir, fmt.Errorf(format, args...))
+	}
+	if st.Size() > maxRecord {
+		return damaged("it has %d bytes", st.Size())
+	}
+	b := make([]byte, st.Size())
+	if _, err := f.ReadAt(b, 0); err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return damaged("%w", err)
+	}
+	if rec.Version > formatVersion {
+		return rec, fault.New(fault.Unsupported, "%q was written by a newer brig in format %d", dir, rec.Version)
+	}
+	ids := []string{rec.Data}
+	if rec.Base != "" {
+		ids = append(ids, rec.Base)
+	}
+	for _, s := range rec.Snapshots {
+		ids = append(ids, s.ID, s.Data)
+	}
+	for _, id := range ids {
+		if !validID(id) || !slices.Contains(classes, rec.Class) {
+			return damaged("it names %q of class %q", id, rec.Class)
+		}
+	}
+	return rec, nil
+}
+
+// validID keeps damaged records from naming anything that this driver did not.
+func validID(id string) bool {
+	return len(id) == 16 && strings.Trim(id, "0123456789abcdef") == ""
+}
+
+// locked is a volume that is held, with its record.
+type locked struct {
+	dir  *os.Root
+	lock *os.File
+	rec  record
+}
+
+func (h *locked) close() {
+	h.lock.Close() // which unlocks
+	h.dir.Close()
+}
+
+// lockVolume holds a volume: for a change (LOCK_EX), or so that nobody changes it
+// while it is cloned (LOCK_SH), and reads its record.
+func (p *Pool) lockVolume(ctx context.Context, key storage.Key, how int) (*locked, error) {
+	for {
+		dir, err := p.root.OpenRoot(key.String())
+		if errors.Is(err, fs.ErrNotExist) {
+			_, err = p.load(key) // which says why
+			return nil, first(err, fault.New(fault.Busy, "somebody else is making it"))
+		}
+		if err != nil {
+			return nil, err
+		}
+		lock, err := flock(ctx, dir, how)
+		if err != nil {
+			dir.Close()
+			return nil, err
+		}
+		h := &locked{dir: dir, lock: lock}
+		// It may have been renamed or deleted while this waited.
+		mine, err := lock.Stat()
+		if err != nil {
+			h.close()
+			return nil, err
+		}
+		if there, err := p.root.Lstat(key.String()); err != nil || !os.SameFile(mine, there) {
+			h.close()
+			continue
+		}
+		if h.rec, err = p.load(key); err != nil {
+			h.close()
+			return nil, err
+		}
+		return h, nil
+	}
+}
+
+// encode gives the text of a record.
+func encode(rec record) ([]byte, error) {
+	rec.Version = formatVersion
+	b, err := json.Marshal(rec)
+	return append(b, '\n'), err
+}
+
+// writeFile writes a file and syncs it.
+func writeFile(dir *os.Root, name string, b []byte) error {
+	f, err := dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(root *os.Root, name string) error {
+	d, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// namesIn names what is in a directory.
+func namesIn(root *os.Root, name string) ([]string, error) {
+	d, err := root.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
+}
+
+// flock locks the directory dir until the file it returns is closed, or the
+// program ends. It tries again and again, because a call that waits in the kernel
+// could not obey ctx.
+func flock(ctx context.Context, dir *os.Root, how int) (*os.File, error) {
+	f, err := dir.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	for wait := minWait; ; wait = min(2*wait, maxWait) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			f.Close()
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
+}
+
+// share keeps Sweep from reading the records until release is called. Whoever
+// moves one holds it, so that no record is missed on its way.
+func (p *Pool) share(ctx context.Context) (release func(), err error) {
+	f, err := flock(ctx, p.root, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}

@@ -1,0 +1,231 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// Sweep destroys what the entries of the trash let go and no record names. It
+// looks at nothing else, so it takes as long as there is to destroy, and never
+// takes away what it merely does not know: a pool's own dataset may have been
+// rolled back by hand. It can be stopped anywhere.
+func (p *Pool) Sweep(ctx context.Context) (err error) {
+	defer fail(&err, "cannot sweep pool %q", p.name)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	dir, err := p.root.OpenRoot(trashDir)
+	if err != nil {
+		return unavailable(err)
+	}
+	defer dir.Close()
+	lock, err := flock(ctx, dir, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	for _, c := range p.deadChanges() {
+		err = errors.Join(err, p.throwAway(c.path()))
+		c.close()
+	}
+	entries, listErr := namesIn(dir, ".")
+	if err := errors.Join(err, listErr); err != nil || len(entries) == 0 {
+		return err
+	}
+	named, err := p.named(ctx)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if e := p.empty(ctx, path.Join(trashDir, entry), named); e != nil {
+			err = errors.Join(err, e) // the others are not to blame
+			continue
+		}
+		p.step("trash emptied")
+	}
+	return errors.Join(err, p.reclaim(ctx))
+}
+
+// empty destroys what one entry of the trash let go, and then the entry.
+func (p *Pool) empty(ctx context.Context, entry string, named map[string]storage.Key) error {
+	objects, err := p.objectsIn(entry)
+	if err != nil {
+		return err
+	}
+	if err := p.free(ctx, objects, named); err != nil {
+		return err
+	}
+	return p.root.RemoveAll(entry)
+}
+
+// reclaim waits until the space of what was destroyed is free, and keeps enough
+// for the pool's own dataset.
+func (p *Pool) reclaim(ctx context.Context) error {
+	pool, _, _ := strings.Cut(p.dataset, "/")
+	if _, err := zpool(ctx, "wait", "-t", "free", pool); err != nil {
+		return unavailable(err)
+	}
+	return p.reserve(ctx)
+}
+
+// Pending tells whether there is anything for Sweep. Every change has a directory
+// while it runs, so one that died is seen here, whatever it left elsewhere.
+func (p *Pool) Pending() bool {
+	if names, err := namesIn(p.root, trashDir); err == nil && len(names) > 0 {
+		return true
+	}
+	dead := p.deadChanges()
+	for _, c := range dead {
+		c.close()
+	}
+	return len(dead) > 0
+}
+
+// deadChanges gives the changes whose owners died, locked.
+func (p *Pool) deadChanges() []*change {
+	names, err := namesIn(p.root, stagingDir)
+	if err != nil {
+		return nil
+	}
+	var dead []*change
+	for _, name := range names {
+		c := &change{pool: p, name: name}
+		if c.dir, err = p.root.OpenRoot(c.path()); err != nil {
+			continue
+		}
+		if c.lock, err = c.dir.Open("."); err == nil {
+			if unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+				dead = append(dead, c)
+				continue
+			}
+			c.lock.Close()
+		}
+		c.dir.Close()
+	}
+	return dead
+}
+
+// named gives the objects that records name, and of which volume each is. An
+// unreadable record is an error: nobody knows what it named.
+func (p *Pool) named(ctx context.Context) (map[string]storage.Key, error) {
+	lock, err := flock(ctx, p.root, unix.LOCK_EX)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	named := map[string]storage.Key{}
+	for _, class := range classes {
+		names, err := namesIn(p.root, string(class))
+		if err != nil {
+			return nil, unavailable(err)
+		}
+		for _, name := range names {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			key := storage.Key{Class: class, Name: name}
+			rec, err := p.load(key)
+			if fault.Is(err, fault.NotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			for _, object := range rec.objects() {
+				named[object] = key
+			}
+		}
+	}
+	return named, nil
+}
+
+// destroy destroys those of objects that no record names.
+func (p *Pool) destroy(ctx context.Context, objects []string) error {
+	if len(objects) == 0 {
+		return nil
+	}
+	named, err := p.named(ctx)
+	if err != nil {
+		return err
+	}
+	return p.free(ctx, objects, named)
+}
+
+// free destroys those of objects that are not among the named ones, snapshots
+// first. Repeating it is fine; what is gone is gone.
+func (p *Pool) free(ctx context.Context, objects []string, named map[string]storage.Key) (err error) {
+	var datasets []string
+	for _, object := range objects {
+		key, used := named[object]
+		switch isSnapshot := strings.Contains(object, "@"); {
+		case !isSnapshot && used:
+			p.relabel(object, key)
+		case !isSnapshot:
+			datasets = append(datasets, object)
+		case !used:
+			err = errors.Join(err, p.dropSnapshot(ctx, object))
+		}
+	}
+	for _, dataset := range datasets {
+		err = errors.Join(err, p.dropDataset(ctx, dataset))
+	}
+	return err
+}
+
+// relabel corrects the property of a dataset whose volume was being renamed.
+func (p *Pool) relabel(dataset string, key storage.Key) {
+	out, err := zfs(context.Background(), "get", "-Hp", "-o", "value", propVolume, p.full(dataset))
+	if err == nil && strings.TrimSpace(out) != key.String() {
+		p.label(dataset, key)
+	}
+}
+
+// labelled finds the datasets of a volume, and their snapshots, by their properties.
+func (p *Pool) labelled(ctx context.Context, key storage.Key) ([]string, error) {
+	out, err := zfs(ctx, "list", "-Hp", "-r", "-t", "filesystem,snapshot", "-o", "name,"+propVolume, p.full(string(key.Class)))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	var objects []string
+	for line := range strings.Lines(out) {
+		name, volume, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		object := strings.TrimPrefix(name, p.dataset+"/")
+		if volume == key.String() && validObject(object) {
+			objects = append(objects, object)
+		}
+	}
+	return objects, nil
+}
+
+// Space that the pool's own dataset has for itself, so that things can be deleted
+// and space be freed when nothing else has room.
+const (
+	minReserve   = 4 << 20
+	usualReserve = 32 << 20
+)
+
+// reserve makes sure that the pool's own dataset can grow on a full pool.
+func (p *Pool) reserve(ctx context.Context) error {
+	d, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: p.dataset, Err: err}
+	}
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	if used < usualReserve/2 {
+		return nil // what Make reserved is enough
+	}
+	return setReserve(ctx, p.dataset, 2*used+usualReserve)
+}

@@ -1,0 +1,306 @@
+package zfs
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	gozfs "github.com/mistifyio/go-zfs/v4"
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// volume is a handle: the record on disk is read anew where it matters.
+type volume struct {
+	pool *Pool
+	key  storage.Key
+
+	mu   sync.Mutex
+	last record // as it was read last; guarded by mu
+}
+
+var _ storage.Volume = (*volume)(nil)
+
+func (v *volume) Key() storage.Key { return v.key }
+
+func (v *volume) Content() storage.Content {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.last.Content
+}
+
+func (v *volume) Dir() (_ *os.Root, err error) {
+	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
+	}
+	return dir, err
+}
+
+// Root mounts the volume's dataset if it is not mounted, and says where. If that
+// fails, nothing is there, and whoever opens it says so.
+func (v *volume) Root() storage.Root {
+	p := v.pool
+	rec, err := p.load(v.key)
+	v.mu.Lock()
+	if err != nil {
+		rec = v.last.clone()
+	} else {
+		v.last = rec
+	}
+	v.mu.Unlock()
+	point := p.mountPoint(rec.dataset())
+	if data, err := p.mountAt(context.Background(), p.full(rec.dataset()), point); err == nil {
+		data.Close()
+	}
+	switch {
+	case rec.Content == storage.Disk:
+		return storage.Root{DiskPath: filepath.Join(point, diskName(&rec)), DiskFormat: rec.Format}
+	case rec.Base != "":
+		return storage.Root{Lower: []string{filepath.Join(point, storage.RootName)}}
+	}
+	return storage.Root{Upper: filepath.Join(point, storage.RootName)}
+}
+
+// change locks the volume and calls f to change it.
+func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h, err := v.pool.lockVolume(ctx, v.key, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	err = f(h)
+	v.mu.Lock()
+	v.last = h.rec
+	v.mu.Unlock()
+	return err
+}
+
+// Snapshot takes a snapshot of the dataset, with a copy of the metadata files in
+// it, and notes it in the record.
+func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
+	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	if err := storage.CheckName("snapshot", name); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		if _, err := h.rec.find(name); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
+		}
+		s := snapshot{Data: h.rec.Data, Snapshot: storage.Snapshot{
+			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0),
+		}}
+		if s.CreatedAt.IsZero() {
+			s.CreatedAt = time.Now().Round(0)
+		}
+		return v.pool.takeSnapshot(ctx, h, s, o.Live)
+	})
+}
+
+func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *storage.Live) error {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	s.ID = c.name
+	object := h.rec.object(&s)
+	if err := c.touch(object); err != nil {
+		return err
+	}
+	files, err := h.dir.OpenRoot(metaDir)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	// It stays open until the snapshot is there: closing a dataset that nobody else
+	// has mounted waits for the disk once more.
+	data, _, err := p.open(ctx, h.rec.dataset())
+	if err != nil {
+		return unavailable(err)
+	}
+	defer data.Close()
+	if err := writeMeta(files, data); err != nil {
+		return err
+	}
+	p.step("metadata in place")
+	if err := p.freeze(ctx, &h.rec, live, func() error { return p.snapshot(ctx, object, snapshotLabels(&s)...) }); err != nil {
+		return err
+	}
+	p.step("snapshot made")
+	rec := h.rec.clone()
+	rec.Snapshots = append(rec.Snapshots, s)
+	return c.save(h, rec)
+}
+
+// snapshotLabels are the properties of a snapshot, as arguments.
+func snapshotLabels(s *snapshot) []string {
+	args := []string{"-o", propSnapshot + "=" + s.Name, "-o", propCreated + "=" + s.CreatedAt.UTC().Format(time.RFC3339)}
+	if !s.ExpiresAt.IsZero() {
+		args = append(args, "-o", propExpires+"="+s.ExpiresAt.UTC().Format(time.RFC3339))
+	}
+	return args
+}
+
+// Snapshots lists the snapshots, oldest first.
+func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
+	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return nil, err
+	}
+	var list []storage.Snapshot
+	for _, s := range rec.Snapshots {
+		list = append(list, s.Snapshot)
+	}
+	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return list, ctx.Err()
+}
+
+func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
+	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return nil, err
+	}
+	i, err := rec.find(name)
+	if err := first(err, ctx.Err()); err != nil {
+		return nil, err
+	}
+	return v.pool.snapshotMeta(ctx, rec.object(&rec.Snapshots[i]))
+}
+
+// Restore makes a clone of the snapshot the volume's dataset. The old one stays
+// for its snapshots, newer ones included; Sweep frees the rest of it.
+func (v *volume) Restore(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if h.rec.Base != "" {
+			return fault.New(fault.WrongState, "images are read-only")
+		}
+		p := v.pool
+		if err := p.idle(ctx, &h.rec); err != nil {
+			return err
+		}
+		old := h.rec.dataset()
+		c, err := p.begin(ctx, old)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		rec := h.rec.clone()
+		rec.Data = c.name
+		if err := c.cloneDataset(ctx, h.rec.object(&h.rec.Snapshots[i]), v.key, &rec); err != nil {
+			return err
+		}
+		if err := c.save(h, rec); err != nil {
+			return err
+		}
+		c.wasteful = true
+		p.unmount(old)
+		return nil
+	})
+}
+
+// DeleteSnapshot drops a snapshot from the record. Sweep destroys it, or ZFS does
+// when its last clone is gone.
+func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		s := &h.rec.Snapshots[i]
+		// The dataset too: with its last snapshot one that was left behind is done.
+		c, err := v.pool.begin(ctx, h.rec.object(s), path.Join(string(h.rec.Class), s.Data))
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		rec := h.rec.clone()
+		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
+		if err := c.save(h, rec); err != nil {
+			return err
+		}
+		c.wasteful = true
+		return nil
+	})
+}
+
+// RenameSnapshot gives a snapshot another name in the record, and in the property
+// that shows it.
+func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
+	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	if err := storage.CheckName("snapshot", to); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if _, err := h.rec.find(to); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", to)
+		}
+		c, err := v.pool.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		rec := h.rec.clone()
+		rec.Snapshots[i].Name = to
+		if err := c.save(h, rec); err != nil {
+			return err
+		}
+		d := &gozfs.Dataset{Name: v.pool.full(rec.object(&rec.Snapshots[i]))}
+		if d.SetProperty(propSnapshot, to) == nil {
+			v.pool.step("labelled")
+		}
+		return nil
+	})
+}
+
+// Limit bounds the bytes that the volume's data may take up, without its
+// snapshots; zero takes the bound away. It holds for clones and after a restore.
+func (v *volume) Limit(ctx context.Context, bytes int64) (err error) {
+	defer fail(&err, "cannot limit the size of volume %q", v.key)
+	if bytes < 0 {
+		return fault.New(fault.Invalid, "a size of %d bytes makes no sense", bytes)
+	}
+	return v.change(ctx, func(h *locked) error {
+		c, err := v.pool.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		value := "none"
+		if bytes > 0 {
+			value = strconv.FormatInt(bytes, 10)
+		}
+		if _, err := zfs(ctx, "set", "refquota="+value, v.pool.full(h.rec.dataset())); err != nil {
+			return unavailable(err)
+		}
+		v.pool.step("limit set")
+		rec := h.rec.clone()
+		rec.Limit = bytes
+		return c.save(h, rec)
+	})
+}
