@@ -57,7 +57,7 @@ func (r Result) check(t *testing.T) {
 	}
 	t.Logf("in the lab: %d passed, %d failed, %d skipped %s", count["PASS"], count["FAIL"], count["SKIP"], strings.Join(skipped, " "))
 	switch {
-	case r.Code != 0:
+	case r.Code != 0 || os.Getenv("LABDBG") != "":
 		t.Errorf("in the lab the tests ended with code %d:\n%s", r.Code, r.Output)
 	case count["PASS"] == 0:
 		t.Errorf("in the lab no test passed:\n%s", r.Output)
