@@ -30,7 +30,8 @@ type Config struct {
 	Kernels Kernels
 	Network *network.Network
 
-	Sweep func() error // frees deleted data in a process of its own
+	Sweep func() error     // frees deleted data in a process of its own
+	Clock func() time.Time // what schedules go by; nil: the host's, in its time zone
 
 	Progress   images.Progress
 	Notice     func(text string) // something the user should know, one line
@@ -93,6 +94,9 @@ func New(cfg Config) *Manager {
 	}
 	if m.cfg.Progress == nil {
 		m.cfg.Progress = images.Discard
+	}
+	if m.cfg.Clock == nil {
+		m.cfg.Clock = time.Now
 	}
 	if m.cfg.Notice == nil {
 		m.cfg.Notice = func(string) {}

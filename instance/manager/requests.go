@@ -53,6 +53,13 @@ type CopyRequest struct {
 type SnapshotRequest struct {
 	Description string
 	ExpiresAt   time.Time // zero: never
+	Auto        bool      // taken by a schedule, which may drop it again
+}
+
+// ConfigChange is what is to become of configuration keys.
+type ConfigChange struct {
+	Set   map[string]string
+	Unset []string
 }
 
 // PullOptions narrow down what is pulled.
