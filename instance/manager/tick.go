@@ -102,7 +102,7 @@ func (m *Manager) tick(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{m.dropSnapshots(ctx, inst, d.expired, "has expired")}
+	var errs []error
 	if d.due {
 		errs = append(errs, m.takeDue(ctx, inst, &d))
 	}
@@ -111,6 +111,7 @@ func (m *Manager) tick(ctx context.Context, name string) error {
 	}
 	// What is taken now may be the successor of what was kept until now.
 	if d, err = m.duties(ctx, inst); err == nil {
+		errs = append(errs, m.dropSnapshots(ctx, inst, d.expired, "has expired"))
 		err = m.dropSnapshots(ctx, inst, d.surplus, "is not kept any longer")
 	}
 	return errors.Join(append(errs, err)...)
