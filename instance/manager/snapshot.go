@@ -256,6 +256,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name, snapshot string) err
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
+	if err := m.notMounted(inst, "delete", snapshot); err != nil {
+		return err
+	}
 	if err := inst.volume.DeleteSnapshot(ctx, snapshot); err != nil {
 		return fmt.Errorf("cannot delete snapshot %q of %q: %w", snapshot, name, err)
 	}
@@ -276,6 +279,9 @@ func (m *Manager) RenameSnapshot(ctx context.Context, name, snapshot, to string)
 	}
 	defer held.Release()
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	if err := m.notMounted(inst, "rename", snapshot); err != nil {
 		return err
 	}
 	if err := inst.volume.RenameSnapshot(ctx, snapshot, to); err != nil {

@@ -56,7 +56,7 @@ func (m *Manager) Tick(ctx context.Context) error {
 	close(work)
 	wg.Wait()
 	m.sweepLater()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx))...)
 }
 
 // instances names the instances in all pools that can be used; the error tells
@@ -214,6 +214,9 @@ func (m *Manager) snapshotAtStart(ctx context.Context, inst *opened) {
 func (m *Manager) dropSnapshots(ctx context.Context, inst *opened, names []string, why string) error {
 	var errs []error
 	for _, s := range names {
+		if m.notMounted(inst, "delete", s) != nil {
+			continue // next time
+		}
 		err := inst.volume.DeleteSnapshot(ctx, s)
 		if err == nil {
 			m.cfg.Notice(fmt.Sprintf("Deleted %s of %s, which %s", s, inst.spec.Name, why))

@@ -33,12 +33,27 @@ type idle struct{ instance.Driver }
 func (idle) Type() instance.Type                    { return instance.Container }
 func (idle) State(*instance.Machine) instance.State { return instance.State{Status: instance.Stopped} }
 
+// elsewhere has one snapshot mounted.
+type elsewhere struct {
+	Looker
+	subject string
+}
+
+func (elsewhere) Tidy(context.Context) error { return nil }
+
+func (e *elsewhere) Mounted(subject string) (string, error) {
+	if subject == e.subject {
+		return "/mnt", nil
+	}
+	return "", nil
+}
+
 // ticking is a manager with a clock of its own over a real pool.
 type ticking struct {
 	*Manager
 	clock time.Time
 	pool  storage.Pool
-	said  []string
+	looks *elsewhere
 }
 
 func newTicking(t *testing.T) *ticking {
@@ -48,13 +63,13 @@ func newTicking(t *testing.T) *ticking {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &ticking{pool: pool, clock: time.Date(2024, 5, 6, 7, 30, 0, 0, time.UTC)}
+	k := &ticking{pool: pool, looks: &elsewhere{}, clock: time.Date(2024, 5, 6, 7, 30, 0, 0, time.UTC)}
 	k.Manager = New(Config{
 		Dirs:    dirs,
 		Drivers: []instance.Driver{idle{}},
 		Pools:   onePool{pool: pool},
 		Clock:   func() time.Time { return k.clock },
-		Notice:  func(text string) { k.said = append(k.said, text) },
+		Looker:  k.looks,
 	})
 	return k
 }
@@ -228,6 +243,30 @@ func TestExpiryAndKeepSpareWhatIsManual(t *testing.T) {
 	k.has(t, "web", "mine", "auto3", "auto4", "auto5", "auto6")
 	k.tickAt(t, start.AddDate(0, 0, 1).Add(3*time.Hour))
 	k.has(t, "web", "mine", "auto3", "auto4", "auto5", "auto7")
+}
+
+func TestMountedSnapshotsStay(t *testing.T) {
+	k := newTicking(t)
+	k.instance(t, "web", map[string]string{})
+	if _, err := k.CreateSnapshot(t.Context(), "web", "seen", SnapshotRequest{ExpiresAt: k.clock.Add(time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	inst, err := k.open(t.Context(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.looks.subject = inst.spec.ID + "/seen"
+	if err := k.DeleteSnapshot(t.Context(), "web", "seen"); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "/mnt") {
+		t.Errorf("DeleteSnapshot = %v, want busy with /mnt", err)
+	}
+	if err := k.RenameSnapshot(t.Context(), "web", "seen", "other"); !fault.Is(err, fault.Busy) {
+		t.Errorf("RenameSnapshot = %v, want busy", err)
+	}
+	k.tickAt(t, k.clock.Add(2*time.Hour))
+	k.has(t, "web", "seen")
+	k.looks.subject = ""
+	k.tickAt(t, k.clock.Add(time.Minute))
+	k.has(t, "web")
 }
 
 func TestBusyAndBrokenInstancesStopNoOther(t *testing.T) {

@@ -159,8 +159,11 @@ func TestMountStaysUntilUnmount(t *testing.T) {
 			if b, err := os.ReadFile(filepath.Join(target, "data/file")); err != nil || string(b) != "one" {
 				t.Errorf("data/file = %q, %v", b, err)
 			}
-			if list, err := m.List(); err != nil || len(list) != 1 || list[0].Subject != "web/clean" || list[0].Dir != target {
-				t.Errorf("List = %+v, %v", list, err)
+			if where, err := m.Mounted("web/clean"); err != nil || where != target {
+				t.Errorf("Mounted = %q, %v, want %q", where, err, target)
+			}
+			if where, err := m.Mounted("web/other"); err != nil || where != "" {
+				t.Errorf("Mounted of another = %q, %v", where, err)
 			}
 			if err := m.Mount(t.Context(), root, target, "web/other"); !fault.Is(err, fault.AlreadyExists) {
 				t.Errorf("second Mount = %v, want already-exists", err)
@@ -186,8 +189,8 @@ func TestMountStaysUntilUnmount(t *testing.T) {
 			if err := unix.Unmount(target, 0); err != nil {
 				t.Fatal(err)
 			}
-			if list, err := m.List(); err != nil || len(list) != 0 {
-				t.Errorf("List = %+v, %v, want nothing", list, err)
+			if where, err := m.Mounted("web/clean"); err != nil || where != "" {
+				t.Errorf("Mounted = %q, %v, want nowhere", where, err)
 			}
 			if err := m.Tidy(t.Context()); err != nil {
 				t.Errorf("Tidy = %v", err)

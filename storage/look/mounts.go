@@ -30,8 +30,8 @@ type Mounts struct{ dir string }
 // NewMounts keeps notes in dir, which is made when it is needed.
 func NewMounts(dir string) *Mounts { return &Mounts{dir: dir} }
 
-// Mounted is one of them.
-type Mounted struct {
+// note is what is noted of one of them.
+type note struct {
 	Dir     string `json:"dir"`
 	Subject string `json:"subject"` // what the caller calls what is mounted
 
@@ -65,7 +65,7 @@ func (m *Mounts) Mount(ctx context.Context, root storage.Root, target, subject s
 	var random [8]byte
 	rand.Read(random[:])
 	id := hex.EncodeToString(random[:])
-	note := Mounted{Dir: target, Subject: subject, id: id}
+	n := note{Dir: target, Subject: subject, id: id}
 	s := &server{dir: m.dir, lasting: []string{
 		"--chardev", "socket,id=control,server=on,wait=off,path=" + id + ".sock",
 		"--monitor", "chardev=control",
@@ -80,16 +80,16 @@ func (m *Mounts) Mount(ctx context.Context, root storage.Root, target, subject s
 		}
 	}()
 	if s.process != nil {
-		note.Socket = id + ".sock"
+		n.Socket = id + ".sock"
 	}
-	if note.Namespace, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
+	if n.Namespace, err = os.Readlink("/proc/self/ns/mnt"); err != nil {
 		return err
 	}
-	if note.MountID, err = mountID(v.mount); err != nil {
+	if n.MountID, err = mountID(v.mount); err != nil {
 		return err
 	}
 	// A note without a mount is tidied up; a mount without a note would be stuck.
-	if err := m.write(note); err != nil {
+	if err := m.write(n); err != nil {
 		return err
 	}
 	if err := mount.Attach(v.mount, target); err != nil {
@@ -125,19 +125,21 @@ func (m *Mounts) Unmount(ctx context.Context, target string) error {
 	return m.end(ctx, here)
 }
 
-// List tells what is mounted. It leaves out what was unmounted by other means.
-func (m *Mounts) List() ([]Mounted, error) {
+// Mounted tells where a subject is mounted; empty: nowhere.
+func (m *Mounts) Mounted(subject string) (target string, err error) {
 	all, err := m.notes()
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	var list []Mounted
 	for _, n := range all {
-		if there, err := n.there(); err == nil && there {
-			list = append(list, n)
+		if n.Subject != subject {
+			continue
+		}
+		if there, err := n.there(); err != nil || there {
+			return n.Dir, err
 		}
 	}
-	return list, nil
+	return "", nil
 }
 
 // Tidy ends what belongs to mounts that are no more.
@@ -159,19 +161,19 @@ func (m *Mounts) Tidy(ctx context.Context) error {
 }
 
 // at gives what is mounted at a directory, or nil.
-func (m *Mounts) at(target string) (*Mounted, error) {
+func (m *Mounts) at(target string) (*note, error) {
 	all, err := m.notes()
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(all, func(n Mounted) bool { return n.Dir == target })
+	i := slices.IndexFunc(all, func(n note) bool { return n.Dir == target })
 	if i < 0 {
 		return nil, nil
 	}
 	return &all[i], nil
 }
 
-func (m *Mounts) notes() ([]Mounted, error) {
+func (m *Mounts) notes() ([]note, error) {
 	entries, err := os.ReadDir(m.dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
@@ -179,14 +181,14 @@ func (m *Mounts) notes() ([]Mounted, error) {
 	if err != nil {
 		return nil, err
 	}
-	var all []Mounted
+	var all []note
 	for _, e := range entries {
 		id, ok := strings.CutSuffix(e.Name(), noteSuffix)
 		if !ok {
 			continue
 		}
 		data, err := os.ReadFile(filepath.Join(m.dir, e.Name()))
-		n := Mounted{id: id}
+		n := note{id: id}
 		if err != nil || json.Unmarshal(data, &n) != nil {
 			continue // it is being written, or just gone
 		}
@@ -195,7 +197,7 @@ func (m *Mounts) notes() ([]Mounted, error) {
 	return all, nil
 }
 
-func (m *Mounts) write(n Mounted) error {
+func (m *Mounts) write(n note) error {
 	data, err := json.Marshal(n)
 	if err != nil {
 		return err
@@ -219,7 +221,7 @@ func (m *Mounts) forget(id string) error {
 }
 
 // end ends what belongs to a mount that is gone.
-func (m *Mounts) end(ctx context.Context, n *Mounted) error {
+func (m *Mounts) end(ctx context.Context, n *note) error {
 	if n.Socket != "" {
 		if err := m.quit(ctx, n.Socket); err != nil {
 			return fmt.Errorf("cannot end what showed the disk at %q: %w", n.Dir, err)
@@ -312,7 +314,7 @@ func mountID(f *os.File) (uint64, error) {
 
 // there tells whether the mount is still where it was put. In another mount
 // namespace nobody can tell, so it counts as there.
-func (n *Mounted) there() (bool, error) {
+func (n *note) there() (bool, error) {
 	namespace, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil || namespace != n.Namespace {
 		return true, err
