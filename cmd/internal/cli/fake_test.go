@@ -164,6 +164,40 @@ func (f *fake) RenameSnapshot(_ context.Context, name, snapshot, to string) erro
 	return f.on(name, "rename snapshot %s %s %s", name, snapshot, to)
 }
 
+func (f *fake) Diff(_ context.Context, r manager.DiffRequest, each func(manager.Change) error) error {
+	if err := f.on(r.Name, "diff %+v", r); err != nil {
+		return err
+	}
+	for _, c := range []manager.Change{
+		{Path: "/etc/new", Kind: "added"},
+		{Path: "/etc/old\x1b[31m", Kind: "removed"},
+		{Path: "/srv/data", Kind: "changed", What: []string{"content", "mode"}},
+	} {
+		if err := each(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) MountSnapshot(_ context.Context, name, snapshot, target string) error {
+	return f.on(name, "mount %s %s %s", name, snapshot, target)
+}
+
+func (f *fake) UnmountSnapshot(_ context.Context, target string) error {
+	f.note("unmount %s", target)
+	return nil
+}
+
+func (f *fake) PullFile(_ context.Context, r manager.FileRequest) error {
+	out := r.Output
+	r.Output = nil
+	if out != nil {
+		fmt.Fprint(out, "content")
+	}
+	return f.on(r.Name, "pull %+v", r)
+}
+
 func (f *fake) Configure(_ context.Context, name string, c manager.ConfigChange) ([]string, error) {
 	var later []string
 	if _, ok := c.Set["limits.cpu"]; ok {

@@ -47,6 +47,7 @@ func TestOutputIsAsPromised(t *testing.T) {
 		"snapshot-list-csv":   "snapshot list web -f csv",
 		"snapshot-list-json":  "snapshot list web -f json",
 		"snapshot-list-empty": "snapshot list db -f json",
+		"snapshot-diff-json":  "snapshot diff web/clean -f json",
 		"config-show":         "config show web",
 		"config-show-json":    "config show web -f json",
 		"config-show-none":    "config show db -f yaml",
@@ -68,6 +69,7 @@ func TestOutputIsAsPromised(t *testing.T) {
 		"help":                "--help",
 		"help-list":           "list --help",
 		"help-launch":         "launch --help",
+		"help-snapshot-diff":  "snapshot diff --help",
 		"help-exec":           "exec --help",
 	}
 	for name, line := range cases {

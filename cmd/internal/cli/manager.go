@@ -37,6 +37,10 @@ type Manager interface {
 	RestoreSnapshot(ctx context.Context, name, snapshot string) error
 	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
+	Diff(ctx context.Context, r manager.DiffRequest, each func(manager.Change) error) error
+	MountSnapshot(ctx context.Context, name, snapshot, target string) error
+	UnmountSnapshot(ctx context.Context, target string) error
+	PullFile(ctx context.Context, r manager.FileRequest) error
 
 	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
