@@ -29,7 +29,7 @@ func Look(t testing.TB, dir string) Host {
 		}
 	}
 	add("mount", mounts(t))
-	add("loop", loops(t))
+	add("loop", loops(t, dir))
 	add("interface", names(t, "/sys/class/net"))
 	add("nft", nft())
 	add("cgroup", cgroups(t))
@@ -78,12 +78,19 @@ func mounts(t testing.TB) []string {
 	return list
 }
 
-func loops(t testing.TB) []string {
+// loops are the loop devices of files in dir.
+func loops(t testing.TB, dir string) []string {
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return files
+	var list []string
+	for _, f := range files {
+		if backing, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(backing), dir) {
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 func names(t testing.TB, dir string) []string {
