@@ -37,7 +37,7 @@ func Compose(o Options) (Manager, error) {
 	registry := oci.New(records, oci.Options{})
 	sources := images.Sources{
 		images.ProtocolOCI:    registry,
-		images.ProtocolDebian: debian.New(),
+		images.ProtocolDebian: debian.Source{},
 	}
 	return manager.New(manager.Config{
 		Dirs:    o.Dirs,
