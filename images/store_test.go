@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -387,5 +388,17 @@ func TestSourcesAskTheOneOfTheProtocol(t *testing.T) {
 		ref, _ := ParseRef(in)
 		_, err := s.Resolve(t.Context(), ref, ResolveOptions{})
 		wantClass(t, "Resolve("+in+")", err, class)
+	}
+}
+
+// The fields of `brig remote list -f json` are a promise.
+func TestFieldsOfRemotes(t *testing.T) {
+	data, err := json.Marshal(Remotes()[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `{"name":"docker","addr":"https://docker.io","protocol":"oci","auth_type":"none","public":true,"static":true}`
+	if string(data) != want {
+		t.Errorf("a remote is %s, want %s", data, want)
 	}
 }

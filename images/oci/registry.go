@@ -35,8 +35,8 @@ func (s *Source) openRegistry(name images.Repository) *registry {
 func (g *registry) local() bool { return false }
 
 func (g *registry) Close() error {
-	if g.client != nil {
-		g.client.CloseIdleConnections()
+	if c, ok := g.source.base.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
 	}
 	return nil
 }
@@ -60,7 +60,10 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
 	}
-	base := &retrier{p: g.source.patience, next: &guard{home: repo.RegistryStr(), next: g.source.base}}
+	base := transport.NewUserAgent(&retrier{
+		p:    g.source.patience,
+		next: &guard{home: repo.RegistryStr(), next: g.source.base},
+	}, "brig")
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, g.explain(err)

@@ -3,6 +3,7 @@ package oci
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+	"golang.org/x/sys/unix"
 
 	"brig/images"
 	"brig/instance/fault"
@@ -386,6 +388,16 @@ func TestCredentialsAreUsed(t *testing.T) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return true
 	})
+	home := t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("DOCKER_CONFIG", home)
+	config := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, s.host, base64.StdEncoding.EncodeToString([]byte("me:secret")))
+	if err := os.WriteFile(home+"/config.json", []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := newPuller(t, Options{Keychain: authn.DefaultKeychain}).pull(t.Context(), t, s.ref("1")); err != nil {
+		t.Errorf("pull with docker's configuration: %v", err)
+	}
 	if _, _, err := newPuller(t, Options{Keychain: keychain{"me", "secret"}}).pull(t.Context(), t, s.ref("1")); err != nil {
 		t.Error(err)
 	}
@@ -560,4 +572,32 @@ func TestDamagedBlobInTheStoreIsFetchedAgain(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+func TestFullDiskIsExhausted(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	noise := make([]byte, 1<<20)
+	for i := range noise {
+		noise[i] = byte(rand.N(256))
+	}
+	s, p := serve(t), newPuller(t, Options{})
+	b := build(t, tarOf(t, "a="+string(noise)))
+	s.push(t, "1", b)
+	dir := p.dir + "/images"
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=256k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	_, _, err := p.pull(t.Context(), t, s.ref("1"))
+	wantClass(t, "pull onto a full disk", err, fault.Exhausted, "no space")
+	p.wantNothing(t, b.layers...)
 }

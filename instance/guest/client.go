@@ -78,7 +78,26 @@ func Ping(ctx context.Context, conn net.Conn) (wire.Info, error) {
 	if r.Info == nil {
 		return wire.Info{}, fault.New(fault.Unavailable, "cannot ask guest agent: its answer is empty")
 	}
-	return *r.Info, nil
+	return tame(*r.Info), nil
+}
+
+// maxListed bounds the interfaces that a guest may have, and the addresses of
+// each.
+const maxListed = 64
+
+// tame makes what a guest tells fit for a terminal.
+func tame(i wire.Info) wire.Info {
+	i.Version, i.State = Printable(i.Version), Printable(i.State)
+	i.Interfaces = i.Interfaces[:min(len(i.Interfaces), maxListed)]
+	for n := range i.Interfaces {
+		one := &i.Interfaces[n]
+		one.Name, one.MAC = Printable(one.Name), Printable(one.MAC)
+		one.Addresses = one.Addresses[:min(len(one.Addresses), maxListed)]
+		for a := range one.Addresses {
+			one.Addresses[a] = Printable(one.Addresses[a])
+		}
+	}
+	return i
 }
 
 // Stop asks the machine to end and does not wait for that: a system's init is

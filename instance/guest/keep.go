@@ -51,13 +51,19 @@ func (k *Keeper) Run(ctx context.Context) error {
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer os.Remove(k.Socket)
+	parent := ctx
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	all.Go(func() { k.hold(ctx, s) })
 	slots := make(chan struct{}, maxSessions)
 	for {
 		conn, err := l.Accept()
-		if ctx.Err() != nil {
+		if parent.Err() != nil {
+			if err == nil {
+				conn.Close()
+			}
 			return nil
 		}
 		if err != nil {
@@ -163,7 +169,7 @@ func (k *Keeper) follow(session *yamux.Session, up func()) {
 		if wire.Read(stream, &e) != nil || !limit.take() {
 			return
 		}
-		e.Text = Printable(e.Text)
+		e.State, e.Text = Printable(e.State), Printable(e.Text)
 		if k.Event != nil {
 			k.Event(e)
 		}

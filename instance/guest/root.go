@@ -41,9 +41,6 @@ func (r *Root) Close() error { return r.dir.Close() }
 // open is openat2 with every link resolved beneath the root. Links of /proc
 // are not followed, and a FIFO does not block.
 func (r *Root) open(name string, flags int, mode fs.FileMode) (*os.File, error) {
-	if flags&unix.O_PATH == 0 {
-		flags |= unix.O_NONBLOCK | unix.O_NOCTTY
-	}
 	how := &unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,

@@ -11,6 +11,8 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"syscall"
+	"time"
 
 	"brig/instance/fault"
 )
@@ -26,7 +28,15 @@ type Options struct {
 	Stderr io.Writer // nil: collected and put into the error
 	Dir    string
 	Env    []string // added to the environment
+
+	// Alone gives a tool that starts others and mounts things a process group
+	// and a mount namespace of its own, which takes root. When ctx ends, the
+	// whole group is asked to end, then killed; what it mounted goes with it.
+	Alone bool
 }
+
+// grace is how long a tool that runs alone has to clean up after itself.
+const grace = 10 * time.Second
 
 // Output runs tool with args and returns what it printed on standard output.
 // A tool that is not installed gives an Unsupported error that names it.
@@ -51,7 +61,15 @@ func With(ctx context.Context, o Options, tool string, args ...string) ([]byte, 
 	if o.Stderr != nil {
 		cmd.Stderr = io.MultiWriter(stderr, o.Stderr)
 	}
+	if o.Alone {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Unshareflags: syscall.CLONE_NEWNS}
+		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+		cmd.WaitDelay = grace
+	}
 	err := cmd.Run()
+	if o.Alone && cmd.Process != nil {
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // whoever of the group is left
+	}
 	switch {
 	case err == nil:
 		return stdout.Bytes(), nil

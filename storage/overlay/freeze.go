@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/treecopy"
 )
 
 // frozen is the present state of a volume as layers that nobody writes.
@@ -61,10 +62,8 @@ func (c *change) freezeIdle(ctx context.Context, h *locked) (_ *frozen, err erro
 		return f, err
 	}
 	f.layers = append([]string{h.rec.Active}, h.rec.Layers...)
-	if h.rec.Content == storage.Tree {
-		if f.layers, err = c.flatten(ctx, f.layers); err != nil {
-			return nil, err
-		}
+	if f.layers, err = c.flatten(ctx, f.rec.Content, f.layers); err != nil {
+		return nil, err
 	}
 	f.rec.Layers, f.changed = slices.Clone(f.layers), true
 	f.rec.Active, err = p.newActive(f.rec.Content, f.layers)
@@ -103,7 +102,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	f.layers = append([]string{id}, h.rec.Layers...)
 	if len(f.layers) > maxTreeLayers {
 		f.release()
-		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, or delete snapshots", len(f.layers))
+		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, which merges them", len(f.layers))
 	}
 	return f, syncDir(p.root, layersDir)
 }
@@ -125,7 +124,7 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 	if err != nil || same {
 		return false, err
 	}
-	return true, copyTree(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
+	return true, treecopy.Copy(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
 }
 
 // switchDisk makes the machine that uses a disk go on in an empty one over it.

@@ -57,7 +57,7 @@ func (p *Pool) diskName(id string) (string, error) {
 // holds the layers shared until a record names it.
 func (p *Pool) newActive(content storage.Content, layers []string) (id string, err error) {
 	if limit := p.limit(content); len(layers) > limit {
-		return "", fault.New(fault.Exhausted, "it would stand on %d layers, at most %d are possible; delete snapshots", len(layers), limit)
+		return "", fault.New(fault.Exhausted, "it would stand on %d layers, at most %d are possible; stop it and take a snapshot, which merges them", len(layers), limit)
 	}
 	id = newID()
 	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {

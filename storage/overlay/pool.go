@@ -192,6 +192,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 		Source: p.dir,
 		Total:  int64(st.Blocks) * st.Bsize,
 		Free:   int64(st.Bavail) * st.Bsize,
+		Limits: "a disk has its own size; trees share all that is free",
 		Capabilities: storage.Capabilities{
 			Contents:     []storage.Content{storage.Tree, storage.Disk},
 			InstantClone: true,
@@ -281,12 +282,16 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key)
-	if err != nil {
+	switch _, there := p.root.Lstat(key.String()); {
+	case fault.Is(err, fault.Unavailable) && there == nil:
+		// Its record is damaged. This is how one gets rid of it.
+	case err != nil:
 		return err
-	}
-	defer h.close()
-	if err := p.idle(&h.rec); err != nil {
-		return err
+	default:
+		defer h.close()
+		if err := p.idle(&h.rec); err != nil {
+			return err
+		}
 	}
 	if err := p.discard(key.String()); err != nil {
 		return err

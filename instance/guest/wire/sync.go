@@ -44,7 +44,7 @@ const GreetEvery = 250 * time.Millisecond
 
 // maxStale bounds what may lie before the answer: more than the queues between
 // host and guest hold comes from a guest that only talks.
-const maxStale = 4 << 20
+const maxStale = 1 << 20
 
 // greeting is a mark with its nonce.
 type greeting [markSize + nonceSize]byte

@@ -166,6 +166,7 @@ func TestGreetGivesUpWithItsContext(t *testing.T) {
 
 func TestGreetGivesUpOnEndlessNoise(t *testing.T) {
 	host, guest := pair(t)
+	go io.Copy(io.Discard, guest)
 	go func() {
 		noise := bytes.Repeat([]byte("noise"), 10_000)
 		for {

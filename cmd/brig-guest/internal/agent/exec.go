@@ -31,6 +31,7 @@ func (a *Agent) exec(stream net.Conn, r *wire.Exec) {
 		Args: r.Args, Extra: r.Env, User: r.User, Dir: r.Dir,
 		Hostname: a.settings.Hostname, Terminal: r.Terminal != nil, Login: true,
 	}
+	spec.Base = a.settings.Env
 	if p := a.settings.Process; p != nil {
 		spec.Base = p.Env
 	}
@@ -55,6 +56,7 @@ func (a *Agent) exec(stream net.Conn, r *wire.Exec) {
 	if err := reply(stream, wire.Reply{}); err != nil {
 		c.hangUp()
 	}
+	c.carry()
 	var control sync.WaitGroup
 	control.Go(func() { c.control(stream) })
 	code := c.wait()
@@ -104,17 +106,22 @@ func start(p *program.Program, r *wire.Exec, w *wire.FrameWriter) (*command, err
 	// The agent is safe from a lack of memory; what it runs is not.
 	score := filepath.Join("/proc", strconv.Itoa(c.proc.Pid), "oom_score_adj")
 	_ = os.WriteFile(score, []byte("0"), 0)
+	return c, nil
+}
+
+// carry begins to carry the command's streams; nothing else may be written to
+// the host from then on.
+func (c *command) carry() {
 	for i, f := range c.output {
 		kind := wire.FrameStdout
 		if i == 1 {
 			kind = wire.FrameStderr
 		}
-		c.pumps.Go(func() { pump(f, kind, w) })
+		c.pumps.Go(func() { pump(f, kind, c.w) })
 	}
 	if c.stdin != nil {
 		c.pumps.Go(c.stdin.run)
 	}
-	return c, nil
 }
 
 // openPipes makes the streams of a command without a terminal and returns the

@@ -1,4 +1,6 @@
-package overlay
+// Package treecopy copies trees of files exactly as they are on disk, for snapshots of
+// what is in use and for copies from one pool to another.
+package treecopy
 
 import (
 	"context"
@@ -25,8 +27,9 @@ type copier struct {
 // inode is a file on one file system.
 type inode struct{ dev, ino uint64 }
 
-// copyTree copies the directory from into the existing directory to.
-func copyTree(ctx context.Context, from, to string) error {
+// Copy copies the directory from into the existing directory to. Nobody changes
+// from meanwhile. It stops when ctx ends; what it has copied by then stays.
+func Copy(ctx context.Context, from, to string) error {
 	src, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %q: %w", from, err)
@@ -44,7 +47,7 @@ func copyTree(ctx context.Context, from, to string) error {
 // fill copies what is in the open directory src to dst, and then its attributes.
 // Where is dst relative to the whole copy.
 func (c *copier) fill(src, dst int, where string) error {
-	names, err := namesIn(src)
+	names, err := NamesIn(src)
 	if err != nil {
 		return fmt.Errorf("read %q: %w", where, err)
 	}
@@ -86,7 +89,7 @@ func (c *copier) entry(src, dst int, name, where string) error {
 	var err error
 	switch kind {
 	case unix.S_IFREG:
-		err = c.file(src, dst, name, &st)
+		err = c.file(src, dst, name)
 	case unix.S_IFLNK:
 		err = copyLink(src, dst, name)
 	default:
@@ -125,7 +128,7 @@ func (c *copier) directory(src, dst int, name, where string) error {
 
 // file copies the data of a regular file: by sharing its blocks where the file
 // system can, else without its holes.
-func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
+func (c *copier) file(src, dst int, name string) error {
 	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -138,17 +141,27 @@ func (c *copier) file(src, dst int, name string, st *unix.Stat_t) error {
 	}
 	to := os.NewFile(uintptr(fd), name)
 	defer to.Close()
-	if st.Size == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
-		return nil
-	}
-	if err := c.copyData(from, to, st.Size); err != nil {
+	return File(c.ctx, from, to)
+}
+
+// File copies data to an empty file: by sharing blocks where the file system can,
+// else without the holes.
+func File(ctx context.Context, from, to *os.File) error {
+	st, err := from.Stat()
+	if err != nil {
 		return err
 	}
-	return to.Truncate(st.Size)
+	if st.Size() == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return nil
+	}
+	if err := copyData(ctx, from, to, st.Size()); err != nil {
+		return err
+	}
+	return to.Truncate(st.Size())
 }
 
 // copyData copies the parts of a file that are not holes.
-func (c *copier) copyData(from, to *os.File, size int64) error {
+func copyData(ctx context.Context, from, to *os.File, size int64) error {
 	for at := int64(0); at < size; {
 		start, err := unix.Seek(int(from.Fd()), at, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -168,10 +181,10 @@ func (c *copier) copyData(from, to *os.File, size int64) error {
 			return err
 		}
 		for at = start; at < end; {
-			if err := c.ctx.Err(); err != nil {
+			if err := ctx.Err(); err != nil {
 				return err
 			}
-			// One file at a time goes through copy_file_range, in the kernel.
+			// Between two files, this is copy_file_range in the kernel.
 			n, err := io.Copy(to, io.LimitReader(from, min(end-at, 64<<20)))
 			if err != nil {
 				return err
@@ -264,8 +277,8 @@ func copyXattrs(from, to string) error {
 	return nil
 }
 
-// namesIn lists an open directory from its beginning, and leaves it open.
-func namesIn(dir int) ([]string, error) {
+// NamesIn lists an open directory from its beginning, and leaves it open.
+func NamesIn(dir int) ([]string, error) {
 	if _, err := unix.Seek(dir, 0, io.SeekStart); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,123 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// change is one change being prepared, in a directory of its own below staging.
+// The lock on that directory tells Sweep that its owner lives.
+type change struct {
+	pool *Pool
+	name string // of the directory
+	dir  *os.Root
+	lock *os.File
+}
+
+// cleanupTime is how long a failed change may take to remove what it made.
+const cleanupTime = 10 * time.Second
+
+// Names in a change's directory.
+const (
+	newVolume   = "volume"
+	newLayer    = "layer"
+	newSnapshot = "snapshot"
+)
+
+// begin starts a change. The caller ends it.
+func (p *Pool) begin(ctx context.Context) (*change, error) {
+	for {
+		c := &change{pool: p, name: newID()}
+		if err := p.root.Mkdir(c.path(), 0o700); err != nil {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, fault.New(fault.Unavailable, "the pool is gone: %w", err)
+			}
+			return nil, err
+		}
+		var err error
+		if c.dir, err = p.root.OpenRoot(c.path()); errors.Is(err, fs.ErrNotExist) {
+			continue // Sweep came between
+		} else if err != nil {
+			return nil, err
+		}
+		if c.lock, err = flock(ctx, c.dir, unix.LOCK_EX); err != nil {
+			c.dir.Close()
+			return nil, err
+		}
+		if _, err := p.root.Lstat(c.path()); err == nil {
+			p.step("change begun")
+			return c, nil
+		}
+		c.close()
+	}
+}
+
+// path is a path in the change's directory, relative to the pool.
+func (c *change) path(parts ...string) string {
+	return path.Join(append([]string{stagingDir, c.name}, parts...)...)
+}
+
+// end takes away what is left of the change.
+func (c *change) end() {
+	// An empty directory needs no trash. What cannot be removed now waits for Sweep.
+	if c.pool.root.Remove(c.path()) != nil {
+		if id, err := c.pool.throwAway(c.path()); err == nil {
+			ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+			defer cancel()
+			c.pool.emptyTrash(ctx, []string{id})
+		}
+	}
+	c.close()
+}
+
+// close unlocks the change's directory.
+func (c *change) close() {
+	c.lock.Close()
+	c.dir.Close()
+}
+
+// makeVolume makes the directory of the new volume and opens that of its
+// metadata files.
+func (c *change) makeVolume() (meta *os.Root, err error) {
+	for _, name := range []string{newVolume, path.Join(newVolume, metaDir)} {
+		if err := c.dir.Mkdir(name, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return c.dir.OpenRoot(path.Join(newVolume, metaDir))
+}
+
+// writeRecord writes the record of the new volume.
+func (c *change) writeRecord(rec record) error {
+	b, err := encode(rec)
+	if err != nil {
+		return err
+	}
+	name := path.Join(newVolume, recordFile)
+	if err := writeFile(c.dir, name+".new", b); err != nil {
+		return err
+	}
+	if err := c.dir.Rename(name+".new", name); err != nil {
+		return err
+	}
+	c.pool.step("new record written")
+	return syncDir(c.dir, newVolume)
+}
+
+// publish makes the new volume visible. The caller holds the layers shared.
+func (c *change) publish(key storage.Key, rec record) (storage.Volume, error) {
+	if err := c.pool.move(c.path(newVolume), key); err != nil {
+		return nil, err
+	}
+	c.pool.step("published")
+	return &volume{pool: c.pool, key: key, last: rec}, nil
+}
