@@ -10,13 +10,11 @@ import (
 	"brig/images"
 	"brig/instance/fault"
 	"brig/instance/store"
-	"brig/storage"
 )
 
 func bare(t *testing.T) *Manager {
 	return New(Config{
 		Dirs: store.DirsFor(t.TempDir()),
-		Pool: func() (storage.Pool, error) { return nil, fault.New(fault.Unavailable, "no pool") },
 	})
 }
 

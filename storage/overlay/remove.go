@@ -8,6 +8,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage/treecopy"
 )
 
 // remover empties the trash. Trees come from guests, so they may be deeper than
@@ -75,7 +77,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		return ignoreMissing(err)
 	}
 	defer unix.Close(fd)
-	names, err := namesIn(fd)
+	names, err := treecopy.NamesIn(fd)
 	if err != nil {
 		return ignoreMissing(err) // somebody else has removed it since
 	}

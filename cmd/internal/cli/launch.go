@@ -27,6 +27,7 @@ type createOptions struct {
 	description string
 	ephemeral   bool
 	noNetwork   bool
+	pool        string
 }
 
 func (o *createOptions) flags(cmd *cobra.Command) {
@@ -38,6 +39,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.noProfiles, "no-profiles", false, "Apply no profile at all")
 	f.StringVar(&o.description, "description", "", "Describe the instance")
 	f.BoolVarP(&o.ephemeral, "ephemeral", "e", false, "Delete the instance when it stops")
+	f.StringVarP(&o.pool, "storage", "s", "", "Pool to keep it in (default \"default\")")
 	f.BoolVar(&o.noNetwork, "no-network", false, "Give it no network interface")
 }
 
@@ -45,7 +47,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 func (o *createOptions) request(cmd *cobra.Command, args []string) (manager.CreateRequest, error) {
 	r := manager.CreateRequest{
 		Type: instance.Container, Profiles: o.profiles, Description: o.description,
-		Ephemeral: o.ephemeral, NoNetwork: o.noNetwork,
+		Ephemeral: o.ephemeral, NoNetwork: o.noNetwork, Pool: o.pool,
 	}
 	if o.vm {
 		r.Type = instance.VirtualMachine
