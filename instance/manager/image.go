@@ -435,6 +435,7 @@ type deleteImageArgs struct{ Fingerprint string }
 // DeleteImage removes an image. Instances that were made from it are not
 // harmed: they keep what they share with it.
 func (m *Manager) DeleteImage(ctx context.Context, name string) error {
+	m.tidy(ctx) // which may be about this image
 	image, err := m.Image(ctx, name)
 	if err != nil {
 		return err
@@ -486,6 +487,7 @@ func (m *Manager) deleteImageOperation(a deleteImageArgs) *operation {
 // lockPull takes the lock of an image name, for as long as another fetches it,
 // after recovering what an earlier fetch left.
 func (m *Manager) lockPull(ctx context.Context, name string) (*store.Held, error) {
+	m.tidy(ctx)
 	held, err := m.pulls.Lock(ctx, "fetch", name)
 	if err != nil {
 		return nil, err

@@ -1,10 +1,47 @@
 package manager
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
+	"slices"
 
 	"brig/instance/fault"
+	"brig/instance/store"
 )
+
+// tidy finishes or undoes what killed commands left, whatever it was about: who
+// comes next need not want the same thing. What belongs to a command that still
+// runs is locked, and left to it. A failure is no reason not to do what the
+// user wants now, unless that has to do with it, and then lock fails.
+func (m *Manager) tidy(ctx context.Context) {
+	left, err := m.intents.List()
+	if err != nil {
+		return // whoever needs the intents will say so
+	}
+	for _, i := range left {
+		if ctx.Err() != nil {
+			return
+		}
+		held, err := m.tries.Lock(ctx, "recover", i.Names...)
+		if err != nil {
+			continue
+		}
+		if m.unfinished(i.ID) {
+			if err := m.recoverIntents(ctx, []store.Intent{i}); err != nil {
+				m.cfg.Notice(fmt.Sprintf("Something is left from before: %v", err))
+			}
+		}
+		held.Release()
+	}
+}
+
+// unfinished tells whether an intent that was seen without its locks is still
+// there.
+func (m *Manager) unfinished(id string) bool {
+	left, err := m.intents.List()
+	return err == nil && slices.ContainsFunc(left, func(i store.Intent) bool { return i.ID == id })
+}
 
 // builders are the kinds of operations, each with what builds its steps from
 // its recorded arguments.
