@@ -78,11 +78,12 @@ func (m *Manager) pending() bool {
 
 // Sweep frees the space of what was deleted, in all pools that can be used.
 func (m *Manager) Sweep(ctx context.Context) error {
+	m.tidy(ctx)
 	names, err := m.cfg.Pools.Names()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{m.cfg.Images.Sweep()}
 	for _, name := range names {
 		pool, err := m.pool(ctx, name)
 		if err == nil && pool.Pending() {
