@@ -48,10 +48,12 @@ type Spec struct {
 // Image says what an instance was made from. App is a copy of the image's own
 // configuration, so that an instance outlives its image's record.
 type Image struct {
-	Fingerprint string `json:"fingerprint,omitempty"`
-	Reference   string `json:"reference,omitempty"` // as the user wrote it
-	Description string `json:"description,omitempty"`
-	App         *App   `json:"app,omitempty"` // nil: a full system with an init
+	Fingerprint string   `json:"fingerprint,omitempty"`
+	Reference   string   `json:"reference,omitempty"` // as the user wrote it
+	Description string   `json:"description,omitempty"`
+	App         *App     `json:"app,omitempty"`  // nil: a full system with an init
+	Init        []string `json:"init,omitempty"` // of a system; empty: /sbin/init
+	Env         []string `json:"env,omitempty"`  // of a system's init, NAME=value
 }
 
 // App is what the OCI image configuration says about the process to run

@@ -73,6 +73,7 @@ type Boot struct {
 	DNS      []netip.Addr `json:"dns,omitempty"`
 	Process  *Process     `json:"process,omitempty"` // nil: the image's init
 	Init     []string     `json:"init,omitempty"`    // the init of a system; empty: /sbin/init
+	Env      []string     `json:"env,omitempty"`     // NAME=value, of the init of a system and of commands
 }
 
 // Process is the resolved main process of an app image: what the OCI runtime

@@ -92,6 +92,7 @@ func command(m *instance.Machine, user guest.User, c instance.Command, files [3]
 		Login:    true,
 		Extra:    c.Env,
 	}
+	env.Base = m.Boot.Env
 	if m.Boot.Process != nil {
 		env.Base = m.Boot.Process.Env
 	}

@@ -50,7 +50,7 @@ func start(ctx context.Context, m *instance.Machine) error {
 	if err != nil {
 		return err
 	}
-	text, err := config.Text(m, hostFacts(h))
+	text, err := config.Text(m, hostFacts(ctx, h, m))
 	if err != nil {
 		return err
 	}

@@ -220,6 +220,15 @@ type Snapshot struct {
 	ExpiresAt   time.Time `json:"expires_at,omitzero"`
 }
 
+// Record is how a pool was made: all that is needed to open it again.
+type Record struct {
+	Name        string            `json:"name"`
+	Driver      string            `json:"driver"`
+	Description string            `json:"description"`
+	Config      map[string]string `json:"config"` // source, size, and what else the driver knows
+	CreatedAt   time.Time         `json:"created_at"`
+}
+
 // Usage of a volume in bytes, as the file system counts it.
 type Usage struct {
 	Used      int64 // reachable from the volume and its snapshots
@@ -233,6 +242,7 @@ type Info struct {
 	Source       string // path, device or dataset
 	Total        int64  // bytes
 	Free         int64  // bytes
+	Limits       string // how the size of a volume is limited
 	Capabilities Capabilities
 }
 

@@ -14,16 +14,16 @@ ff02::1		ip6-allnodes
 ff02::2		ip6-allrouters
 `
 
-// The consoles are open to whoever owns the host alone, so that root needs no
-// password there, and has none to be guessed anywhere else.
+// Only who owns the host gets at the consoles: a key there is enough to be root,
+// who has no password for anybody else to guess.
 const consoleLogin = `[Service]
 ExecStart=
-ExecStart=-/sbin/agetty -o '-p -f -- \\u' --noclear --keep-baud --autologin root - 115200,38400,9600 $TERM
+ExecStart=-/sbin/agetty -o '-p -f -- \\u' --noclear --keep-baud --autologin root --login-pause - 115200,38400,9600 $TERM
 `
 
 const serialLogin = `[Service]
 ExecStart=
-ExecStart=-/sbin/agetty -o '-p -f -- \\u' --keep-baud --autologin root 115200,57600,38400,9600 - $TERM
+ExecStart=-/sbin/agetty -o '-p -f -- \\u' --keep-baud --autologin root --login-pause 115200,57600,38400,9600 - $TERM
 `
 
 // Mounting these fails in a container without privileges, and systemd would count
@@ -31,6 +31,9 @@ ExecStart=-/sbin/agetty -o '-p -f -- \\u' --keep-baud --autologin root 115200,57
 const notInContainers = `[Unit]
 ConditionVirtualization=!container
 `
+
+// Packages were just set up: a first start has no caches to make.
+const updated = "# Newer than /usr, see systemd-update-done.service(8).\n"
 
 // files are what a tree gets beyond its packages. Those that brig writes at start
 // are there as plain files: it replaces content, never links.
@@ -40,7 +43,10 @@ var files = []struct{ name, content string }{
 	{"etc/resolv.conf", ""},
 	{"etc/machine-id", ""},
 	{"etc/fstab", "# The root file system is mounted by brig.\n"},
-	{"etc/default/locale", "LANG=C.UTF-8\n"},
+	{"etc/locale.conf", "LANG=C.UTF-8\n"},
+	{"etc/default/locale", "LANG=C.UTF-8\n"}, // from Debian 13 on it becomes a link to the one above
+	{"etc/.updated", updated},
+	{"var/.updated", updated},
 	{"etc/systemd/system/console-getty.service.d/brig.conf", consoleLogin},
 	{"etc/systemd/system/serial-getty@.service.d/brig.conf", serialLogin},
 	{"etc/systemd/system/sys-kernel-debug.mount.d/brig.conf", notInContainers},

@@ -15,6 +15,7 @@ import (
 type Main struct {
 	Process *instance.Process // nil: a system
 	Init    []string          // of a system; empty: /sbin/init
+	Env     []string          // of a system's init: the image's under its owner's
 	Note    string
 }
 
@@ -28,7 +29,7 @@ type Main struct {
 func MainOf(app *instance.App, command []string, environment map[string]string) Main {
 	if app == nil {
 		if len(command) == 0 {
-			return Main{}
+			return Main{Env: environ(nil, environment)}
 		}
 		app = &instance.App{}
 	}
@@ -37,7 +38,7 @@ func MainOf(app *instance.App, command []string, environment map[string]string) 
 		args = slices.Concat(app.Entrypoint, command)
 	}
 	if isInit(args) && isRoot(app.User) {
-		return Main{Init: args, Note: fmt.Sprintf("the image's command is the init %q: it runs as a system", args[0])}
+		return Main{Init: args, Env: environ(app.Env, environment), Note: fmt.Sprintf("the image's command is the init %q: it runs as a system", args[0])}
 	}
 	p := &instance.Process{
 		Args:       args,

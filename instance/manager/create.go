@@ -2,9 +2,11 @@ package manager
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 
 	"brig/images"
 	"brig/instance"
@@ -16,8 +18,8 @@ import (
 // createArgs are all that is needed to make an instance or to unmake it.
 type createArgs struct {
 	Spec *instance.Spec
+	Pool string // of From and of the new volume
 	From storage.Source
-	Live bool // From is a running instance's volume
 }
 
 // launchArgs are the arguments of a create and start in one.
@@ -61,7 +63,7 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err := driver.Check(ctx); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
-	image, source, err := m.ensureImage(ctx, r.Image, spec.Type)
+	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
@@ -75,7 +77,7 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 		return nil, err
 	}
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
-		args := createArgs{Spec: spec, From: storage.Source{Key: source}}
+		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
 		if start {
 			return m.perform(ctx, doing, []string{spec.Name}, launchArgs{args, startArgs{spec.Name, spec.ID}})
 		}
@@ -140,17 +142,31 @@ func describe(spec *instance.Spec, image *images.Image, r CreateRequest) {
 		Description: image.Description,
 		App:         image.App,
 	}
+	if image.App == nil {
+		spec.Image.Init, spec.Image.Env = initOf(image)
+	}
 	if spec.Config == nil {
 		spec.Config = map[string]string{}
 	}
 }
 
-func (m *Manager) nameIsFree(ctx context.Context, name string) error {
-	pool, err := m.pool()
-	if err != nil {
-		return err
+// initOf gives the command line and environment of a system image's init: an
+// OCI image may name an init of its own.
+func initOf(image *images.Image) (init, env []string) {
+	var oci struct {
+		Config struct{ Entrypoint, Cmd, Env []string }
 	}
-	_, err = pool.Open(ctx, instanceKey(name))
+	if len(image.Config) > 0 && json.Unmarshal(image.Config, &oci) == nil {
+		return slices.Concat(oci.Config.Entrypoint, oci.Config.Cmd), oci.Config.Env
+	}
+	if path := image.Properties[images.InitProperty]; path != "" {
+		return []string{path}, nil
+	}
+	return nil, nil
+}
+
+func (m *Manager) nameIsFree(ctx context.Context, name string) error {
+	_, _, err := m.find(ctx, instanceKey(name))
 	switch {
 	case fault.Is(err, fault.NotFound):
 		return nil
@@ -171,7 +187,7 @@ func (m *Manager) createOperation(a createArgs) *operation {
 		{
 			name: "volume",
 			do: func(ctx context.Context) error {
-				pool, err := m.pool()
+				pool, err := m.pool(ctx, a.Pool)
 				if err != nil {
 					return err
 				}
@@ -180,7 +196,7 @@ func (m *Manager) createOperation(a createArgs) *operation {
 				})
 				return err
 			},
-			undo: func(ctx context.Context) error { return m.dropVolume(ctx, key, a.Spec.ID) },
+			undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.Pool, key, a.Spec.ID) },
 		},
 	}}
 }
@@ -199,8 +215,8 @@ func (m *Manager) launchOperation(a launchArgs) *operation {
 }
 
 // dropVolume deletes the volume of an instance if it is the one with this id.
-func (m *Manager) dropVolume(ctx context.Context, key storage.Key, id string) error {
-	pool, err := m.pool()
+func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id string) error {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err
 	}

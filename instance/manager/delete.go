@@ -2,7 +2,9 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -11,6 +13,7 @@ import (
 // deleteArgs are all that is needed to carry on with a delete.
 type deleteArgs struct {
 	Spec *instance.Spec
+	Pool string
 }
 
 // Delete removes an instance with its snapshots. A running one is refused
@@ -33,7 +36,7 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 			return fmt.Errorf("cannot delete %q: %w", name, err)
 		}
 	}
-	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec}); err != nil {
+	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec, inst.pool}); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
 	m.sweepLater()
@@ -43,7 +46,7 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
 	return &operation{forward: true, steps: []step{
 		{name: "volume", do: func(ctx context.Context) error {
-			return m.dropVolume(ctx, instanceKey(a.Spec.Name), a.Spec.ID)
+			return m.dropVolume(ctx, a.Pool, instanceKey(a.Spec.Name), a.Spec.ID)
 		}},
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
 		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
@@ -53,8 +56,7 @@ func (m *Manager) deleteOperation(a deleteArgs) *operation {
 // sweepLater frees the space of what was deleted without making the caller
 // wait. It is a convenience: what is not freed now is freed by a later command.
 func (m *Manager) sweepLater() {
-	pool, err := m.pool()
-	if err != nil || !pool.Pending() || m.cfg.Sweep == nil {
+	if m.cfg.Sweep == nil || !m.pending() {
 		return
 	}
 	if err := m.cfg.Sweep(); err != nil {
@@ -62,11 +64,33 @@ func (m *Manager) sweepLater() {
 	}
 }
 
-// Sweep frees the space of what was deleted.
+// pending tells whether a pool that can be used has something to sweep.
+func (m *Manager) pending() bool {
+	names, err := m.cfg.Pools.Names()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(names, func(name string) bool {
+		pool, err := m.pool(context.Background(), name)
+		return err == nil && pool.Pending()
+	})
+}
+
+// Sweep frees the space of what was deleted, in all pools that can be used.
 func (m *Manager) Sweep(ctx context.Context) error {
-	pool, err := m.pool()
+	names, err := m.cfg.Pools.Names()
 	if err != nil {
 		return err
 	}
-	return pool.Sweep(ctx)
+	var errs []error
+	for _, name := range names {
+		pool, err := m.pool(ctx, name)
+		if err == nil && pool.Pending() {
+			err = pool.Sweep(ctx)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("cannot free deleted data in pool %q: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -14,6 +14,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/store"
 	"brig/storage"
+	"brig/storage/treecopy"
 )
 
 // diskSize is the size of the root disk of a virtual machine, in bytes.
@@ -39,15 +40,15 @@ type pulled struct {
 
 // ensureImage gives the image that a user named and the volume to clone for a
 // form. It fetches what is not here.
-func (m *Manager) ensureImage(ctx context.Context, name string, t instance.Type) (*images.Image, storage.Key, error) {
-	image, err := m.fetch(ctx, name, images.ResolveOptions{}, false)
+func (m *Manager) ensureImage(ctx context.Context, name string, t instance.Type, in string) (*images.Image, storage.Key, error) {
+	image, err := m.fetch(ctx, name, images.ResolveOptions{}, in, false)
 	if err != nil {
 		return nil, storage.Key{}, err
 	}
 	if t != instance.VirtualMachine {
 		return image, treeKey(image.Fingerprint), nil
 	}
-	return image, diskKey(image.Fingerprint), m.ensureDisk(ctx, image)
+	return image, diskKey(image.Fingerprint), m.ensureDisk(ctx, image, in)
 }
 
 // PullImage fetches the image that ref names now, also if an older one is here
@@ -56,7 +57,7 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 	if r, err := images.ParseRef(ref); err == nil && r.Remote == "" && r.Scheme == "" {
 		return nil, fault.New(fault.Invalid, "cannot pull %q: it names no remote; write REMOTE:NAME, for example debian:bookworm, or docker://HOST/REPO:TAG", ref)
 	}
-	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: o.Architecture}, true)
+	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: o.Architecture}, "", true)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +66,7 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 
 // ImportImage takes an image from a file or folder on this host.
 func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions) (*images.Image, error) {
-	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{}, true)
+	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{}, "", true)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +75,7 @@ func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions)
 
 func (m *Manager) finishImage(ctx context.Context, image *images.Image, vm bool, alias string) (*images.Image, error) {
 	if vm {
-		if err := m.ensureDisk(ctx, image); err != nil {
+		if err := m.ensureDisk(ctx, image, ""); err != nil {
 			return nil, err
 		}
 	}
@@ -89,7 +90,7 @@ func (m *Manager) finishImage(ctx context.Context, image *images.Image, vm bool,
 
 // fetch gives the image of a name: one that is here, unless fresh is wanted, or
 // what its remote has now. Two that fetch one name share the work.
-func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOptions, fresh bool) (*images.Image, error) {
+func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOptions, in string, fresh bool) (*images.Image, error) {
 	ref, err := images.ParseRef(name)
 	if err != nil {
 		return nil, err
@@ -98,7 +99,7 @@ func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOption
 	// A file on this host may have changed, and is looked at again.
 	fresh = fresh || ref.Remote == "" && ref.Scheme != "docker" || o.Architecture != ""
 	if local || !fresh {
-		image, err := m.cachedImage(ctx, ref)
+		image, err := m.cachedImage(ctx, ref, in)
 		if err == nil || local || !fault.Is(err, fault.NotFound) {
 			return image, err
 		}
@@ -119,11 +120,11 @@ func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOption
 	defer held.Release()
 	if !fresh {
 		// Another may have fetched it while this one waited.
-		if image, err := m.cachedImage(ctx, ref); err == nil {
+		if image, err := m.cachedImage(ctx, ref, in); err == nil {
 			return image, nil
 		}
 	}
-	return m.pull(ctx, source, ref, name, o)
+	return m.pull(ctx, source, ref, name, in, o)
 }
 
 // ImportRemote is the remote that stands for files on this host.
@@ -142,24 +143,73 @@ func canonical(ref images.Ref) (string, error) {
 }
 
 // cachedImage gives an image that is here, with its tree.
-func (m *Manager) cachedImage(ctx context.Context, ref images.Ref) (*images.Image, error) {
+func (m *Manager) cachedImage(ctx context.Context, ref images.Ref, in string) (*images.Image, error) {
 	image, err := m.cfg.Images.Get(ref.String())
 	if err != nil {
 		return nil, err
 	}
-	pool, err := m.pool()
-	if err != nil {
-		return nil, err
-	}
-	if _, err := pool.Open(ctx, treeKey(image.Fingerprint)); err != nil {
+	if err := m.bringImage(ctx, &image, in); err != nil {
 		return nil, fmt.Errorf("cannot use image %q: %w", ref, err)
 	}
 	return &image, nil
 }
 
+// bringImage makes the tree of an image that is here available in a pool: from
+// another pool that has it, with no need to fetch it again. Not-found means that
+// no pool has it.
+func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string) error {
+	pool, err := m.pool(ctx, in)
+	if err != nil {
+		return err
+	}
+	key := treeKey(image.Fingerprint)
+	if _, err := pool.Open(ctx, key); !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	from, _, err := m.find(ctx, key)
+	if err != nil {
+		return err
+	}
+	task := m.cfg.Progress.Task("Copying the image to pool "+in, 0, false)
+	defer task.Done()
+	err = copyImage(ctx, from, pool, key)
+	if fault.Is(err, fault.AlreadyExists) {
+		return nil
+	}
+	return err
+}
+
+// copyImage makes an image's volume in a pool from that in another.
+func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key storage.Key) error {
+	tree, err := treeOf(from)
+	if err != nil {
+		return err
+	}
+	meta, err := from.Dir()
+	if err != nil {
+		return err
+	}
+	defer meta.Close()
+	record, err := store.ReadFile(meta, imageFile)
+	if err != nil {
+		return fmt.Errorf("cannot read the record of an image: %w", err)
+	}
+	_, err = pool.Create(ctx, key, storage.Tree, func(dir *os.Root) error {
+		if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
+			return err
+		}
+		if err := treecopy.Copy(ctx, tree, filepath.Join(dir.Name(), storage.RootName)); err != nil {
+			return err
+		}
+		return store.WriteFile(dir, imageFile, record)
+	})
+	return err
+}
+
 // pullArgs are all that is needed to undo a pull.
 type pullArgs struct {
 	ID          string
+	Pool        string
 	Fingerprint string // empty if it is known only after unpacking
 }
 
@@ -171,18 +221,18 @@ func (a pullArgs) volume() storage.Key {
 	return storage.Key{Class: storage.Images, Name: "pull-" + a.ID}
 }
 
-func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref, name string, o images.ResolveOptions) (*images.Image, error) {
+func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref, name, in string, o images.ResolveOptions) (*images.Image, error) {
 	remote, err := source.Resolve(ctx, ref, o)
 	if err != nil {
 		return nil, err
 	}
 	defer remote.Close()
-	pool, err := m.pool()
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return nil, err
 	}
 	image := remote.Image()
-	a := pullArgs{ID: newID(), Fingerprint: image.Fingerprint}
+	a := pullArgs{ID: newID(), Pool: in, Fingerprint: image.Fingerprint}
 	names := []string{"image:" + name}
 	if a.Fingerprint != "" {
 		// The same image may be fetched under another name.
@@ -273,7 +323,7 @@ func (m *Manager) record(image images.Image, name string) (*images.Image, error)
 // the image was recorded.
 func (m *Manager) pullOperation(a pullArgs) *operation {
 	drop := func(ctx context.Context) error {
-		pool, err := m.pool()
+		pool, err := m.pool(ctx, a.Pool)
 		if err != nil {
 			return err
 		}
@@ -318,8 +368,8 @@ func (m *Manager) madeBy(ctx context.Context, pool storage.Pool, key storage.Key
 }
 
 // ensureDisk makes the disk of an image for virtual machines, once.
-func (m *Manager) ensureDisk(ctx context.Context, image *images.Image) error {
-	pool, err := m.pool()
+func (m *Manager) ensureDisk(ctx context.Context, image *images.Image, in string) error {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -356,11 +406,7 @@ func (m *Manager) imageTree(ctx context.Context, pool storage.Pool, fingerprint 
 	if err != nil {
 		return "", fmt.Errorf("cannot open the files of image %q: %w", short(fingerprint), err)
 	}
-	root := volume.Root()
-	if len(root.Lower) > 0 {
-		return root.Lower[0], nil
-	}
-	return root.Upper, nil
+	return treeOf(volume)
 }
 
 // Images lists the images that are here. A damaged record is told about and
@@ -408,12 +454,18 @@ func (m *Manager) DeleteImage(ctx context.Context, name string) error {
 func (m *Manager) deleteImageOperation(a deleteImageArgs) *operation {
 	drop := func(key storage.Key) func(context.Context) error {
 		return func(ctx context.Context) error {
-			pool, err := m.pool()
+			names, err := m.cfg.Pools.Names()
 			if err != nil {
 				return err
 			}
-			if err := pool.Delete(ctx, key); err != nil && !fault.Is(err, fault.NotFound) {
-				return err
+			for _, name := range names {
+				pool, err := m.pool(ctx, name)
+				if err == nil {
+					err = pool.Delete(ctx, key)
+				}
+				if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Unavailable) {
+					return err
+				}
 			}
 			return nil
 		}

@@ -20,6 +20,7 @@ import (
 // opened is an instance with its volume.
 type opened struct {
 	spec   *instance.Spec
+	pool   string // its name
 	volume storage.Volume
 	driver instance.Driver
 }
@@ -33,11 +34,7 @@ func (m *Manager) open(ctx context.Context, name string) (*opened, error) {
 	if err := store.CheckName(name); err != nil {
 		return nil, err
 	}
-	pool, err := m.pool()
-	if err != nil {
-		return nil, err
-	}
-	volume, err := pool.Open(ctx, instanceKey(name))
+	volume, pool, err := m.find(ctx, instanceKey(name))
 	if fault.Is(err, fault.NotFound) {
 		return nil, fault.New(fault.NotFound, "cannot find an instance named %q: see brig list", name)
 	}
@@ -52,7 +49,7 @@ func (m *Manager) open(ctx context.Context, name string) (*opened, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &opened{spec, volume, driver}, nil
+	return &opened{spec, pool, volume, driver}, nil
 }
 
 // openLocked locks the instance called name for a command and reads it, after

@@ -26,8 +26,12 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 		Helpers: m.cfg.Helpers,
 		Boot:    instance.Boot{Hostname: spec.Name, DNS: m.cfg.Network.DNS()},
 	}
-	main := guest.MainOf(spec.Image.App, spec.Command, environment(spec.Config))
-	machine.Boot.Process, machine.Boot.Init = main.Process, main.Init
+	app := spec.Image.App
+	if app == nil && len(spec.Image.Init) > 0 {
+		app = &instance.App{Entrypoint: spec.Image.Init, Env: spec.Image.Env}
+	}
+	main := guest.MainOf(app, spec.Command, environment(spec.Config))
+	machine.Boot.Process, machine.Boot.Init, machine.Boot.Env = main.Process, main.Init, main.Env
 	if main.Note != "" {
 		m.cfg.Notice(fmt.Sprintf("%s: %s.", spec.Name, main.Note))
 	}
@@ -49,16 +53,13 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 // brig's own when the image has none or is gone.
 func (m *Manager) chooseKernel(ctx context.Context, spec *instance.Spec, machine *instance.Machine) error {
 	var tree *os.Root
-	pool, err := m.pool()
-	if err != nil {
-		return err
-	}
-	if dir, err := m.imageTree(ctx, pool, spec.Image.Fingerprint); err == nil {
-		if tree, err = os.OpenRoot(dir); err != nil {
+	if volume, _, err := m.find(ctx, treeKey(spec.Image.Fingerprint)); err == nil {
+		if tree, err = openTree(volume); err != nil {
 			return fmt.Errorf("cannot open the files of the image: %w", err)
 		}
 		defer tree.Close()
 	}
+	var err error
 	machine.Kernel, err = m.cfg.Kernels.For(ctx, tree, spec.Image.Fingerprint, m.cfg.Progress)
 	return err
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
 	"brig/images"
@@ -15,7 +14,6 @@ import (
 	"brig/instance/fault"
 	"brig/instance/network"
 	"brig/instance/store"
-	"brig/storage"
 )
 
 // Config is what a Manager works with. The composition file of the CLI fills it.
@@ -25,7 +23,7 @@ type Config struct {
 	Helpers instance.Helpers
 
 	Drivers []instance.Driver
-	Pool    func() (storage.Pool, error) // the default pool, made on first use
+	Pools   Pools
 	Images  *images.Store
 	Source  func(images.Ref) (images.Source, error) // not-found for an unknown remote
 	Disks   DiskMaker
@@ -73,7 +71,6 @@ type Manager struct {
 	locks   *store.Locks // of instances
 	pulls   *store.Locks // of images: waiting for another's pull is worth while
 	intents *store.Intents
-	pool    func() (storage.Pool, error)
 }
 
 // How long a command waits for another that changes the same thing.
@@ -90,7 +87,6 @@ func New(cfg Config) *Manager {
 		locks:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), lockWait),
 		pulls:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), pullWait),
 		intents: store.NewIntents(filepath.Join(cfg.Dirs.State, "intents")),
-		pool:    sync.OnceValues(cfg.Pool),
 	}
 	for _, d := range cfg.Drivers {
 		m.drivers[d.Type()] = d

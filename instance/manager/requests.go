@@ -16,6 +16,7 @@ type CreateRequest struct {
 	Config      map[string]string
 	Devices     map[string]map[string]string
 	Profiles    []string // nil: the default profile
+	Pool        string   // empty: the default one
 	Description string
 	Ephemeral   bool
 	Command     []string // given after --; replaces the image's command
@@ -64,6 +65,11 @@ type PullOptions struct {
 // ImportOptions say how an imported image is called.
 type ImportOptions struct {
 	Alias string
+}
+
+// GetOptions say what of an instance to show.
+type GetOptions struct {
+	Usage bool // what it takes on disk
 }
 
 // View is an instance with how it is now.

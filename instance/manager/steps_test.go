@@ -7,15 +7,14 @@ import (
 	"strings"
 	"testing"
 
+	"brig/images"
 	"brig/instance/fault"
 	"brig/instance/store"
-	"brig/storage"
 )
 
 func bare(t *testing.T) *Manager {
 	return New(Config{
 		Dirs: store.DirsFor(t.TempDir()),
-		Pool: func() (storage.Pool, error) { return nil, fault.New(fault.Unavailable, "no pool") },
 	})
 }
 
@@ -161,5 +160,19 @@ func TestConfigKeys(t *testing.T) {
 				t.Errorf("checkConfig(%s=%q) = %v, want class %q", c.key, c.value, err, c.class)
 			}
 		})
+	}
+}
+
+func TestInitOfASystemImage(t *testing.T) {
+	oci := &images.Image{Kind: images.System, Config: []byte(`{"config":{"Entrypoint":["/init"],"Cmd":["--x"],"Env":["A=b"]}}`), Properties: map[string]string{images.InitProperty: "/init"}}
+	init, env := initOf(oci)
+	if !slices.Equal(init, []string{"/init", "--x"}) || !slices.Equal(env, []string{"A=b"}) {
+		t.Errorf("initOf an OCI image = %q, %q", init, env)
+	}
+	if init, _ := initOf(&images.Image{Properties: map[string]string{images.InitProperty: "/usr/lib/systemd/systemd"}}); !slices.Equal(init, []string{"/usr/lib/systemd/systemd"}) {
+		t.Errorf("initOf a tarball = %q", init)
+	}
+	if init, env := initOf(&images.Image{}); init != nil || env != nil {
+		t.Errorf("initOf an ordinary system = %q, %q, want nothing", init, env)
 	}
 }

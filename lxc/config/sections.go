@@ -35,6 +35,9 @@ func (w *writer) fail(format string, args ...any) {
 // system is how init is run and asked to end, and what it may do.
 func (w *writer) system(m *instance.Machine, h Host) {
 	w.set("lxc.environment", "container=lxc")
+	for _, variable := range m.Boot.Env {
+		w.set("lxc.environment", variable)
+	}
 	if IsApp(m) {
 		w.set("lxc.signal.halt", guest.HaltSignal)
 	} else {
@@ -45,7 +48,7 @@ func (w *writer) system(m *instance.Machine, h Host) {
 	// The container outlives a monitor that is killed.
 	w.set("lxc.monitor.signal.pdeath", "0")
 
-	nesting := isTrue(m.Config["security.nesting"])
+	nesting := Nesting(m)
 	switch {
 	case h.AppArmor == "":
 		w.set("lxc.apparmor.profile", "unconfined")
@@ -138,7 +141,7 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 			w.mount("/"+p, p, "none", "bind,optional")
 		}
 	}
-	if isTrue(m.Config["security.nesting"]) {
+	if Nesting(m) {
 		// A user namespace may mount only what it sees in full somewhere.
 		w.mount("proc", "dev/.lxc/proc", "proc", "create=dir,optional")
 		w.mount("sys", "dev/.lxc/sys", "sysfs", "create=dir,optional")
@@ -217,6 +220,9 @@ func (w *writer) hook(m *instance.Machine) {
 func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
+
+// Nesting tells whether m may have containers of its own.
+func Nesting(m *instance.Machine) bool { return isTrue(m.Config["security.nesting"]) }
 
 // isTrue reads a boolean configuration value as Incus does.
 func isTrue(value string) bool {

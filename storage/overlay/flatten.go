@@ -12,6 +12,7 @@ import (
 	"brig/instance/run"
 	"brig/storage"
 	"brig/storage/qcow2"
+	"brig/storage/treecopy"
 )
 
 // flattenAt is the number of layers from which they are merged, so that a machine
@@ -72,7 +73,7 @@ func (c *change) mergeDisks(ctx context.Context, id, top, base string) error {
 		return err
 	}
 	defer to.Close()
-	if err := copyFile(ctx, from, to); err != nil {
+	if err := treecopy.File(ctx, from, to); err != nil {
 		return err
 	}
 	_, err = run.Output(ctx, "qemu-img", "rebase", "-q", "-f", qcow2.Qcow2, "-b", base, "-F", qcow2.FormatOf(base),

@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/treecopy"
 )
 
 // frozen is the present state of a volume as layers that nobody writes.
@@ -123,7 +124,7 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 	if err != nil || same {
 		return false, err
 	}
-	return true, copyTree(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
+	return true, treecopy.Copy(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
 }
 
 // switchDisk makes the machine that uses a disk go on in an empty one over it.

@@ -23,16 +23,20 @@ func TestCommandsAskTheManager(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		{"launch debian:bookworm web2", []string{"launch {Name:web2 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+		{"launch debian:bookworm web2", []string{"launch {Name:web2 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Pool: Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
 			"", "Launching web2\nLaunched web2 (container) at 10.86.0.7\n"},
-		{"launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+		{"launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Pool: Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
 			"brave-otter\n", "Launching\nLaunched brave-otter (container) at 10.86.0.7\n"},
-		{"-q launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
+		{"-q launch debian:bookworm", []string{"launch {Name: Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Pool: Description: Ephemeral:false Command:[] NoNetwork:false} {Wait: Timeout:0s}"},
 			"brave-otter\n", ""},
 		{"launch oci:d:1 job --vm -c a.b=c=d -c e= -d root,size=9GiB -d data,type=disk,path=/d -p big -p small -e --no-network --description x --wait ready --timeout 2m -- /bin/job --once -x", []string{
-			"launch {Name:job Image:oci:d:1 Type:virtual-machine Config:map[a.b:c=d e:] Devices:map[data:map[path:/d type:disk] root:map[size:9GiB]] Profiles:[big small] Description:x Ephemeral:true Command:[/bin/job --once -x] NoNetwork:true} {Wait:ready Timeout:2m0s}"},
+			"launch {Name:job Image:oci:d:1 Type:virtual-machine Config:map[a.b:c=d e:] Devices:map[data:map[path:/d type:disk] root:map[size:9GiB]] Profiles:[big small] Pool: Description:x Ephemeral:true Command:[/bin/job --once -x] NoNetwork:true} {Wait:ready Timeout:2m0s}"},
 			"", "Launching job\nLaunched job (virtual-machine) at 10.86.0.7\n"},
-		{"init debian:bookworm c1 -q", []string{"create {Name:c1 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Description: Ephemeral:false Command:[] NoNetwork:false}"}, "", ""},
+		{"init debian:bookworm c1 -q", []string{"create {Name:c1 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Pool: Description: Ephemeral:false Command:[] NoNetwork:false}"}, "", ""},
+		{"create debian:bookworm c1 -s tank", []string{"create {Name:c1 Image:debian:bookworm Type:container Config:map[] Devices:map[] Profiles:[] Pool:tank Description: Ephemeral:false Command:[] NoNetwork:false}"}, "", "Creating c1\nCreated c1 (container)\n"},
+		{"storage create big overlay source=/srv/brig --description d", []string{"create pool {Name:big Driver:overlay Description:d Config:map[source:/srv/brig] CreatedAt:0001-01-01 00:00:00 +0000 UTC}"}, "", "Created the pool big\n"},
+		{"storage create fast btrfs --size 20GiB", []string{"create pool {Name:fast Driver:btrfs Description: Config:map[size:20GiB] CreatedAt:0001-01-01 00:00:00 +0000 UTC}"}, "", "Created the pool fast\n"},
+		{"storage delete big", []string{"delete pool big"}, "", "Deleted the pool big\n"},
 		{"start job --wait ready --timeout 90", []string{"start job {Wait:ready Timeout:1m30s}"}, "", "Started job\n"},
 		{"stop web", []string{"stop web {Force:false Timeout:0s}"}, "", "Stopped web\n"},
 		{"stop web -f", []string{"stop web {Force:true Timeout:0s}"}, "", "Stopped web\n"},

@@ -23,6 +23,7 @@ import (
 	"brig/qemu/boot"
 	"brig/storage"
 	"brig/storage/overlay"
+	"brig/storage/registry"
 )
 
 // Compose makes the manager with its drivers. It is the one place that names
@@ -44,10 +45,8 @@ func Compose(o Options) (Manager, error) {
 		BrigDir: o.BrigDir,
 		Helpers: h,
 		Drivers: []instance.Driver{lxc.New(keeper.Spawn), qemu.New(kernels)},
-		Pool: func() (storage.Pool, error) {
-			return overlay.Open(filepath.Join(o.Dirs.State, "pools", "default"), overlay.Options{})
-		},
-		Images: records,
+		Pools:   pools(o),
+		Images:  records,
 		Source: func(ref images.Ref) (images.Source, error) {
 			if ref.Remote == manager.ImportRemote {
 				return files{archive.New(registry)}, nil
@@ -62,6 +61,20 @@ func Compose(o Options) (Manager, error) {
 		Notice:     o.Notice,
 		Failpoints: manager.ParseFailpoints(o.Failpoints),
 	}), nil
+}
+
+// pools are the pools of this brig, with the drivers there are.
+func pools(o Options) *registry.Registry {
+	return registry.New(registry.Options{
+		Dir: filepath.Join(o.Dirs.State, "storage"),
+		Default: storage.Record{
+			Name:        manager.DefaultPool,
+			Driver:      "overlay",
+			Description: "Made on first use",
+			Config:      map[string]string{"source": filepath.Join(o.Dirs.State, "pools", manager.DefaultPool)},
+		},
+		Drivers: map[string]registry.Driver{"overlay": overlay.Driver{}},
+	})
 }
 
 // files is the source of the image files on this host.

@@ -44,7 +44,7 @@ func (f *fake) note(format string, args ...any) {
 // on notes a call for a named instance, which has to exist.
 func (f *fake) on(name, format string, args ...any) error {
 	f.note(format, args...)
-	_, err := f.Get(context.Background(), name)
+	_, err := f.Get(context.Background(), name, manager.GetOptions{})
 	return err
 }
 
@@ -58,7 +58,7 @@ func (f *fake) List(context.Context) ([]manager.View, error) {
 	return views, nil
 }
 
-func (f *fake) Get(_ context.Context, name string) (*manager.View, error) {
+func (f *fake) Get(_ context.Context, name string, _ manager.GetOptions) (*manager.View, error) {
 	for _, v := range f.views {
 		if v.Spec.Name == name {
 			return &v, nil
@@ -114,7 +114,7 @@ func (f *fake) Rename(_ context.Context, name, to string) error {
 
 func (f *fake) Delete(_ context.Context, name string, o manager.DeleteOptions) error {
 	err := f.on(name, "delete %s %+v", name, o)
-	if v, _ := f.Get(context.Background(), name); v != nil && up(v) && !o.Force {
+	if v, _ := f.Get(context.Background(), name, manager.GetOptions{}); v != nil && up(v) && !o.Force {
 		return fault.New(fault.WrongState, "cannot delete instance %q: it is running; stop it first, or use --force", name)
 	}
 	return err
@@ -137,7 +137,7 @@ func (f *fake) ConsoleLog(_ context.Context, name string, w io.Writer) error {
 }
 
 func (f *fake) Snapshots(ctx context.Context, name string) ([]instance.Snapshot, error) {
-	v, err := f.Get(ctx, name)
+	v, err := f.Get(ctx, name, manager.GetOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +194,33 @@ func (f *fake) DeleteImage(ctx context.Context, name string) error {
 func (f *fake) Kernels(context.Context) ([]manager.KernelInfo, error) { return f.kernels, nil }
 
 func (f *fake) Sweep(context.Context) error { return nil }
+
+func (f *fake) Pools(context.Context) ([]manager.PoolView, error) {
+	return []manager.PoolView{
+		{Record: storage.Record{Name: "default", Driver: "overlay", Config: map[string]string{"source": "/var/lib/brig/pools/default"}}, Info: storage.Info{Total: 100 << 30, Free: 60 << 30, Limits: "not kept"}, UsedBy: []string{"db", "web"}},
+		{Record: storage.Record{Name: "tank", Driver: "zfs", Description: "The big one"}, Reason: "the dataset tank/brig is not there"},
+	}, nil
+}
+
+func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error) {
+	views, _ := f.Pools(ctx)
+	for _, v := range views {
+		if v.Name == name {
+			return &v, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "cannot find a pool named %q", name)
+}
+
+func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
+	f.note("create pool %+v", r)
+	return nil
+}
+
+func (f *fake) DeletePool(_ context.Context, name string) error {
+	f.note("delete pool %s", name)
+	return nil
+}
 
 func (f *fake) ImportKernel(_ context.Context, source string) (manager.KernelInfo, error) {
 	f.note("import kernel %q", source)

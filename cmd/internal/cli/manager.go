@@ -8,6 +8,7 @@ import (
 	"brig/instance"
 	"brig/instance/manager"
 	"brig/instance/store"
+	"brig/storage"
 )
 
 // Manager is what commands ask for work. *manager.Manager is the real one.
@@ -25,7 +26,7 @@ type Manager interface {
 	Resume(ctx context.Context, name string) error
 
 	List(ctx context.Context) ([]manager.View, error)
-	Get(ctx context.Context, name string) (*manager.View, error)
+	Get(ctx context.Context, name string, o manager.GetOptions) (*manager.View, error)
 
 	Exec(ctx context.Context, name string, c instance.Command) (int, error)
 	Console(ctx context.Context, name string, o instance.ConsoleOptions) error
@@ -44,6 +45,11 @@ type Manager interface {
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
 	Sweep(ctx context.Context) error
+
+	Pools(ctx context.Context) ([]manager.PoolView, error)
+	Pool(ctx context.Context, name string) (*manager.PoolView, error)
+	CreatePool(ctx context.Context, r storage.Record) error
+	DeletePool(ctx context.Context, name string) error
 
 	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
 	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)

@@ -31,6 +31,7 @@ func (a *Agent) exec(stream net.Conn, r *wire.Exec) {
 		Args: r.Args, Extra: r.Env, User: r.User, Dir: r.Dir,
 		Hostname: a.settings.Hostname, Terminal: r.Terminal != nil, Login: true,
 	}
+	spec.Base = a.settings.Env
 	if p := a.settings.Process; p != nil {
 		spec.Base = p.Env
 	}

@@ -93,7 +93,7 @@ func becomeInit(s *guest.Settings) error {
 	if len(args) == 0 {
 		args = []string{"/sbin/init"}
 	}
-	env := []string{"HOME=/", "TERM=linux", "PATH=" + guest.DefaultPath}
+	env := append([]string{"HOME=/", "TERM=linux", "PATH=" + guest.DefaultPath}, s.Env...)
 	path, err := guest.LookPath(args[0], "/", env, os.Stat)
 	if err != nil {
 		return fmt.Errorf("cannot run the image's init %q: %w", args[0], err)
