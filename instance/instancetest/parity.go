@@ -131,6 +131,19 @@ var Table = []Row{
 			t.Errorf("exec -t = %+v, want a terminal of the instance", res)
 		}
 	}},
+	{"what it uses", func(t *testing.T, b *bench) {
+		var info struct {
+			State struct {
+				Processes int
+				Memory    struct{ Usage int64 }
+				CPU       struct{ Usage int64 }
+			}
+		}
+		decode(t, b.Must(t, "info", "app", "-f", "json"), &info)
+		if s := info.State; s.Processes < 1 || s.Memory.Usage < 1<<20 || s.CPU.Usage <= 0 {
+			t.Errorf("info says %+v, want processes, memory and processor time", s)
+		}
+	}},
 	{"pause and resume", func(t *testing.T, b *bench) {
 		b.Must(t, "pause", "app")
 		if got := b.Rig.List(t)["app"].Status; got != "Frozen" {
