@@ -86,7 +86,6 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 		return m.perform(ctx, doing, []string{spec.Name}, args)
 	})
 	if err != nil {
-		m.sweepLater()
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
 	if err := m.cfg.Images.Touch(image.Fingerprint, now()); err != nil {
