@@ -12,12 +12,14 @@ import (
 
 // deleteArgs are all that is needed to carry on with a delete.
 type deleteArgs struct {
-	Spec *instance.Spec
-	Pool string
+	Spec  *instance.Spec
+	Pool  string
+	Trash string // what its volume is called in the trash; empty: it goes for good
+	Note  deletion
 }
 
-// Delete removes an instance with its snapshots. A running one is refused
-// unless forced.
+// Delete moves an instance with its snapshots to the trash, or removes it for
+// good. A running one is refused unless forced.
 func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) error {
 	inst, held, err := m.openLocked(ctx, "delete", name)
 	if err != nil {
@@ -36,7 +38,12 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 			return fmt.Errorf("cannot delete %q: %w", name, err)
 		}
 	}
-	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec, inst.pool}); err != nil {
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
+	if !o.Now {
+		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
+		names = append(names, trashLock(args.Trash))
+	}
+	if err := m.perform(ctx, "delete", names, args); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
 	m.sweepLater()
@@ -46,6 +53,9 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
 	return &operation{forward: true, steps: []step{
 		{name: "volume", do: func(ctx context.Context) error {
+			if a.Trash != "" {
+				return m.throwAway(ctx, a)
+			}
 			return m.dropVolume(ctx, a.Pool, instanceKey(a.Spec.Name), a.Spec.ID)
 		}},
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
@@ -56,7 +66,7 @@ func (m *Manager) deleteOperation(a deleteArgs) *operation {
 // sweepLater frees the space of what was deleted without making the caller
 // wait. It is a convenience: what is not freed now is freed by a later command.
 func (m *Manager) sweepLater() {
-	if m.cfg.Sweep == nil || !m.pending() {
+	if m.cfg.Sweep == nil || !m.pending() && !m.overdue() {
 		return
 	}
 	if err := m.cfg.Sweep(); err != nil {
@@ -76,13 +86,14 @@ func (m *Manager) pending() bool {
 	})
 }
 
-// Sweep frees the space of what was deleted, in all pools that can be used.
+// Sweep frees the space of what was deleted, in all pools that can be used,
+// after dropping what was kept for as long as it had to be.
 func (m *Manager) Sweep(ctx context.Context) error {
 	names, err := m.cfg.Pools.Names()
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{m.expire(ctx)}
 	for _, name := range names {
 		pool, err := m.pool(ctx, name)
 		if err == nil && pool.Pending() {

@@ -17,12 +17,14 @@ func (m *Manager) operation(kind string, raw json.RawMessage) (*operation, error
 		return build(raw, m.startOperation)
 	case "snapshot":
 		return build(raw, m.snapshotOperation)
-	case "restore":
+	case "restore", "undo":
 		return build(raw, m.restoreOperation)
 	case "rename":
 		return build(raw, m.renameOperation)
 	case "delete":
 		return build(raw, m.deleteOperation)
+	case "untrash":
+		return build(raw, m.untrashOperation)
 	case "pull":
 		return build(raw, m.pullOperation)
 	case "image-delete":
