@@ -168,7 +168,9 @@ func files(t testing.TB, dir string) []string {
 // kept are the files that stay when all instances are gone: images and kernels
 // are kept on purpose.
 var kept = []string{
+	"state/clock.json",
 	"state/images",
+	"state/intents/reserve",
 	"state/kernels",
 	"state/network.json",
 	"state/pools/default/images",
