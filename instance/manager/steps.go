@@ -69,17 +69,19 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		return err
 	}
 	for i, s := range op.steps {
+		turned := i > op.turn
 		err := m.cfg.Failpoints.hit(kind + "." + s.name + ".before")
 		if err == nil {
 			err = s.do(ctx)
 		}
 		if err == nil {
+			turned = i >= op.turn
 			err = m.cfg.Failpoints.hit(kind + "." + s.name + ".after")
 		}
 		if err == nil {
 			continue
 		}
-		if op.forward && i > op.turn {
+		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}
 		if !op.forward {
