@@ -78,7 +78,7 @@ func useReserve(root *os.Root, name string, data []byte) error {
 	if len(data) > reserveSize {
 		return fault.New(fault.Exhausted, "the reserve holds %d bytes", reserveSize)
 	}
-	if err := root.Rename(reserveFile, name+".new"); err != nil {
+	if err := takeReserve(root, name+".new"); err != nil {
 		return err
 	}
 	f, err := root.OpenFile(name+".new", os.O_WRONLY|unix.O_NOFOLLOW, 0)
@@ -93,6 +93,22 @@ func useReserve(root *os.Root, name string, data []byte) error {
 		return err
 	}
 	return syncDir(root, ".")
+}
+
+// How long a command waits for the reserve that another uses.
+const (
+	reserveTries = 200
+	reservePause = 5 * time.Millisecond
+)
+
+func takeReserve(root *os.Root, name string) (err error) {
+	for range reserveTries {
+		if err = root.Rename(reserveFile, name); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		time.Sleep(reservePause)
+	}
+	return err
 }
 
 // keepReserve makes the intent called name into the reserve if it was that
