@@ -242,6 +242,7 @@ type Info struct {
 	Source       string // path, device or dataset
 	Total        int64  // bytes
 	Free         int64  // bytes
+	Limits       string // how the size of a volume is limited
 	Capabilities Capabilities
 }
 

@@ -115,7 +115,13 @@ func (m *Manager) adopt(ctx context.Context, o *opened, machine *instance.Machin
 // keeper has not done so.
 func (m *Manager) cleanUp(ctx context.Context, machine *instance.Machine) error {
 	exit := instance.Exit{Code: lostExit, At: now(), Reason: "its keeper was lost before it could tell the exit code"}
+	if _, err := os.Lstat(machine.Path(instance.MachineFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err := keeper.End(ctx, machine, exit, keeper.Release); err != nil {
+		return err
+	}
+	if err := keeper.Tidy(ctx, machine); err != nil {
 		return err
 	}
 	driver, err := m.driver(machine.Type)

@@ -192,6 +192,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 		Source: p.dir,
 		Total:  int64(st.Blocks) * st.Bsize,
 		Free:   int64(st.Bavail) * st.Bsize,
+		Limits: "a disk has its own size; trees share all that is free",
 		Capabilities: storage.Capabilities{
 			Contents:     []storage.Content{storage.Tree, storage.Disk},
 			InstantClone: true,

@@ -236,6 +236,33 @@ func (f *fake) Kernels(context.Context) ([]manager.KernelInfo, error) { return f
 
 func (f *fake) Sweep(context.Context) error { return nil }
 
+func (f *fake) Pools(context.Context) ([]manager.PoolView, error) {
+	return []manager.PoolView{
+		{Record: storage.Record{Name: "default", Driver: "overlay", Config: map[string]string{"source": "/var/lib/brig/pools/default"}}, Info: storage.Info{Total: 100 << 30, Free: 60 << 30, Limits: "not kept"}, UsedBy: []string{"db", "web"}},
+		{Record: storage.Record{Name: "tank", Driver: "zfs", Description: "The big one"}, Reason: "the dataset tank/brig is not there"},
+	}, nil
+}
+
+func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error) {
+	views, _ := f.Pools(ctx)
+	for _, v := range views {
+		if v.Name == name {
+			return &v, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "cannot find a pool named %q", name)
+}
+
+func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
+	f.note("create pool %+v", r)
+	return nil
+}
+
+func (f *fake) DeletePool(_ context.Context, name string) error {
+	f.note("delete pool %s", name)
+	return nil
+}
+
 func (f *fake) ImportKernel(_ context.Context, source string) (manager.KernelInfo, error) {
 	f.note("import kernel %q", source)
 	return f.kernels[0], nil

@@ -8,6 +8,7 @@ import (
 	"brig/instance"
 	"brig/instance/manager"
 	"brig/instance/store"
+	"brig/storage"
 )
 
 // Manager is what commands ask for work. *manager.Manager is the real one.
@@ -50,6 +51,11 @@ type Manager interface {
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
 	Sweep(ctx context.Context) error
+
+	Pools(ctx context.Context) ([]manager.PoolView, error)
+	Pool(ctx context.Context, name string) (*manager.PoolView, error)
+	CreatePool(ctx context.Context, r storage.Record) error
+	DeletePool(ctx context.Context, name string) error
 
 	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
 	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)
