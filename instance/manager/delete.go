@@ -47,7 +47,22 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
 	m.sweepLater()
+	if !o.Now {
+		m.tellOfSpace(ctx, inst)
+	}
 	return nil
+}
+
+// tellOfSpace says how to free what a deleted instance takes, when its pool has
+// next to nothing left: that may be why it was deleted.
+func (m *Manager) tellOfSpace(ctx context.Context, inst *opened) {
+	pool, err := m.pool(ctx, inst.pool)
+	if err != nil {
+		return
+	}
+	if info, err := pool.Info(ctx); err == nil && info.Free < info.Total/50 {
+		m.cfg.Notice(fmt.Sprintf("%s is in the trash and still takes space in pool %s, which is full; brig trash empty %s frees it.", inst.spec.Name, inst.pool, inst.spec.Name))
+	}
 }
 
 func (m *Manager) deleteOperation(a deleteArgs) *operation {

@@ -181,7 +181,12 @@ func (m *Manager) restoreOperation(a restoreArgs) *operation {
 			return inst.volume.Restore(ctx, a.Snapshot)
 		}},
 		{name: "configuration", do: func(ctx context.Context) error { return m.restoreSpec(ctx, a) }},
-		{name: "forget", do: func(ctx context.Context) error { return m.forgetUndo(ctx, a.Name, a.Undo) }},
+		{name: "forget", do: func(ctx context.Context) error {
+			if a.Undo == "" {
+				return nil
+			}
+			return m.forgetUndo(ctx, a.Name, a.Undo)
+		}},
 	}, settled: func(ctx context.Context) bool { return m.restored(ctx, a) }}
 }
 

@@ -389,13 +389,10 @@ func (m *Manager) discard(ctx context.Context, t trashed) error {
 
 // expire drops what was kept for as long as it had to be.
 func (m *Manager) expire(ctx context.Context) error {
-	found, findErr := m.findTrash(ctx, "")
-	if len(found) > 0 {
-		// Whatever happens until the next sweep, this much is counted.
-		findErr = errors.Join(findErr, m.saveClock(ctx))
-	}
+	// Whatever happens until the next sweep, this much is counted.
+	errs := []error{m.saveClock(ctx)}
 	passed := m.passed(ctx)
-	errs := []error{findErr}
+	found, _ := m.findTrash(ctx, "") // Sweep itself tells of pools that cannot be used
 	for _, t := range found {
 		volume, err := m.openTrash(ctx, t)
 		if err != nil {
