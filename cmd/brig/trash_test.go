@@ -97,68 +97,6 @@ func TestDeleteAndUndo(t *testing.T) {
 	}
 }
 
-// TestKilledInTheTrash kills brig at each step of deleting and of undoing.
-func TestKilledInTheTrash(t *testing.T) {
-	r := instancetest.New(t, bin)
-	r.Must(t, "create", probeImage(t, r), "web")
-	r.Must(t, "snapshot", "create", "web", "s")
-	kill := func(point string, args ...string) {
-		t.Helper()
-		res := r.With("BRIG_FAILPOINTS="+point+"=kill").Run(t, args...)
-		if res.Code == 0 {
-			t.Fatalf("brig %s survived the failpoint %s", strings.Join(args, " "), point)
-		}
-	}
-	there := func(point string) {
-		t.Helper()
-		// The next command that changes it finishes it or takes it back.
-		if res := r.Run(t, "stop", "web"); res.Code == 0 || res.Code > 4 {
-			t.Errorf("killed at %s: stop of a stopped instance = %+v", point, res)
-		}
-		res := r.Run(t, "snapshot", "list", "web", "-f", "csv")
-		if res.Code == 3 {
-			if list := trash(t, r); len(list) != 1 {
-				t.Fatalf("killed at %s: neither there nor in the trash: %+v", point, list)
-			}
-			r.Must(t, "trash", "restore", "web")
-			res = r.Run(t, "snapshot", "list", "web", "-f", "csv")
-		}
-		if res.Code != 0 || strings.Count(res.Stdout, "\n") != 1 {
-			t.Errorf("killed at %s: snapshot list = %+v", point, res)
-		}
-		r.Must(t, "start", "web", "--wait", "ready")
-		r.Must(t, "stop", "-f", "web")
-		if list := trash(t, r); len(list) != 0 {
-			t.Errorf("killed at %s: trash list = %+v", point, list)
-		}
-	}
-	for kind, steps := range map[string][]string{
-		"delete":  {"volume", "files", "address"},
-		"untrash": {"address", "volume", "configuration"},
-		"restore": {"keep", "volume", "configuration", "forget"},
-		"undo":    {"keep", "volume", "configuration", "forget"},
-	} {
-		for _, step := range steps {
-			for _, when := range []string{".before", ".after"} {
-				point := kind + "." + step + when
-				switch kind {
-				case "delete":
-					kill(point, "delete", "web")
-				case "untrash":
-					r.Must(t, "delete", "web")
-					kill(point, "trash", "restore", "web")
-				case "restore":
-					kill(point, "snapshot", "restore", "web", "s")
-				case "undo":
-					r.Must(t, "snapshot", "restore", "web", "s")
-					kill(point, "undo", "web")
-				}
-				there(point)
-			}
-		}
-	}
-}
-
 // TestFullPool has everything of a brig on one small file system with no byte
 // free: instances can be listed, deleted and removed for good there.
 func TestFullPool(t *testing.T) {

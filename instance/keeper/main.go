@@ -76,11 +76,11 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 // finish cleans up after a machine that has ended.
 func finish(ctx context.Context, m *instance.Machine, runner Runner, host Host) error {
 	err := End(ctx, m, runner.Exit(m), host.Release)
-	if err == nil && host.Tidy != nil {
-		err = host.Tidy(ctx, m)
+	if c, ok := runner.(Cleaner); ok && err == nil {
+		err = c.Clean(m)
 	}
-	if c, ok := runner.(Cleaner); ok {
-		err = errors.Join(err, c.Clean(m))
+	if host.Tidy != nil {
+		err = errors.Join(err, host.Tidy(ctx, m))
 	}
 	return err
 }

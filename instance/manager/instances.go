@@ -199,6 +199,13 @@ func (m *Manager) lastExit(spec *instance.Spec) *instance.Exit {
 }
 
 func loadSpec(volume storage.Volume, name string) (*instance.Spec, error) {
+	if r, ok := volume.(storage.MetaReader); ok {
+		data, err := r.ReadMeta(store.SpecFile, store.MaxFile)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the configuration of instance %q: %w", name, err)
+		}
+		return store.ParseSpec(data, name)
+	}
 	dir, err := volume.Dir()
 	if err != nil {
 		return nil, fmt.Errorf("cannot open instance %q: %w", name, err)

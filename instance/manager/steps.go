@@ -146,6 +146,7 @@ func recoverOne(ctx context.Context, op *operation) error {
 // lock takes the locks of names for a command, after recovering what earlier
 // commands on them left unfinished.
 func (m *Manager) lock(ctx context.Context, doing string, names ...string) (*store.Held, error) {
+	m.tidy(ctx)
 	for {
 		concerned, wanted, err := m.concerning(names)
 		if err != nil {

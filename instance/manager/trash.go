@@ -167,6 +167,9 @@ func (m *Manager) findTrash(ctx context.Context, what string) ([]trashed, error)
 
 // inTrash is findTrash for a name or id that has to be there.
 func (m *Manager) inTrash(ctx context.Context, what string) ([]trashed, error) {
+	if what == "" {
+		return nil, fault.New(fault.Invalid, "cannot find anything in the trash without a name")
+	}
 	found, err := m.findTrash(ctx, what)
 	if len(found) == 0 && err == nil {
 		err = fault.New(fault.NotFound, "cannot find %q in the trash: see brig trash list", what)
@@ -346,18 +349,24 @@ func (m *Manager) untrashOperation(a untrashArgs) *operation {
 	}}
 }
 
-// EmptyTrash removes for good the deleted instances with a name, or the one
-// with an id; empty stands for all. It gives how many they were.
-func (m *Manager) EmptyTrash(ctx context.Context, what string) (int, error) {
+// EmptyTrash removes for good all deleted instances with the given names and
+// those with the given ids, or all when none is given. It gives how many they
+// were. If one is not there, nothing is removed.
+func (m *Manager) EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error) {
 	var found []trashed
-	var err error
-	if what == "" {
-		found, err = m.findTrash(ctx, "")
-	} else {
-		found, err = m.inTrash(ctx, what)
+	var errs []error
+	if len(namesOrIDs) == 0 {
+		all, err := m.findTrash(ctx, "")
+		found, errs = all, append(errs, err)
+	}
+	for _, what := range namesOrIDs {
+		these, err := m.inTrash(ctx, what)
+		if err != nil {
+			return 0, err
+		}
+		found = append(found, these...)
 	}
 	count := 0
-	errs := []error{err}
 	for _, t := range found {
 		err := m.discard(ctx, t)
 		if err == nil {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"brig/images"
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/network"
@@ -42,6 +43,7 @@ func newWorld(t *testing.T) *world {
 	w.Manager = New(Config{
 		Dirs:    dirs,
 		Drivers: []instance.Driver{containers{}},
+		Images:  images.OpenStore(filepath.Join(dirs.State, "images"), filepath.Join(dirs.Run, "locks")),
 		Network: network.New(dirs, filepath.Join(t.TempDir(), "host")),
 		Notice:  func(text string) { w.notices = append(w.notices, text) },
 		Pools: registry.New(registry.Options{
@@ -235,6 +237,8 @@ func TestTheNameOfADeletedInstanceIsFree(t *testing.T) {
 	wants(t, "RestoreTrash to a bad name", err, fault.Invalid)
 	_, err = w.RestoreTrash(ctx, "nobody", "")
 	wants(t, "RestoreTrash of nothing", err, fault.NotFound)
+	_, err = w.RestoreTrash(ctx, "", "back")
+	wants(t, "RestoreTrash of an empty name", err, fault.Invalid)
 	w.must(errors.Join(
 		second(w.RestoreTrash(ctx, "web", "newest")),
 		second(w.RestoreTrash(ctx, ids[0], "oldest")),
@@ -309,16 +313,18 @@ func TestDeleteNowAndEmptyFreeTheSpace(t *testing.T) {
 	}
 	w.create("c", "c")
 	w.must(w.Delete(ctx, "c", DeleteOptions{}))
-	_, err := w.EmptyTrash(ctx, "nobody")
+	_, err := w.EmptyTrash(ctx, []string{"nobody"})
 	wants(t, "EmptyTrash of nothing", err, fault.NotFound)
-	if n, err := w.EmptyTrash(ctx, "b"); n != 2 || err != nil {
+	if n, err := w.EmptyTrash(ctx, []string{"b"}); n != 2 || err != nil {
 		t.Errorf("EmptyTrash(b) = %d, %v, want 2", n, err)
 	}
+	_, err = w.EmptyTrash(ctx, []string{"c", ""})
+	wants(t, "EmptyTrash of an empty name", err, fault.Invalid)
 	w.is("the trash", w.inTheTrash(), []string{"c"})
-	if n, err := w.EmptyTrash(ctx, ""); n != 1 || err != nil {
+	if n, err := w.EmptyTrash(ctx, nil); n != 1 || err != nil {
 		t.Errorf("EmptyTrash of all = %d, %v, want 1", n, err)
 	}
-	if n, err := w.EmptyTrash(ctx, ""); n != 0 || err != nil {
+	if n, err := w.EmptyTrash(ctx, nil); n != 0 || err != nil {
 		t.Errorf("EmptyTrash of an empty one = %d, %v, want 0", n, err)
 	}
 	w.must(w.Sweep(ctx))
@@ -348,7 +354,7 @@ func TestWhatOthersWereClonedFromCanGo(t *testing.T) {
 	check()
 	w.must(w.defaultPool().Delete(ctx, baseImage))
 	check()
-	w.must(second(w.EmptyTrash(ctx, "web")))
+	w.must(second(w.EmptyTrash(ctx, []string{"web"})))
 	check()
 	inst, err := w.open(ctx, "now")
 	w.must(err)
@@ -438,7 +444,7 @@ func TestAPoolWithTrashIsNotDeleted(t *testing.T) {
 	})
 	w.must(err)
 	wants(t, "DeletePool", w.DeletePool(ctx, "fast"), fault.WrongState)
-	w.must(second(w.EmptyTrash(ctx, "web")))
+	w.must(second(w.EmptyTrash(ctx, []string{"web"})))
 	if err := w.DeletePool(ctx, "fast"); err != nil {
 		t.Errorf("DeletePool with an empty trash = %v", err)
 	}

@@ -186,11 +186,11 @@ func (f *fake) RestoreTrash(_ context.Context, what, as string) (*instance.Spec,
 	return nil, fault.New(fault.NotFound, "there is no %q in the trash", what)
 }
 
-func (f *fake) EmptyTrash(_ context.Context, what string) (int, error) {
+func (f *fake) EmptyTrash(_ context.Context, what []string) (int, error) {
 	f.note("empty trash %q", what)
 	count := 0
 	for _, v := range f.trash {
-		if what == "" || v.Name == what || v.ID == what {
+		if len(what) == 0 || slices.Contains(what, v.Name) || slices.Contains(what, v.ID) {
 			count++
 		}
 	}

@@ -40,7 +40,7 @@ type Manager interface {
 
 	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
 	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
-	EmptyTrash(ctx context.Context, nameOrID string) (int, error)
+	EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error)
 	Undo(ctx context.Context, name string) (string, error)
 	ForgetUndo(ctx context.Context, name string) error
 

@@ -117,20 +117,13 @@ func newTrashEmpty(s *session) *cobra.Command {
 			if err := distinct(args); err != nil {
 				return err
 			}
-			if all {
-				args = []string{""}
-			}
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			count := 0
-			for _, what := range args {
-				n, err := m.EmptyTrash(cmd.Context(), what)
-				count += n
-				if err != nil {
-					return err
-				}
+			count, err := m.EmptyTrash(cmd.Context(), args)
+			if err != nil {
+				return err
 			}
 			s.say("Removed for good: %s", plural(count, "instance"))
 			return nil
