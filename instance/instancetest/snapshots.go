@@ -133,7 +133,7 @@ func Snapshots(t *testing.T, r *Rig, form instance.Type) {
 	}
 	t.Cleanup(func() { os.RemoveAll(images) })
 	b := &bench{Rig: r, form: form, images: images}
-	b.app = WriteImage(t, filepath.Join(images, "app"), "1", ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, probeFiles(t, r.Bin))
+	b.app = WriteImage(t, filepath.Join(images, "app"), "1", ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, ProbeFiles(t, r.Bin))
 	b.launch(t, "app", "--wait", "ready")
 	for _, row := range SnapshotTable {
 		t.Run(row.Name, func(t *testing.T) { row.Test(t, b) })

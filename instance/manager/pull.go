@@ -2,231 +2,257 @@ package manager
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
-	"strings"
-	"time"
+	"slices"
 
-	"golang.org/x/sys/unix"
-
+	"brig/images"
 	"brig/instance/fault"
 	"brig/instance/store"
+	"brig/storage"
 	"brig/storage/treecopy"
 )
 
-// PullFile copies a file, or with Recursive a directory, from a snapshot to the
-// host. Links on the way to it lead to where they lead for the guest. What arrives
-// belongs to the caller, and has no set-user-id bits; devices, sockets and FIFOs
-// are left out.
-func (m *Manager) PullFile(ctx context.Context, r FileRequest) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("cannot copy %q of snapshot %q of %q: %w", r.Path, r.Snapshot, r.Name, err)
-		}
-	}()
-	if err := store.CheckSnapshotName(r.Snapshot); err != nil {
-		return err
-	}
-	inst, err := m.open(ctx, r.Name)
-	if err != nil {
-		return err
-	}
-	dir, done, err := m.lookInto(ctx, inst, r.Snapshot)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-	src, err := openIn(dir, r.Path)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	p := &puller{ctx: ctx}
-	if err := p.pull(src, r); err != nil {
-		return err
-	}
-	if p.left > 0 {
-		m.cfg.Notice(fmt.Sprintf("%d devices, sockets and FIFOs were left out", p.left))
-	}
-	return nil
+// imageFile is the name of the file in an image's volume that holds its record,
+// so that a pool can be read without the store.
+const imageFile = "image.json"
+
+// pulled is the record in an image's volume, with the pull that made it.
+type pulled struct {
+	images.Image
+	Pull string `json:"pull"`
 }
 
-// openIn opens a file or directory below dir, which counts as the root for all
-// links. A FIFO does not block, and a device does nothing in a view.
-func openIn(dir *os.File, name string) (*os.File, error) {
-	fd, err := unix.Openat2(int(dir.Fd()), path.Join("/", name), &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return nil, fault.New(fault.NotFound, "there is no such file in it")
-	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EACCES):
-		return nil, fault.New(fault.Invalid, "it is neither a file nor a directory")
-	case err != nil:
-		return nil, fmt.Errorf("open: %w", err)
-	}
-	return os.NewFile(uintptr(fd), path.Base(path.Join("/", name))), nil
-}
-
-// puller copies to the host.
-type puller struct {
-	ctx  context.Context
-	left int // out
-}
-
-func (p *puller) pull(src *os.File, r FileRequest) error {
-	st, err := src.Stat()
+// bringImage makes the tree of an image that is here available in a pool: from
+// another pool that has it, with no need to fetch it again. Not-found means that
+// no pool has it.
+func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string) error {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err
 	}
-	switch {
-	case !st.IsDir() && !st.Mode().IsRegular():
-		return fault.New(fault.Invalid, "it is neither a file nor a directory")
-	case st.IsDir() && r.Output != nil:
-		return fault.New(fault.Invalid, "it is a directory, which cannot be printed")
-	case st.IsDir() && !r.Recursive:
-		return fault.New(fault.Invalid, "it is a directory; copy it with --recursive")
-	case r.Output != nil:
-		_, err := io.Copy(r.Output, &reader{p.ctx, src})
+	key := treeKey(image.Fingerprint)
+	if _, err := pool.Open(ctx, key); !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	where, name := filepath.Split(r.Target)
-	if st, err := os.Stat(r.Target); name == "" || name == "." || name == ".." || err == nil && st.IsDir() {
-		where, name = r.Target, path.Base(path.Join("/", r.Path))
-		if name == "/" {
-			name = r.Snapshot
-		}
-	}
-	if where == "" {
-		where = "."
-	}
-	to, err := os.OpenRoot(where)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.NotFound, "there is no directory %q", where)
-	}
+	from, _, err := m.find(ctx, key)
 	if err != nil {
 		return err
 	}
-	defer to.Close()
-	if st.IsDir() {
-		return p.directory(src, st, to, name, 0)
-	}
-	return p.file(src, st, to, name)
-}
-
-// file copies a regular file, so that under its name there is what was there or
-// all of it.
-func (p *puller) file(src *os.File, st fs.FileInfo, to *os.Root, name string) (err error) {
-	// The longest name has no room for more.
-	tmp := ".brig-" + newID()
-	f, err := to.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			to.Remove(tmp)
-		}
-	}()
-	err = treecopy.File(p.ctx, src, f)
-	if err == nil {
-		err = f.Chmod(st.Mode().Perm())
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := to.Chtimes(tmp, time.Time{}, st.ModTime()); err != nil {
-		return err
-	}
-	return to.Rename(tmp, name)
-}
-
-// maxPullDepth bounds nesting: each level takes two open files.
-const maxPullDepth = 400
-
-func (p *puller) directory(src *os.File, st fs.FileInfo, to *os.Root, name string, depth int) error {
-	if depth > maxPullDepth {
-		return fault.New(fault.Exhausted, "it is nested more than %d levels deep", maxPullDepth)
-	}
-	if err := to.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	into, err := to.OpenRoot(name)
-	if err != nil {
-		return err
-	}
-	defer into.Close()
-	names, err := treecopy.NamesIn(int(src.Fd()))
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		if err := p.ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.entry(src, into, n, depth); err != nil {
-			return fmt.Errorf("%s: %w", strings.ToValidUTF8(n, "?"), err)
-		}
-	}
-	return errors.Join(into.Chmod(".", st.Mode().Perm()|0o700), into.Chtimes(".", time.Time{}, st.ModTime()))
-}
-
-// entry copies one name of a directory.
-func (p *puller) entry(src *os.File, into *os.Root, name string, depth int) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG, unix.S_IFDIR:
-	case unix.S_IFLNK:
-		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(int(src.Fd()), name, buf)
-		if err != nil {
-			return err
-		}
-		if err := into.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return into.Symlink(string(buf[:n]), name)
-	default:
-		p.left++
+	task := m.cfg.Progress.Task("Copying the image to pool "+in, 0, false)
+	defer task.Done()
+	err = copyImage(ctx, from, pool, key)
+	if fault.Is(err, fault.AlreadyExists) {
 		return nil
 	}
-	fd, err := unix.Openat(int(src.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	return err
+}
+
+// copyImage makes an image's volume in a pool from that in another.
+func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key storage.Key) error {
+	tree, err := treeOf(from)
 	if err != nil {
 		return err
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
+	meta, err := from.Dir()
+	if err != nil {
 		return err
-	case info.IsDir():
-		return p.directory(f, info, into, name, depth+1)
-	case info.Mode().IsRegular():
-		return p.file(f, info, into, name)
 	}
-	p.left++
-	return nil
+	defer meta.Close()
+	record, err := store.ReadFile(meta, imageFile)
+	if err != nil {
+		return fmt.Errorf("cannot read the record of an image: %w", err)
+	}
+	_, err = pool.Create(ctx, key, storage.Tree, func(dir *os.Root) error {
+		if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
+			return err
+		}
+		if err := treecopy.Copy(ctx, tree, filepath.Join(dir.Name(), storage.RootName)); err != nil {
+			return err
+		}
+		return store.WriteFile(dir, imageFile, record)
+	})
+	return err
 }
 
-// reader is a reader that ends with a context.
-type reader struct {
-	ctx context.Context
-	io.Reader
+// pullArgs are all that is needed to undo a pull.
+type pullArgs struct {
+	ID          string
+	Pool        string
+	Fingerprint string // empty if it is known only after unpacking
 }
 
-func (r *reader) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
+// volumeOf is the name of the volume that a pull unpacks into.
+func (a pullArgs) volume() storage.Key {
+	if a.Fingerprint != "" {
+		return treeKey(a.Fingerprint)
 	}
-	return r.Reader.Read(b)
+	return storage.Key{Class: storage.Images, Name: "pull-" + a.ID}
+}
+
+func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref, name, in string, o images.ResolveOptions) (*images.Image, error) {
+	remote, err := source.Resolve(ctx, ref, o)
+	if err != nil {
+		return nil, err
+	}
+	defer remote.Close()
+	pool, err := m.pool(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	image := remote.Image()
+	a := pullArgs{ID: newID(), Pool: in, Fingerprint: image.Fingerprint}
+	names := []string{"image:" + name}
+	if a.Fingerprint != "" {
+		// The same image may be fetched under another name.
+		held, err := m.lockPull(ctx, "image:"+a.Fingerprint)
+		if err != nil {
+			return nil, err
+		}
+		defer held.Release()
+		names = append(names, "image:"+a.Fingerprint)
+		_, err = pool.Open(ctx, treeKey(a.Fingerprint))
+		if err == nil {
+			return m.record(image, name)
+		}
+		if !fault.Is(err, fault.NotFound) {
+			return nil, err
+		}
+	}
+	op := m.pullOperation(a)
+	op.steps[0].do = func(ctx context.Context) error {
+		_, err := pool.Create(ctx, a.volume(), storage.Tree, func(dir *os.Root) error {
+			var err error
+			image, err = unpack(ctx, remote, dir, a, o.Progress)
+			return err
+		})
+		return err
+	}
+	op.steps[1].do = func(ctx context.Context) error {
+		if a.Fingerprint == "" {
+			err := pool.Rename(ctx, a.volume(), image.Fingerprint)
+			if fault.Is(err, fault.AlreadyExists) {
+				// The same files were made before.
+				err = pool.Delete(ctx, a.volume())
+			}
+			if err != nil {
+				return err
+			}
+		}
+		recorded, err := m.record(image, name)
+		if err == nil {
+			image = *recorded
+		}
+		return err
+	}
+	if err := m.performAs(ctx, "pull", names, a, op); err != nil {
+		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
+	}
+	return &image, nil
+}
+
+func unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs, p images.Progress) (images.Image, error) {
+	if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
+		return images.Image{}, err
+	}
+	root, err := dir.OpenRoot(storage.RootName)
+	if err != nil {
+		return images.Image{}, err
+	}
+	defer root.Close()
+	image, err := remote.Unpack(ctx, root, p)
+	if err != nil {
+		return images.Image{}, err
+	}
+	data, err := json.MarshalIndent(pulled{image, a.ID}, "", "  ")
+	if err != nil {
+		return images.Image{}, fmt.Errorf("cannot encode the record of an image: %v", err)
+	}
+	return image, store.WriteFile(dir, imageFile, data)
+}
+
+// record adds an image, or another name of one, to the store.
+func (m *Manager) record(image images.Image, name string) (*images.Image, error) {
+	old, err := m.cfg.Images.Get(image.Fingerprint)
+	switch {
+	case err == nil:
+		image = old
+	case !fault.Is(err, fault.NotFound):
+		return nil, err
+	default:
+		image.UploadedAt = now()
+	}
+	if !slices.Contains(image.References, name) {
+		image.References = append(image.References, name)
+	}
+	return &image, m.cfg.Images.Put(image)
+}
+
+// pullOperation is what recovery needs of a pull: its volume is dropped unless
+// the image was recorded.
+func (m *Manager) pullOperation(a pullArgs) *operation {
+	drop := func(ctx context.Context) error {
+		pool, err := m.pool(ctx, a.Pool)
+		if err != nil {
+			return err
+		}
+		names, err := pool.List(ctx, storage.Images)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			key := storage.Key{Class: storage.Images, Name: name}
+			if made, err := m.madeBy(ctx, pool, key); err != nil || made != a.ID {
+				continue
+			}
+			if _, err := m.cfg.Images.Get(name); err == nil {
+				continue
+			}
+			if err := pool.Delete(ctx, key); err != nil && !fault.Is(err, fault.NotFound) {
+				return err
+			}
+		}
+		return nil
+	}
+	return &operation{steps: []step{{name: "unpack", undo: drop}, {name: "record"}}}
+}
+
+// madeBy tells which pull made an image's volume.
+func (m *Manager) madeBy(ctx context.Context, pool storage.Pool, key storage.Key) (string, error) {
+	volume, err := pool.Open(ctx, key)
+	if err != nil {
+		return "", err
+	}
+	dir, err := volume.Dir()
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	data, err := store.ReadFile(dir, imageFile)
+	if err != nil {
+		return "", err
+	}
+	var p pulled
+	return p.Pull, json.Unmarshal(data, &p)
+}
+
+// lockPull takes the lock of an image name, for as long as another fetches it,
+// after recovering what an earlier fetch left.
+func (m *Manager) lockPull(ctx context.Context, name string) (*store.Held, error) {
+	m.tidy(ctx)
+	held, err := m.pulls.Lock(ctx, "fetch", name)
+	if err != nil {
+		return nil, err
+	}
+	left, _, err := m.concerning([]string{name})
+	if err == nil {
+		err = m.recoverIntents(ctx, left)
+	}
+	if err != nil {
+		held.Release()
+		return nil, err
+	}
+	return held, nil
 }

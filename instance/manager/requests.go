@@ -41,6 +41,7 @@ type StopOptions struct {
 // DeleteOptions tell what may be deleted.
 type DeleteOptions struct {
 	Force bool // also a running instance
+	Now   bool // for good, without keeping it in the trash
 }
 
 // CopyRequest names what to copy and what the copy is called.

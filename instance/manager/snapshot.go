@@ -153,6 +153,7 @@ func snapshots(ctx context.Context, v storage.Volume) ([]instance.Snapshot, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the snapshots of %q: %w", v.Key().Name, err)
 	}
+	list = visible(list)
 	found := make([]instance.Snapshot, len(list))
 	for i, s := range list {
 		found[i] = instance.Snapshot(s)
@@ -160,14 +161,17 @@ func snapshots(ctx context.Context, v storage.Volume) ([]instance.Snapshot, erro
 	return found, nil
 }
 
-// restoreArgs are all that is needed to carry on with a restore.
+// restoreArgs are all that is needed to carry on with a restore, or with the
+// undoing of one.
 type restoreArgs struct {
 	Name, ID, Snapshot string
+	Undo               string // the snapshot of the state before
+	Note               string // its description
 }
 
 // RestoreSnapshot brings an instance back to a snapshot, configuration
-// included. All snapshots stay, newer ones too. A running instance is stopped
-// by force for it and started again.
+// included. All snapshots stay, newer ones too, and Undo brings back the state
+// before. A running instance is stopped by force for it and started again.
 func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) error {
 	if err := store.CheckSnapshotName(snapshot); err != nil {
 		return err
@@ -180,22 +184,7 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) er
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
-	machine, _, err := m.live(inst, "stop")
-	wasRunning := err == nil
-	if wasRunning {
-		if err := m.stop(ctx, inst, machine, StopOptions{Force: true}); err != nil {
-			return fmt.Errorf("cannot restore %q: %w", name, err)
-		}
-	}
-	if err := m.perform(ctx, "restore", []string{name}, restoreArgs{name, inst.spec.ID, snapshot}); err != nil {
-		return fmt.Errorf("cannot restore %q: %w", name, err)
-	}
-	m.sweepLater()
-	held.Release()
-	if wasRunning {
-		return m.Start(ctx, name, StartOptions{})
-	}
-	return nil
+	return m.goBack(ctx, inst, held, "restore", snapshot, fmt.Sprintf("restore to %q", snapshot))
 }
 
 func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
@@ -210,7 +199,8 @@ func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
 }
 
 func (m *Manager) restoreOperation(a restoreArgs) *operation {
-	return &operation{forward: true, steps: []step{
+	return &operation{forward: true, turn: 1, steps: []step{
+		{name: "keep", do: func(ctx context.Context) error { return m.keepForUndo(ctx, a) }},
 		{name: "volume", do: func(ctx context.Context) error {
 			inst, err := m.open(ctx, a.Name)
 			if err != nil {
@@ -219,7 +209,13 @@ func (m *Manager) restoreOperation(a restoreArgs) *operation {
 			return inst.volume.Restore(ctx, a.Snapshot)
 		}},
 		{name: "configuration", do: func(ctx context.Context) error { return m.restoreSpec(ctx, a) }},
-	}}
+		{name: "forget", do: func(ctx context.Context) error {
+			if a.Undo == "" {
+				return nil
+			}
+			return m.forgetUndo(ctx, a.Name, a.Undo)
+		}},
+	}, settled: func(ctx context.Context) bool { return m.restored(ctx, a) }}
 }
 
 // restoreSpec brings back what a snapshot says the instance is. What belongs to

@@ -62,10 +62,10 @@ func (o *createOptions) request(cmd *cobra.Command, args []string) (manager.Crea
 		args, r.Command = args[:dash], args[dash:]
 	}
 	r.Image = args[0]
-	if len(args) > 1 {
-		r.Name = args[1]
-	}
 	var err error
+	if r.Name, err = chosen(args, 1); err != nil {
+		return r, err
+	}
 	if r.Config, err = parseConfig(o.config); err != nil {
 		return r, err
 	}

@@ -42,6 +42,12 @@ type Manager interface {
 	UnmountSnapshot(ctx context.Context, target string) error
 	PullFile(ctx context.Context, r manager.FileRequest) error
 
+	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
+	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
+	EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error)
+	Undo(ctx context.Context, name string) (string, error)
+	ForgetUndo(ctx context.Context, name string) error
+
 	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
 	Images(ctx context.Context) ([]images.Image, error)

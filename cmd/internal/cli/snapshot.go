@@ -34,11 +34,15 @@ func newSnapshotCreate(s *session) *cobra.Command {
 			if r.ExpiresAt, err = schedule.ParseExpiry(expiry, time.Now()); err != nil {
 				return err
 			}
+			wanted, err := chosen(args, 1)
+			if err != nil {
+				return err
+			}
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			name, err := m.CreateSnapshot(cmd.Context(), args[0], at(args, 1), r)
+			name, err := m.CreateSnapshot(cmd.Context(), args[0], wanted, r)
 			if err != nil {
 				return err
 			}
@@ -172,4 +176,16 @@ func at(args []string, i int) string {
 		return args[i]
 	}
 	return ""
+}
+
+// chosen is a name for a new thing that may be left out, but not be empty: a
+// script with a variable that is not set does not want a name made up.
+func chosen(args []string, i int) (string, error) {
+	if i >= len(args) {
+		return "", nil
+	}
+	if args[i] == "" {
+		return "", fault.New(fault.Invalid, "cannot use %q as a name: it is empty; leave it out to have one made up", args[i])
+	}
+	return args[i], nil
 }
