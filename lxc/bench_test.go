@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"brig/instance"
+	"brig/lxc/config"
 )
 
 // privateKiB is the memory that a process has for itself.
@@ -85,7 +86,7 @@ func BenchmarkAttach(b *testing.B) {
 	m, _ := benchmarked(b)
 	for b.Loop() {
 		var out bytes.Buffer
-		c := exec.Command("lxc-attach", "-P", "/../../.."+m.RunDir, "-n", "lxc", "--", "/usr/bin/true")
+		c := exec.Command("lxc-attach", "-P", "/../../.."+config.PublicDir(m), "-n", "lxc", "--", "/usr/bin/true")
 		c.Stdout, c.Stderr = &out, &out
 		if err := c.Run(); err != nil {
 			b.Fatal(err, out.String())

@@ -1,10 +1,11 @@
 package lxc
 
 import (
+	"context"
 	"os"
-	"os/exec"
 	"strings"
 
+	"brig/instance"
 	"brig/lxc/config"
 )
 
@@ -14,9 +15,9 @@ const seccompPolicy = "/usr/share/lxc/config/common.seccomp"
 // lxcfs is where the host's lxcfs is mounted.
 const lxcfs = "/var/lib/lxcfs"
 
-// hostFacts looks at what configurations depend on.
-func hostFacts(h hierarchies) config.Host {
-	f := config.Host{Unified: h.unified, Devices: h.devices, AppArmor: appArmorProfile()}
+// hostFacts looks at what the configuration of m depends on.
+func hostFacts(ctx context.Context, h hierarchies, m *instance.Machine) config.Host {
+	f := config.Host{Unified: h.unified, Devices: h.devices, AppArmor: appArmorProfile(ctx, m)}
 	if _, err := os.Stat(seccompPolicy); err == nil {
 		f.Seccomp = seccompPolicy
 	}
@@ -29,20 +30,4 @@ func hostFacts(h hierarchies) config.Host {
 		}
 	}
 	return f
-}
-
-// appArmorProfile is the profile that containers run under. liblxc generates a
-// better one than it ships where it can load it.
-func appArmorProfile() string {
-	if on, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err != nil || !strings.HasPrefix(string(on), "Y") {
-		return ""
-	}
-	if _, err := exec.LookPath("apparmor_parser"); err == nil {
-		return "generated"
-	}
-	loaded, _ := os.ReadFile("/sys/kernel/security/apparmor/profiles")
-	if strings.Contains(string(loaded), "lxc-container-default-cgns ") {
-		return "lxc-container-default-cgns"
-	}
-	return ""
 }

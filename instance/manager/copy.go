@@ -48,7 +48,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	spec := *from
 	spec.ID, spec.Name, spec.CreatedAt = newID(), r.Name, now()
 	spec.Config, spec.Profiles = maps.Clone(from.Config), slices.Clone(from.Profiles)
-	args := createArgs{Spec: &spec, From: storage.Source{Key: instanceKey(r.Source), Snapshot: r.Snapshot}}
+	args := createArgs{Spec: &spec, Pool: src.pool, From: sourceOf(r.Source, r.Snapshot)}
 	op := m.createOperation(args)
 	if r.Snapshot == "" {
 		live, err := m.liveness(src)
@@ -56,7 +56,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 			return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
 		}
 		op.steps[1].do = func(ctx context.Context) error {
-			pool, err := m.pool()
+			pool, err := m.pool(ctx, args.Pool)
 			if err != nil {
 				return err
 			}
@@ -87,7 +87,7 @@ func snapshotSpec(ctx context.Context, src *opened, snapshot string) (*instance.
 
 // renameArgs are all that is needed to carry on with a rename.
 type renameArgs struct {
-	ID, From, To string
+	ID, Pool, From, To string
 }
 
 // Rename gives a stopped instance another name.
@@ -106,7 +106,7 @@ func (m *Manager) Rename(ctx context.Context, name, to string) error {
 	if err := m.nameIsFree(ctx, to); err != nil {
 		return err
 	}
-	if err := m.perform(ctx, "rename", []string{name, to}, renameArgs{inst.spec.ID, name, to}); err != nil {
+	if err := m.perform(ctx, "rename", []string{name, to}, renameArgs{inst.spec.ID, inst.pool, name, to}); err != nil {
 		return fmt.Errorf("cannot rename %q to %q: %w", name, to, err)
 	}
 	return nil
@@ -118,7 +118,7 @@ func (m *Manager) renameOperation(a renameArgs) *operation {
 			if inst, err := m.open(ctx, a.To); err == nil && inst.spec.ID == a.ID {
 				return nil
 			}
-			pool, err := m.pool()
+			pool, err := m.pool(ctx, a.Pool)
 			if err != nil {
 				return err
 			}

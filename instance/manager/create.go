@@ -18,8 +18,8 @@ import (
 // createArgs are all that is needed to make an instance or to unmake it.
 type createArgs struct {
 	Spec *instance.Spec
+	Pool string // of From and of the new volume
 	From storage.Source
-	Live bool // From is a running instance's volume
 }
 
 // launchArgs are the arguments of a create and start in one.
@@ -56,14 +56,16 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err != nil {
 		return nil, err
 	}
-	// What cannot work is refused before an image is fetched for it.
+	// What cannot work is refused before an image is fetched for it. A name may
+	// be taken only by what a killed command left.
+	m.tidy(ctx)
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
 	}
 	if err := driver.Check(ctx); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
-	image, source, err := m.ensureImage(ctx, r.Image, spec.Type)
+	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
@@ -77,14 +79,13 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 		return nil, err
 	}
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
-		args := createArgs{Spec: spec, From: storage.Source{Key: source}}
+		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
 		if start {
 			return m.perform(ctx, doing, []string{spec.Name}, launchArgs{args, startArgs{spec.Name, spec.ID}})
 		}
 		return m.perform(ctx, doing, []string{spec.Name}, args)
 	})
 	if err != nil {
-		m.sweepLater()
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
 	if err := m.cfg.Images.Touch(image.Fingerprint, now()); err != nil {
@@ -166,11 +167,7 @@ func initOf(image *images.Image) (init, env []string) {
 }
 
 func (m *Manager) nameIsFree(ctx context.Context, name string) error {
-	pool, err := m.pool()
-	if err != nil {
-		return err
-	}
-	_, err = pool.Open(ctx, instanceKey(name))
+	_, _, err := m.find(ctx, instanceKey(name))
 	switch {
 	case fault.Is(err, fault.NotFound):
 		return nil
@@ -191,7 +188,7 @@ func (m *Manager) createOperation(a createArgs) *operation {
 		{
 			name: "volume",
 			do: func(ctx context.Context) error {
-				pool, err := m.pool()
+				pool, err := m.pool(ctx, a.Pool)
 				if err != nil {
 					return err
 				}
@@ -200,7 +197,7 @@ func (m *Manager) createOperation(a createArgs) *operation {
 				})
 				return err
 			},
-			undo: func(ctx context.Context) error { return m.dropVolume(ctx, key, a.Spec.ID) },
+			undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.Pool, key, a.Spec.ID) },
 		},
 	}}
 }
@@ -219,8 +216,8 @@ func (m *Manager) launchOperation(a launchArgs) *operation {
 }
 
 // dropVolume deletes the volume of an instance if it is the one with this id.
-func (m *Manager) dropVolume(ctx context.Context, key storage.Key, id string) error {
-	pool, err := m.pool()
+func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id string) error {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err
 	}
@@ -240,9 +237,10 @@ func (m *Manager) dropVolume(ctx context.Context, key storage.Key, id string) er
 	return nil
 }
 
-// dropFiles removes the run and log folders of an instance that is gone.
+// dropFiles removes the run and log folders of an instance that is gone, and what
+// its schedule remembers.
 func (m *Manager) dropFiles(id string) error {
-	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id)} {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}

@@ -2,9 +2,12 @@ package manager
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 
 	"brig/instance"
@@ -15,15 +18,34 @@ import (
 // waits for nobody: an instance that cannot be told about has a line that says
 // why.
 func (m *Manager) List(ctx context.Context) ([]View, error) {
-	pool, err := m.pool()
-	if err != nil {
-		return nil, err
-	}
-	names, err := pool.List(ctx, storage.Instances)
+	pools, err := m.cfg.Pools.Names()
 	if err != nil {
 		return nil, err
 	}
 	started := m.started()
+	var all []View
+	for _, in := range pools {
+		views, err := m.listPool(ctx, in, started)
+		if err != nil {
+			m.cfg.Notice(fmt.Sprintf("The instances of pool %q cannot be listed: %v", in, err))
+		}
+		all = append(all, views...)
+	}
+	if len(pools) > 1 {
+		slices.SortFunc(all, func(a, b View) int { return strings.Compare(a.Spec.Name, b.Spec.Name) })
+	}
+	return all, ctx.Err()
+}
+
+func (m *Manager) listPool(ctx context.Context, in string, started map[string]bool) ([]View, error) {
+	pool, err := m.pool(ctx, in)
+	if err != nil {
+		return nil, err
+	}
+	names, _, err := volumesIn(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
 	views := make([]View, len(names))
 	gone := make([]bool, len(names))
 	var wg sync.WaitGroup
@@ -32,6 +54,7 @@ func (m *Manager) List(ctx context.Context) ([]View, error) {
 		wg.Go(func() {
 			for i := w; i < len(names); i += workers {
 				views[i], gone[i] = m.view(ctx, pool, names[i], started)
+				views[i].Pool = in
 			}
 		})
 	}
@@ -42,7 +65,7 @@ func (m *Manager) List(ctx context.Context) ([]View, error) {
 			kept = append(kept, v)
 		}
 	}
-	return kept, ctx.Err()
+	return kept, nil
 }
 
 // started gives the ids of the instances with a run directory: the others are
@@ -63,7 +86,7 @@ func (m *Manager) started() map[string]bool {
 
 // view shows one instance. Gone means that it was deleted in the meantime.
 func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, started map[string]bool) (v View, gone bool) {
-	v = View{Spec: &instance.Spec{Name: name}, Pool: defaultPool}
+	v = View{Spec: &instance.Spec{Name: name}}
 	volume, err := pool.Open(ctx, instanceKey(name))
 	if err == nil {
 		var spec *instance.Spec
@@ -79,7 +102,7 @@ func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, star
 		return v, false
 	}
 	if list, err := volume.Snapshots(ctx); err == nil {
-		v.SnapshotCount = len(list)
+		v.SnapshotCount = len(visible(list))
 	}
 	v.State = instance.State{Status: instance.Stopped}
 	if started[v.Spec.ID] {
@@ -88,19 +111,22 @@ func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, star
 	return v, false
 }
 
-// Get shows one instance with all that is known of it.
-func (m *Manager) Get(ctx context.Context, name string) (*View, error) {
+// Get shows one instance with all that is known of it. Measuring what it takes
+// on disk may be expensive, and is done only if asked for.
+func (m *Manager) Get(ctx context.Context, name string, o GetOptions) (*View, error) {
 	inst, err := m.open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	v := &View{Spec: inst.spec, Pool: defaultPool, State: m.state(inst.spec)}
+	v := &View{Spec: inst.spec, Pool: inst.pool, State: m.state(inst.spec)}
 	if v.Snapshots, err = snapshots(ctx, inst.volume); err != nil {
 		return nil, err
 	}
 	v.SnapshotCount = len(v.Snapshots)
-	if usage, err := inst.volume.Usage(ctx); err == nil {
-		v.Usage = &usage
+	if o.Usage {
+		if usage, err := inst.volume.Usage(ctx); err == nil {
+			v.Usage = &usage
+		}
 	}
 	machine, err := m.running(inst.spec)
 	if err != nil || machine == nil || v.State.Status == instance.Stopped {
@@ -129,6 +155,3 @@ func (m *Manager) nicState(nic instance.NIC) NICState {
 	state.PacketsReceived, state.PacketsSent = int64(seen.Received.Packets), int64(seen.Sent.Packets)
 	return state
 }
-
-// defaultPool is the name of the pool that is made on first use.
-const defaultPool = "default"

@@ -53,16 +53,13 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 // brig's own when the image has none or is gone.
 func (m *Manager) chooseKernel(ctx context.Context, spec *instance.Spec, machine *instance.Machine) error {
 	var tree *os.Root
-	pool, err := m.pool()
-	if err != nil {
-		return err
-	}
-	if dir, err := m.imageTree(ctx, pool, spec.Image.Fingerprint); err == nil {
-		if tree, err = os.OpenRoot(dir); err != nil {
+	if volume, _, err := m.find(ctx, treeKey(spec.Image.Fingerprint)); err == nil {
+		if tree, err = openTree(volume); err != nil {
 			return fmt.Errorf("cannot open the files of the image: %w", err)
 		}
 		defer tree.Close()
 	}
+	var err error
 	machine.Kernel, err = m.cfg.Kernels.For(ctx, tree, spec.Image.Fingerprint, m.cfg.Progress)
 	return err
 }

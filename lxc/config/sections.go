@@ -48,7 +48,7 @@ func (w *writer) system(m *instance.Machine, h Host) {
 	// The container outlives a monitor that is killed.
 	w.set("lxc.monitor.signal.pdeath", "0")
 
-	nesting := isTrue(m.Config["security.nesting"])
+	nesting := Nesting(m)
 	switch {
 	case h.AppArmor == "":
 		w.set("lxc.apparmor.profile", "unconfined")
@@ -141,7 +141,7 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 			w.mount("/"+p, p, "none", "bind,optional")
 		}
 	}
-	if isTrue(m.Config["security.nesting"]) {
+	if Nesting(m) {
 		// A user namespace may mount only what it sees in full somewhere.
 		w.mount("proc", "dev/.lxc/proc", "proc", "create=dir,optional")
 		w.mount("sys", "dev/.lxc/sys", "sysfs", "create=dir,optional")
@@ -220,6 +220,9 @@ func (w *writer) hook(m *instance.Machine) {
 func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
+
+// Nesting tells whether m may have containers of its own.
+func Nesting(m *instance.Machine) bool { return isTrue(m.Config["security.nesting"]) }
 
 // isTrue reads a boolean configuration value as Incus does.
 func isTrue(value string) bool {

@@ -12,6 +12,7 @@ import (
 	"brig/instance/run"
 	"brig/storage"
 	"brig/storage/qcow2"
+	"brig/storage/treecopy"
 )
 
 // flattenAt is the number of layers from which they are merged, so that a machine
@@ -44,6 +45,7 @@ func (c *change) flattenDisk(ctx context.Context, layers []string) ([]string, er
 	// Disks name the disk they stand on by its place beside them, so the new one is
 	// made where it will stay. Sweep knows it by this change if it comes to nothing.
 	id := newID()
+	c.unnamed = true
 	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {
 		return nil, err
 	}
@@ -72,7 +74,7 @@ func (c *change) mergeDisks(ctx context.Context, id, top, base string) error {
 		return err
 	}
 	defer to.Close()
-	if err := copyFile(ctx, from, to); err != nil {
+	if err := treecopy.File(ctx, from, to); err != nil {
 		return err
 	}
 	_, err = run.Output(ctx, "qemu-img", "rebase", "-q", "-f", qcow2.Qcow2, "-b", base, "-F", qcow2.FormatOf(base),
@@ -98,7 +100,7 @@ func (c *change) flattenTree(ctx context.Context, layers []string) ([]string, er
 		return nil, err
 	}
 	id := newID()
-	if err := c.pool.root.Rename(c.path(newLayer), path.Join(layersDir, id)); err != nil {
+	if err := c.putLayer(id); err != nil {
 		return nil, err
 	}
 	c.pool.step("layers merged")

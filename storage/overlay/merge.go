@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage/treecopy"
 )
 
 // What overlayfs notes on directories
@@ -57,7 +59,7 @@ func (m *merger) directory(to int, stack []dirAt) error {
 	merged, below := m.split(stack)
 	done := map[string]bool{}
 	for i, d := range merged {
-		names, err := namesIn(d.fd)
+		names, err := treecopy.NamesIn(d.fd)
 		if err != nil {
 			return err
 		}

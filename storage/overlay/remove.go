@@ -8,6 +8,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage/treecopy"
 )
 
 // remover empties the trash. Trees come from guests, so they may be deeper than
@@ -75,9 +77,9 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		return ignoreMissing(err)
 	}
 	defer unix.Close(fd)
-	names, err := namesIn(fd)
+	names, err := treecopy.NamesIn(fd)
 	if err != nil {
-		return err
+		return ignoreMissing(err) // somebody else has removed it since
 	}
 	for _, n := range names {
 		if err := r.remove(fd, n, depth+1); err != nil {

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/storage"
+	"brig/storage/treecopy"
 )
 
 // Usage measures a volume: all layers that it and its snapshots stand on, and of
@@ -51,6 +52,9 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 }
 
 // meter counts the blocks of files, each file once.
+// inode is a file on one file system.
+type inode struct{ dev, ino uint64 }
+
 type meter struct {
 	ctx  context.Context
 	seen map[inode]bool
@@ -75,7 +79,7 @@ func (m *meter) below(dir int) (int64, error) {
 		return 0, err
 	}
 	total := st.Blocks * 512
-	names, err := namesIn(dir)
+	names, err := treecopy.NamesIn(dir)
 	if err != nil {
 		return 0, err
 	}

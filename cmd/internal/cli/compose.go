@@ -22,7 +22,9 @@ import (
 	"brig/qemu"
 	"brig/qemu/boot"
 	"brig/storage"
+	"brig/storage/look"
 	"brig/storage/overlay"
+	"brig/storage/registry"
 )
 
 // Compose makes the manager with its drivers. It is the one place that names
@@ -37,17 +39,15 @@ func Compose(o Options) (Manager, error) {
 	registry := oci.New(records, oci.Options{})
 	sources := images.Sources{
 		images.ProtocolOCI:    registry,
-		images.ProtocolDebian: debian.New(),
+		images.ProtocolDebian: debian.Source{},
 	}
 	return manager.New(manager.Config{
 		Dirs:    o.Dirs,
 		BrigDir: o.BrigDir,
 		Helpers: h,
 		Drivers: []instance.Driver{lxc.New(keeper.Spawn), qemu.New(kernels)},
-		Pool: func() (storage.Pool, error) {
-			return overlay.Open(filepath.Join(o.Dirs.State, "pools", "default"), overlay.Options{})
-		},
-		Images: records,
+		Pools:   pools(o),
+		Images:  records,
 		Source: func(ref images.Ref) (images.Source, error) {
 			if ref.Remote == manager.ImportRemote {
 				return files{archive.New(registry)}, nil
@@ -57,6 +57,7 @@ func Compose(o Options) (Manager, error) {
 		Disks:      disks{},
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),
+		Looker:     looker{look.NewMounts(filepath.Join(o.Dirs.Run, "looks"))},
 		Sweep:      func() error { return sweepBeside(o) },
 		Progress:   o.Progress,
 		Notice:     o.Notice,
@@ -64,11 +65,36 @@ func Compose(o Options) (Manager, error) {
 	}), nil
 }
 
+// pools are the pools of this brig, with the drivers there are.
+func pools(o Options) *registry.Registry {
+	return registry.New(registry.Options{
+		Dir: filepath.Join(o.Dirs.State, "storage"),
+		Default: storage.Record{
+			Name:        manager.DefaultPool,
+			Driver:      "overlay",
+			Description: "Made on first use",
+			Config:      map[string]string{"source": filepath.Join(o.Dirs.State, "pools", manager.DefaultPool)},
+		},
+		Drivers: map[string]registry.Driver{"overlay": overlay.Driver{}},
+	})
+}
+
 // files is the source of the image files on this host.
 type files struct{ *archive.Importer }
 
 func (f files) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
 	return f.Open(ctx, ref.Name, o)
+}
+
+// looker gives the manager the views of package look.
+type looker struct{ *look.Mounts }
+
+func (looker) Open(ctx context.Context, root storage.Root) (*os.File, func() error, error) {
+	v, err := look.Open(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return v.Dir, v.Close, nil
 }
 
 type disks struct{}

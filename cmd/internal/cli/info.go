@@ -25,7 +25,7 @@ func newInfo(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			v, err := m.Get(cmd.Context(), args[0])
+			v, err := m.Get(cmd.Context(), args[0], manager.GetOptions{Usage: true})
 			if err != nil {
 				return err
 			}

@@ -104,7 +104,7 @@ func detail(ctx context.Context, m Manager, f format, columns []column, views []
 	return errors.Join(parallel(len(views), 8, func(i int) error {
 		v := &views[i]
 		if measured && !f.structured() || f.structured() && up(v) {
-			full, err := m.Get(ctx, v.Spec.Name)
+			full, err := m.Get(ctx, v.Spec.Name, manager.GetOptions{})
 			if err == nil {
 				full.SnapshotCount = v.SnapshotCount
 				*v = *full

@@ -45,13 +45,13 @@ var rules = []struct {
 
 	// Drivers and sources.
 	{"storage/mount/...", []string{"storage/mount/..."}},
-	{"storage/...", []string{"storage", "storage/mount", "storage/qcow2", "$own/..."}},
+	{"storage/...", []string{"storage", "storage/mount", "storage/qcow2", "storage/treecopy", "$own/..."}},
 	{"images/...", []string{"images", "images/rootfs/...", "instance", "$own/..."}},
 	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},
 
 	// Use cases and what they stand on.
-	{"instance/manager/...", []string{"instance/...", "storage", "images", "profiles/..."}},
+	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "images", "profiles/..."}},
 	{"instance/instancetest/...", []string{"instance/...", "storage", "images"}},
 	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/store", "$own/..."}},
 

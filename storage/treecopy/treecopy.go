@@ -1,4 +1,6 @@
-package overlay
+// Package treecopy copies trees of files exactly as they are on disk, for snapshots of
+// what is in use and for copies from one pool to another.
+package treecopy
 
 import (
 	"context"
@@ -25,8 +27,9 @@ type copier struct {
 // inode is a file on one file system.
 type inode struct{ dev, ino uint64 }
 
-// copyTree copies the directory from into the existing directory to.
-func copyTree(ctx context.Context, from, to string) error {
+// Copy copies the directory from into the existing directory to. Nobody changes
+// from meanwhile. It stops when ctx ends; what it has copied by then stays.
+func Copy(ctx context.Context, from, to string) error {
 	src, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %q: %w", from, err)
@@ -44,7 +47,7 @@ func copyTree(ctx context.Context, from, to string) error {
 // fill copies what is in the open directory src to dst, and then its attributes.
 // Where is dst relative to the whole copy.
 func (c *copier) fill(src, dst int, where string) error {
-	names, err := namesIn(src)
+	names, err := NamesIn(src)
 	if err != nil {
 		return fmt.Errorf("read %q: %w", where, err)
 	}
@@ -138,11 +141,12 @@ func (c *copier) file(src, dst int, name string) error {
 	}
 	to := os.NewFile(uintptr(fd), name)
 	defer to.Close()
-	return copyFile(c.ctx, from, to)
+	return File(c.ctx, from, to)
 }
 
-// copyFile copies data to an empty file.
-func copyFile(ctx context.Context, from, to *os.File) error {
+// File copies data to an empty file: by sharing blocks where the file system can,
+// else without the holes.
+func File(ctx context.Context, from, to *os.File) error {
 	st, err := from.Stat()
 	if err != nil {
 		return err
@@ -273,8 +277,8 @@ func copyXattrs(from, to string) error {
 	return nil
 }
 
-// namesIn lists an open directory from its beginning, and leaves it open.
-func namesIn(dir int) ([]string, error) {
+// NamesIn lists an open directory from its beginning, and leaves it open.
+func NamesIn(dir int) ([]string, error) {
 	if _, err := unix.Seek(dir, 0, io.SeekStart); err != nil {
 		return nil, err
 	}
