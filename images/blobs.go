@@ -11,21 +11,20 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 )
-
-var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // CheckDigest tells whether digest is a sha256 digest as the OCI specification
 // writes it. Nothing else ever becomes part of a path.
 func CheckDigest(digest string) error {
-	if digestForm.MatchString(digest) {
+	if isDigest(digest) {
 		return nil
 	}
 	if strings.HasPrefix(digest, "sha512:") {
@@ -84,7 +83,7 @@ func (s *Store) blobPath(digest string) string {
 // other goroutines from then on; others see the blob after Commit.
 type BlobWriter struct {
 	store   *Store
-	lock    *fileLock
+	lock    *flock.Lock
 	f       *os.File
 	digest  string
 	size    int64
@@ -175,7 +174,7 @@ func (w *BlobWriter) Close() error {
 		os.Remove(w.f.Name())
 	}
 	err := w.f.Close()
-	w.lock.release()
+	w.lock.Discard()
 	w.lock = nil
 	return err
 }
@@ -184,11 +183,11 @@ func (w *BlobWriter) Close() error {
 // or fetching the blobs of an image and the moment its record needs them.
 func (s *Store) Use(ctx context.Context) (release func(), err error) {
 	s.sweepTemporary() // the last moment before this user, too, stands in the way
-	l, err := acquire(ctx, s.lockPath(useLock), unix.LOCK_SH)
+	l, err := share(ctx, s.lockPath(useLock))
 	if err != nil {
 		return nil, fmt.Errorf("cannot use the image store: %w", err)
 	}
-	return l.release, nil
+	return sync.OnceFunc(l.Discard), nil
 }
 
 // useLock is shared by all who write into the store and held alone by the
@@ -196,9 +195,9 @@ func (s *Store) Use(ctx context.Context) (release func(), err error) {
 const useLock = "store"
 
 // temporary makes a file for a writer, who shares the use lock with it.
-func (s *Store) temporary() (*fileLock, *os.File, error) {
+func (s *Store) temporary() (*flock.Lock, *os.File, error) {
 	s.sweepTemporary()
-	l, err := acquire(context.Background(), s.lockPath(useLock), unix.LOCK_SH)
+	l, err := share(context.Background(), s.lockPath(useLock))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -210,7 +209,7 @@ func (s *Store) temporary() (*fileLock, *os.File, error) {
 		}
 	}
 	if err != nil {
-		l.release()
+		l.Discard()
 		return nil, nil, classify(err)
 	}
 	return l, f, nil
@@ -222,7 +221,7 @@ func (s *Store) Scratch() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot make a temporary file: %w", err)
 	}
-	defer lock.release()
+	defer lock.Discard()
 	if err := os.Remove(f.Name()); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("cannot make a temporary file: %w", err)
@@ -238,11 +237,11 @@ func (s *Store) sweepTemporary() {
 	if err != nil || len(left) == 0 {
 		return
 	}
-	l, err := tryAcquire(s.lockPath(useLock), unix.LOCK_EX)
+	l, err := flock.Try(s.lockPath(useLock))
 	if err != nil || l == nil {
 		return
 	}
-	defer l.release()
+	defer l.Discard()
 	for _, e := range left {
 		os.Remove(filepath.Join(dir, e.Name()))
 	}
@@ -259,8 +258,8 @@ func (s *Store) sweepLocks() {
 		if !strings.HasPrefix(e.Name(), lockPrefix) || e.Name() == lockPrefix+useLock {
 			continue
 		}
-		if l, err := tryAcquire(filepath.Join(s.locks, e.Name()), unix.LOCK_EX); err == nil && l != nil {
-			l.release()
+		if l, err := flock.Try(filepath.Join(s.locks, e.Name())); err == nil && l != nil {
+			l.Discard()
 		}
 	}
 }
@@ -269,11 +268,11 @@ func (s *Store) sweepLocks() {
 // somebody uses the store it leaves that to the next time.
 func (s *Store) Sweep() error {
 	s.sweepTemporary()
-	l, err := tryAcquire(s.lockPath(useLock), unix.LOCK_EX)
+	l, err := flock.Try(s.lockPath(useLock))
 	if err != nil || l == nil {
 		return err
 	}
-	defer l.release()
+	defer l.Discard()
 	s.sweepLocks()
 	list, damaged := s.List()
 	if len(damaged) > 0 {

@@ -44,7 +44,7 @@ func (s *Store) write(path string, data []byte, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	defer lock.release()
+	defer lock.Discard()
 	defer f.Close()
 	_, err = f.Write(data)
 	if err == nil && !at.IsZero() {

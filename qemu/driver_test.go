@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -342,6 +344,9 @@ func TestApp(t *testing.T) {
 // memory holds the keeper to its limit.
 func (h *host) memory(t *testing.T, m *instance.Machine) {
 	const most = 6 << 10 // KiB
+	if info, ok := debug.ReadBuildInfo(); ok && slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool { return s.Key == "-race" }) {
+		t.Skip("the race detector needs memory of its own")
+	}
 	private := private(t, parent(t, h.driver.State(m).PID))
 	t.Logf("the keeper has %d KiB of private memory", private)
 	if private > most {

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -107,6 +108,9 @@ func (g *registry) document(ctx context.Context, identifier, digest string) (doc
 	if len(data) > maxManifest {
 		return document{}, fault.New(fault.Invalid, "its manifest is larger than the allowed %d bytes", maxManifest)
 	}
+	if !json.Valid(data) {
+		return document{}, fault.New(fault.Unavailable, "registry %s answers with something that is no manifest: is it a registry?", g.name.Host)
+	}
 	if got := digestOf(data); digest != "" && got != digest {
 		return document{}, fault.New(fault.Unavailable, "the manifest that came has the wrong digest %s", got)
 	}
@@ -120,6 +124,10 @@ func (g *registry) manifest(ctx context.Context, d descriptor) (stream, error) {
 
 func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream, error) {
 	r, err := g.get(ctx, "blobs", d.Digest, offset)
+	if fault.Is(err, fault.NotFound) {
+		// What the user named is there, but the registry does not have all of it.
+		err = fault.New(fault.Unavailable, "registry %s has lost %s, which the image needs: ask who runs it to push the image again", g.name.Host, d.Digest)
+	}
 	if err != nil {
 		return stream{}, err
 	}

@@ -133,11 +133,11 @@ func TestBadAnswersOfARegistry(t *testing.T) {
 		"bad JSON": {"/manifests/", func(w http.ResponseWriter, _ *http.Request) bool {
 			fmt.Fprint(w, `{"schemaVersion":2,`)
 			return true
-		}, fault.Invalid, []string{"JSON"}},
+		}, fault.Unavailable, []string{"no manifest"}},
 		"HTML": {"/manifests/", func(w http.ResponseWriter, _ *http.Request) bool {
 			fmt.Fprint(w, `<html>log in to this hotel`)
 			return true
-		}, fault.Invalid, []string{"JSON"}},
+		}, fault.Unavailable, []string{"no manifest"}},
 		"endless manifest": {"/manifests/", func(w http.ResponseWriter, r *http.Request) bool {
 			for chunk := bytes.Repeat([]byte(" "), 1<<16); r.Context().Err() == nil; {
 				if _, err := w.Write(chunk); err != nil {

@@ -30,9 +30,19 @@ type Lock struct {
 // Acquire locks the file at path, for its holder alone, and makes the file and
 // the directories above it if they are missing. It waits until ctx ends.
 func Acquire(ctx context.Context, path string) (*Lock, error) {
+	return acquire(ctx, path, unix.LOCK_EX)
+}
+
+// AcquireShared is Acquire for a lock that others may share.
+func AcquireShared(ctx context.Context, path string) (*Lock, error) {
+	return acquire(ctx, path, unix.LOCK_SH)
+}
+
+// acquire polls instead of waiting in the kernel, where ctx could not reach it.
+func acquire(ctx context.Context, path string, how int) (*Lock, error) {
 	pause := firstPause
 	for {
-		l, err := Try(path)
+		l, err := try(path, how)
 		if l != nil || err != nil {
 			return l, err
 		}
@@ -47,13 +57,15 @@ func Acquire(ctx context.Context, path string) (*Lock, error) {
 
 // Try is Acquire without waiting: it gives nil when somebody else holds the
 // lock, be it in this process.
-func Try(path string) (*Lock, error) {
+func Try(path string) (*Lock, error) { return try(path, unix.LOCK_EX) }
+
+func try(path string, how int) (*Lock, error) {
 	for {
 		f, err := open(path)
 		if err != nil {
 			return nil, fmt.Errorf("cannot lock %q: %w", path, err)
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
 		switch {
 		case err == nil && current(f, path):
 			return &Lock{f}, nil
@@ -72,10 +84,23 @@ func Try(path string) (*Lock, error) {
 // Release gives the lock back and leaves the file.
 func (l *Lock) Release() { l.file.Close() }
 
-// Discard gives the lock back and removes the file.
+// Discard gives the lock back and removes the file, unless others share it.
 func (l *Lock) Discard() {
-	os.Remove(l.file.Name())
+	if unix.Flock(int(l.file.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil && current(l.file, l.file.Name()) {
+		os.Remove(l.file.Name())
+	}
 	l.file.Close()
+}
+
+// Note replaces what the file says to those who find it locked.
+func (l *Lock) Note(text []byte) error {
+	if err := l.file.Truncate(0); err != nil {
+		return fmt.Errorf("cannot write to the lock %q: %w", l.file.Name(), err)
+	}
+	if _, err := l.file.WriteAt(text, 0); err != nil {
+		return fmt.Errorf("cannot write to the lock %q: %w", l.file.Name(), err)
+	}
+	return nil
 }
 
 // open opens the file at path. A holder may be removing the directories while

@@ -2,6 +2,7 @@ package instancetest
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -28,11 +29,12 @@ func Look(t testing.TB, dir string) Host {
 		}
 	}
 	add("mount", mounts(t))
-	add("loop", loops(t))
+	add("loop", loops(t, dir))
 	add("interface", names(t, "/sys/class/net"))
 	add("nft", nft())
 	add("cgroup", cgroups(t))
 	add("process", processes(t, dir))
+	add("shared file", shared(t))
 	slices.Sort(h)
 	return h
 }
@@ -76,12 +78,19 @@ func mounts(t testing.TB) []string {
 	return list
 }
 
-func loops(t testing.TB) []string {
+// loops are the loop devices of files in dir.
+func loops(t testing.TB, dir string) []string {
 	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return files
+	var list []string
+	for _, f := range files {
+		if backing, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(backing), dir) {
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
 func names(t testing.TB, dir string) []string {
@@ -136,9 +145,69 @@ func processes(t testing.TB, dir string) []string {
 	return list
 }
 
-// files are what should not be in an empty BRIG_DIR: anything but folders, the
-// store of images and kernels, the pool's own description, and the network's
-// choice of a subnet.
+// sharedDir is where all brigs of a host agree on who has what.
+const sharedDir = "/run/brig-host"
+
+// shared lists what brigs have claimed of the host. The claim of a subnet stays
+// for as long as its BRIG_DIR: see Claims.
+func shared(t testing.TB) []string {
+	var list []string
+	err := filepath.WalkDir(sharedDir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case path == filepath.Join(sharedDir, "subnets"):
+			return fs.SkipDir
+		case d.Name() == "lock" || filepath.Dir(path) == sharedDir && d.IsDir() || path == sharedDir:
+			return nil
+		}
+		list = append(list, path)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// Claims gives the BRIG_DIRs that have claimed a subnet, by subnet.
+func Claims(t testing.TB) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	links, err := filepath.Glob(filepath.Join(sharedDir, "subnets", "*_*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		if config, err := os.Readlink(link); err == nil {
+			found[filepath.Base(link)] = filepath.Dir(filepath.Dir(config))
+		}
+	}
+	return found
+}
+
+// Files lists all that is in a BRIG_DIR, folders too.
+func Files(t testing.TB, dir string) []string {
+	t.Helper()
+	var list []string
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		list = append(list, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// files are what should not be in an empty BRIG_DIR: anything but its first
+// folders, kernels, the pool's own description, and the network's choice of a
+// subnet.
 func files(t testing.TB, dir string) []string {
 	var list []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -154,7 +223,7 @@ func files(t testing.TB, dir string) []string {
 				return nil
 			}
 		}
-		if !d.IsDir() {
+		if !d.IsDir() || strings.HasPrefix(name, "state/pools/default/layers/") {
 			list = append(list, name)
 		}
 		return nil
@@ -165,14 +234,13 @@ func files(t testing.TB, dir string) []string {
 	return list
 }
 
-// kept are the files that stay when all instances are gone: images and kernels
+// kept are the files that stay when all instances and images are gone: kernels
 // are kept on purpose.
 var kept = []string{
-	"state/images",
+	"state/clock.json",
+	"state/intents/reserve",
 	"state/kernels",
 	"state/network.json",
-	"state/pools/default/images",
-	"state/pools/default/layers",
 	"state/pools/default/pool.json",
 }
 

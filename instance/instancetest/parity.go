@@ -131,6 +131,19 @@ var Table = []Row{
 			t.Errorf("exec -t = %+v, want a terminal of the instance", res)
 		}
 	}},
+	{"what it uses", func(t *testing.T, b *bench) {
+		var info struct {
+			State struct {
+				Processes int
+				Memory    struct{ Usage int64 }
+				CPU       struct{ Usage int64 }
+			}
+		}
+		decode(t, b.Must(t, "info", "app", "-f", "json"), &info)
+		if s := info.State; s.Processes < 1 || s.Memory.Usage < 1<<20 || s.CPU.Usage <= 0 {
+			t.Errorf("info says %+v, want processes, memory and processor time", s)
+		}
+	}},
 	{"pause and resume", func(t *testing.T, b *bench) {
 		b.Must(t, "pause", "app")
 		if got := b.Rig.List(t)["app"].Status; got != "Frozen" {
@@ -191,6 +204,21 @@ var Table = []Row{
 		}
 		b.Must(t, "delete", "ends")
 	}},
+	{"ephemeral", func(t *testing.T, b *bench) {
+		b.launch(t, "brief", "--ephemeral", "--wait", "ready")
+		b.Must(t, "restart", "brief", "-f")
+		b.ready(t, "brief")
+		b.Must(t, "stop", "brief")
+		if _, there := b.Rig.List(t)["brief"]; there {
+			t.Error("an ephemeral instance is there after its stop")
+		}
+		b.launch(t, "over", "--ephemeral", "--", "exit", "0")
+		b.await(t, "over", "Stopped")
+		b.Must(t, "sweep")
+		if _, there := b.Rig.List(t)["over"]; there {
+			t.Error("an ephemeral instance that ended by itself is there after a sweep")
+		}
+	}},
 	{"reboot from inside", func(t *testing.T, b *bench) {
 		b.launch(t, "again", "--wait", "ready", "--", "boots")
 		b.Run(t, "exec", "again", "--", "/bin/probe", "reboot")
@@ -201,7 +229,7 @@ var Table = []Row{
 		b.Must(t, "delete", "-f", "again")
 	}},
 	{"idle image", func(t *testing.T, b *bench) {
-		shell := WriteImage(t, filepath.Join(b.images, "shell"), "1", ImageConfig{Cmd: []string{"/bin/sh"}}, probeFiles(t, b.Bin))
+		shell := WriteImage(t, filepath.Join(b.images, "shell"), "1", ImageConfig{Cmd: []string{"/bin/sh"}}, ProbeFiles(t, b.Bin))
 		res := b.Run(t, b.launchArgs(shell, "idle", "--wait", "ready")...)
 		if res.Code != 0 || !strings.Contains(res.Stderr, "idle") {
 			t.Errorf("launch of an image with only a shell = %+v, want it to say that it idles", res)
@@ -221,7 +249,7 @@ var Table = []Row{
 		b.Must(t, "delete", "-f", "talks")
 	}},
 	{"command that is not there", func(t *testing.T, b *bench) {
-		missing := WriteImage(t, filepath.Join(b.images, "missing"), "1", ImageConfig{Entrypoint: []string{"/bin/nothing"}}, probeFiles(t, b.Bin))
+		missing := WriteImage(t, filepath.Join(b.images, "missing"), "1", ImageConfig{Entrypoint: []string{"/bin/nothing"}}, ProbeFiles(t, b.Bin))
 		b.Run(t, b.launchArgs(missing, "missing")...)
 		Await(t, "the end", func() bool { return b.Rig.List(t)["missing"].Status != "Running" })
 		if line, ok := b.Rig.List(t)["missing"]; ok && (line.ExitCode == nil || *line.ExitCode != 127) {
@@ -239,6 +267,9 @@ func Parity(t *testing.T, r *Rig, form instance.Type) {
 	}
 	t.Cleanup(func() { os.RemoveAll(images) })
 	b := &bench{Rig: r, form: form, images: images}
+	if form == instance.VirtualMachine {
+		r.Kernels(t)
+	}
 	b.app = WriteImage(t, filepath.Join(images, "app"), "1", ImageConfig{
 		Entrypoint: []string{"/bin/probe"},
 		Cmd:        []string{"report", "one two", "three"},
@@ -246,15 +277,15 @@ func Parity(t *testing.T, r *Rig, form instance.Type) {
 		User:       "app",
 		WorkingDir: "/data/work",
 		StopSignal: "SIGUSR1",
-	}, probeFiles(t, r.Bin))
+	}, ProbeFiles(t, r.Bin))
 	b.launch(t, "app", "-c", "environment.BOTH=owner", "-c", "environment.MINE=a b=c", "--wait", "ready")
 	for _, row := range Table {
 		t.Run(row.Name, func(t *testing.T) { row.Test(t, b) })
 	}
 }
 
-// probeFiles are the files of the test image: the probe, and a user to run as.
-func probeFiles(t testing.TB, bin string) []File {
+// ProbeFiles are the files of the test image: the probe, and a user to run as.
+func ProbeFiles(t testing.TB, bin string) []File {
 	probe, err := os.ReadFile(filepath.Join(bin, "probe"))
 	if err != nil {
 		t.Fatal(err)

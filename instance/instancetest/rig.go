@@ -13,21 +13,40 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
 
 // Rig is a brig under test: its programs and the folders it works in.
 type Rig struct {
-	Bin string // folder with brig, brig-keeper and brig-guest
-	Dir string // BRIG_DIR
+	Bin string   // folder with brig, brig-keeper and brig-guest
+	Dir string   // BRIG_DIR
+	Env []string // beside that of the test
+}
+
+// With gives the same rig with more in the environment of its commands.
+func (r *Rig) With(env ...string) *Rig {
+	more := *r
+	more.Env = slices.Concat(r.Env, env)
+	return &more
 }
 
 // Result is what a command printed and how it ended.
 type Result struct {
 	Stdout, Stderr string
-	Code           int
+	Code           int // of CodeOf
+}
+
+// CodeOf is the exit code of a process, or the negative number of the signal
+// that ended it.
+func CodeOf(p *os.ProcessState) int {
+	if w, ok := p.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return -int(w.Signal())
+	}
+	return p.ExitCode()
 }
 
 // commandTimeout bounds one brig command; software emulation is slow.
@@ -59,6 +78,9 @@ func New(t testing.TB, bin string) *Rig {
 		t.Fatal(err)
 	}
 	r := &Rig{Bin: bin, Dir: dir}
+	if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	before := Look(t, dir)
 	t.Cleanup(func() {
 		r.Empty(t)
@@ -70,20 +92,96 @@ func New(t testing.TB, bin string) *Rig {
 	return r
 }
 
-// Empty deletes every instance of the rig.
+// Empty deletes every instance and every image of the rig, for good.
 func (r *Rig) Empty(t testing.TB) {
+	t.Helper()
 	for _, name := range strings.Fields(r.Run(t, "list", "-f", "csv", "-c", "n").Stdout) {
-		if res := r.Run(t, "delete", "-f", name); res.Code != 0 {
-			t.Errorf("delete -f %s = %d: %s", name, res.Code, res.Stderr)
+		if res := r.Run(t, "delete", "-f", "--now", name); res.Code != 0 {
+			t.Errorf("delete -f --now %s = %d: %s", name, res.Code, res.Stderr)
+		}
+	}
+	r.Must(t, "trash", "empty", "--all")
+	for _, image := range r.Images(t) {
+		if res := r.Run(t, "image", "delete", image); res.Code != 0 {
+			t.Errorf("image delete %s = %d: %s", image, res.Code, res.Stderr)
 		}
 	}
 	r.Must(t, "sweep")
 }
 
+// Images gives the fingerprints of the images that are there.
+func (r *Rig) Images(t testing.TB) []string {
+	t.Helper()
+	return strings.Fields(r.Must(t, "image", "list", "-f", "csv", "-c", "F"))
+}
+
+// Kernels lends the rig the kernels that other tests have fetched, and keeps for
+// them what it fetches.
+func (r *Rig) Kernels(t testing.TB) {
+	t.Helper()
+	dir := filepath.Join(Cache(t), "kernels")
+	state := filepath.Join(r.Dir, "state")
+	for _, d := range []string{dir, state} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(dir, filepath.Join(state, "kernels")); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Cache is where what is slow to get stays between runs of tests.
+func Cache(t testing.TB) string {
+	t.Helper()
+	if dir := os.Getenv("BRIG_TEST_CACHE"); dir != "" {
+		return dir
+	}
+	user, err := os.UserCacheDir()
+	if err != nil {
+		user = os.TempDir()
+	}
+	return filepath.Join(user, "brig-test")
+}
+
+// Fails runs a brig command that has to fail with a code, and with a message
+// that has all of words in it.
+func (r *Rig) Fails(t testing.TB, code int, words []string, args ...string) {
+	t.Helper()
+	res := r.Run(t, args...)
+	CheckFailure(t, res, code, words, args...)
+}
+
+// CheckFailure checks how a brig command has failed: its code, the form of its
+// message, and that it has all of words in it.
+func CheckFailure(t testing.TB, res Result, code int, words []string, args ...string) {
+	t.Helper()
+	command := "brig " + strings.Join(args, " ")
+	if res.Code != code {
+		t.Errorf("%s = %d, want %d: %s", command, res.Code, code, res.Stderr)
+		return
+	}
+	message := ""
+	for line := range strings.Lines(res.Stderr) {
+		if said, ok := strings.CutPrefix(line, "Error: "); ok {
+			message += said
+		}
+	}
+	if message == "" || strings.HasSuffix(strings.TrimSpace(message), ".") || strings.Contains(res.Stderr, "goroutine") {
+		t.Errorf("%s says %q, want one clear line", command, res.Stderr)
+	}
+	for _, word := range words {
+		if !strings.Contains(message, word) {
+			t.Errorf("%s says %q, want %q in it", command, message, word)
+		}
+	}
+}
+
 // Command prepares a brig command.
 func (r *Rig) Command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(r.Bin, "brig"), args...)
-	cmd.Env = append(os.Environ(), "BRIG_DIR="+r.Dir)
+	cmd.Env = append(os.Environ(), "BRIG_DIR="+r.Dir, "TMPDIR="+filepath.Join(r.Dir, "tmp"))
+	cmd.Env = append(cmd.Env, r.Env...)
 	cmd.WaitDelay = 5 * time.Second
 	return cmd
 }
@@ -109,7 +207,7 @@ func (r *Rig) Feed(t testing.TB, stdin io.Reader, args ...string) Result {
 	if ctx.Err() != nil {
 		t.Fatalf("brig %s did not end within %s\n%s", strings.Join(args, " "), commandTimeout, stderr.String())
 	}
-	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	return Result{stdout.String(), stderr.String(), CodeOf(cmd.ProcessState)}
 }
 
 // Must runs a brig command that has to succeed and gives what it printed.

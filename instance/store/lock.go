@@ -13,8 +13,7 @@ import (
 	"time"
 
 	"brig/instance/fault"
-
-	"golang.org/x/sys/unix"
+	"brig/instance/flock"
 )
 
 // Locks are flocks on files of one folder, one a name. The kernel drops them
@@ -36,15 +35,12 @@ type holder struct {
 }
 
 // Held are locks that are held.
-type Held struct{ files []*os.File }
+type Held struct{ locks []*flock.Lock }
 
 // Lock takes the locks of all names, in an order that cannot dead-lock, saying
 // what they are taken for. When another holds one for too long the error is
 // busy and says with what.
 func (l *Locks) Lock(ctx context.Context, doing string, names ...string) (*Held, error) {
-	if err := os.MkdirAll(l.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("cannot make the folder of locks: %w", classed(err))
-	}
 	sorted := slices.Compact(slices.Sorted(slices.Values(names)))
 	held := new(Held)
 	for _, name := range sorted {
@@ -53,43 +49,53 @@ func (l *Locks) Lock(ctx context.Context, doing string, names ...string) (*Held,
 			held.Release()
 			return nil, err
 		}
-		held.files = append(held.files, f)
+		held.locks = append(held.locks, f)
 	}
 	return held, nil
 }
 
 // Release drops the locks and removes their files.
 func (h *Held) Release() {
-	for _, f := range slices.Backward(h.files) {
-		// Whoever waits for this file finds it gone and makes a new one.
-		os.Remove(f.Name())
-		f.Close()
+	for _, l := range slices.Backward(h.locks) {
+		l.Discard()
 	}
-	h.files = nil
+	h.locks = nil
 }
 
-func (l *Locks) one(ctx context.Context, name, doing string) (*os.File, error) {
-	path := filepath.Join(l.dir, strings.ReplaceAll(name, "/", "_")+".lock")
+// Sweep removes the files of locks whose holders were killed.
+func (l *Locks) Sweep() error {
+	files, err := filepath.Glob(filepath.Join(l.dir, "*"+lockSuffix))
+	for _, file := range files {
+		lock, e := flock.Try(file)
+		if lock != nil {
+			lock.Discard()
+		}
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot clean up locks: %w", err)
+	}
+	return nil
+}
+
+// lockSuffix ends the names of lock files, which are in a folder with others.
+const lockSuffix = ".lock"
+
+func (l *Locks) one(ctx context.Context, name, doing string) (*flock.Lock, error) {
+	path := filepath.Join(l.dir, strings.ReplaceAll(name, "/", "_")+lockSuffix)
 	deadline := time.Now().Add(l.wait)
 	pause := time.Millisecond
 	for {
-		f, err := tryLock(path)
+		lock, err := flock.Try(path)
+		if lock != nil {
+			// On a full file system nobody learns who holds it.
+			if err = classed(note(lock, doing)); err == nil || fault.Is(err, fault.Exhausted) {
+				return lock, nil
+			}
+			lock.Discard()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("cannot lock %q: %w", name, classed(err))
-		}
-		if f != nil {
-			data, err := json.Marshal(holder{Doing: doing, Since: time.Now(), PID: os.Getpid()})
-			if err == nil {
-				_, err = f.WriteAt(data, 0)
-			}
-			if err == nil {
-				err = f.Truncate(int64(len(data)))
-			}
-			if err != nil {
-				f.Close()
-				return nil, fmt.Errorf("cannot lock %q: %w", name, classed(err))
-			}
-			return f, nil
 		}
 		if time.Now().After(deadline) {
 			return nil, fault.New(fault.Busy, "cannot %s %q: it is busy%s; try again when that is done", doing, name, busyWith(path))
@@ -105,27 +111,13 @@ func (l *Locks) one(ctx context.Context, name, doing string) (*os.File, error) {
 	}
 }
 
-// tryLock gives the locked file, or nil when another holds the lock.
-func tryLock(path string) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-		if err != nil {
-			return nil, err
-		}
-		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-			f.Close()
-			if errors.Is(err, unix.EWOULDBLOCK) {
-				return nil, nil
-			}
-			return nil, err
-		}
-		// The holder before us may have removed the file that we locked.
-		var ours, there unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &ours) == nil && unix.Lstat(path, &there) == nil && ours.Ino == there.Ino && ours.Dev == there.Dev {
-			return f, nil
-		}
-		f.Close()
+// note tells others what a lock is held for.
+func note(lock *flock.Lock, doing string) error {
+	data, err := json.Marshal(holder{Doing: doing, Since: time.Now(), PID: os.Getpid()})
+	if err != nil {
+		return err
 	}
+	return lock.Note(data)
 }
 
 func busyWith(path string) string {

@@ -38,8 +38,9 @@ func Dial(ctx context.Context, dir, name string) (*Monitor, error) {
 	return dial(ctx, dir, name, false)
 }
 
-// DialEvents is Dial with a channel of events. The caller receives from it until it
-// is closed, which happens when the connection ends.
+// DialEvents is Dial with a channel of events. The caller receives from it until
+// it is closed. That is certain only after Close: when the connection breaks,
+// go-qemu may first wait for somebody to give the error to.
 func DialEvents(ctx context.Context, dir, name string) (*Monitor, <-chan Event, error) {
 	m, err := dial(ctx, dir, name, true)
 	if err != nil {

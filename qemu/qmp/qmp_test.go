@@ -74,8 +74,6 @@ func TestRun(t *testing.T) {
 	if err := m.Run(t.Context(), "quit", nil, nil); err != nil {
 		t.Errorf("quit = %v", err)
 	}
-	for range seen { // ends with the connection
-	}
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
@@ -83,6 +81,8 @@ func TestRun(t *testing.T) {
 		t.Errorf("cont after the end = %v, want unavailable", err)
 	}
 	m.Close()
+	for range seen { // closed, because the connection is
+	}
 	if err := qmp.One(t.Context(), dir, "cont", nil, nil); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("One after the end = %v, want unavailable", err)
 	}

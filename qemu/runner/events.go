@@ -38,17 +38,36 @@ func (v *vm) follow(ctx context.Context) {
 		}
 		return
 	}
-	stop := context.AfterFunc(ctx, mon.Close)
-	defer stop()
-	var reader sync.WaitGroup
-	reader.Go(func() {
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	heard := make(chan struct{})
+	helpers.Go(func() {
+		defer close(heard)
 		for e := range events {
 			v.event(e)
 		}
 	})
+	helpers.Go(func() { v.closeAfter(ctx, mon, heard) })
 	v.catchUp(ctx, mon)
-	reader.Wait()
-	mon.Close()
+}
+
+// lastEvents is how long the last events of a QEMU that has ended may take.
+// They were sent before it ended, and only have to be read.
+const lastEvents = time.Second
+
+// closeAfter closes the connection when it has ended, or ctx, or QEMU, whose
+// last events come first.
+func (v *vm) closeAfter(ctx context.Context, mon *qmp.Monitor, heard <-chan struct{}) {
+	defer mon.Close()
+	select {
+	case <-heard:
+	case <-ctx.Done():
+	case <-v.gone:
+		select {
+		case <-heard:
+		case <-time.After(lastEvents):
+		}
+	}
 }
 
 // catchUp asks for what events before this connection said.

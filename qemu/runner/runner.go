@@ -44,9 +44,9 @@ type Keeper struct{}
 func (Keeper) Run(ctx context.Context, m *instance.Machine, ready func(error)) (ended bool, err error) {
 	var once sync.Once
 	tell := func(err error) { once.Do(func() { ready(err) }) }
-	err = run(ctx, m, tell)
+	ended, err = run(ctx, m, tell)
 	tell(err) // for what failed before the machine ran
-	return err == nil && ctx.Err() == nil, err
+	return ended, err
 }
 
 // Exit tells how m ended: what Run saw, or, if no keeper was there at the end,
@@ -59,20 +59,20 @@ func (Keeper) Exit(m *instance.Machine) instance.Exit {
 	return instance.Exit{Code: exitLost, At: time.Now().UTC(), Reason: "it ended while no keeper watched it"}
 }
 
-func run(ctx context.Context, m *instance.Machine, ready func(error)) error {
+func run(ctx context.Context, m *instance.Machine, ready func(error)) (ended bool, err error) {
 	alone, err := rundir.Acquire(m.Path(rundir.KeeperLock))
 	if errors.Is(err, rundir.ErrLocked) {
-		return fault.New(fault.Busy, "cannot start %q: it has a keeper already", m.Name)
+		return false, fault.New(fault.Busy, "cannot start %q: it has a keeper already", m.Name)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot start %q: %w", m.Name, err)
+		return false, fmt.Errorf("cannot start %q: %w", m.Name, err)
 	}
 	if err := keep(alone); err != nil {
-		return err
+		return false, err
 	}
 	running, err := rundir.Held(m.Path(rundir.Lock))
 	if err != nil {
-		return err
+		return false, err
 	}
 	v := &vm{
 		m: m, status: &status{dir: m.RunDir}, port: newPort(), gone: make(chan struct{}), ended: make(chan struct{}),
@@ -84,7 +84,7 @@ func run(ctx context.Context, m *instance.Machine, ready func(error)) error {
 		err = v.start(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("cannot start %q: %w", m.Name, err)
+		return false, fmt.Errorf("cannot start %q: %w", m.Name, err)
 	}
 	return v.attend(ctx, ready)
 }
@@ -192,8 +192,8 @@ func (v *vm) adopt() error {
 	return nil
 }
 
-// attend looks after the machine until it ends.
-func (v *vm) attend(ctx context.Context, ready func(error)) error {
+// attend looks after the machine until it ends or ctx does.
+func (v *vm) attend(ctx context.Context, ready func(error)) (ended bool, err error) {
 	inner, cancel := context.WithCancel(ctx)
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
@@ -214,15 +214,15 @@ func (v *vm) attend(ctx context.Context, ready func(error)) error {
 	})
 	if err := v.waitInit(inner); err != nil {
 		v.end()
-		return fmt.Errorf("cannot start %q: %w", v.m.Name, err)
+		return false, fmt.Errorf("cannot start %q: %w", v.m.Name, err)
 	}
 	ready(nil)
 	debug.FreeOSMemory()
 	select {
 	case <-v.ended:
-		return v.status.finish()
+		return true, v.status.finish()
 	case <-ctx.Done():
-		return ctx.Err()
+		return false, ctx.Err()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/guest/wire"
+	"brig/qemu/machine"
 	"brig/qemu/qmp"
 	"brig/qemu/rundir"
 )
@@ -147,6 +148,12 @@ func TestRestartsThatLeadNowhereEndTheMachine(t *testing.T) {
 	v.status.processEnded(errors.New("signal: killed"))
 	if s := read(t, v); s.Exit == nil || s.Exit.Code != exitLost || !strings.Contains(s.Exit.Reason, "again") {
 		t.Errorf("its exit is %+v", s.Exit)
+	}
+}
+
+func TestQEMUAndTheGuestMeanTheSame(t *testing.T) {
+	if machine.AgentPort != wire.PortName || machine.BootConfig != wire.ConfigFile {
+		t.Errorf("QEMU offers %s and %s, the guest looks for %s and %s", machine.AgentPort, machine.BootConfig, wire.PortName, wire.ConfigFile)
 	}
 }
 

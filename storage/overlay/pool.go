@@ -53,6 +53,7 @@ type Options struct {
 type Pool struct {
 	dir  string
 	root *os.Root
+	at   *os.File // the same directory
 	name string
 	step func(string)
 }
@@ -91,7 +92,10 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
-	if err := p.check(); err != nil {
+	if p.at, err = p.root.Open("."); err == nil {
+		err = p.check()
+	}
+	if err != nil {
 		p.root.Close()
 		return nil, err
 	}
@@ -192,6 +196,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 		Source: p.dir,
 		Total:  int64(st.Blocks) * st.Bsize,
 		Free:   int64(st.Bavail) * st.Bsize,
+		Limits: "a disk has its own size; trees share all that is free",
 		Capabilities: storage.Capabilities{
 			Contents:     []storage.Content{storage.Tree, storage.Disk},
 			InstantClone: true,

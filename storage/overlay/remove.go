@@ -79,7 +79,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	defer unix.Close(fd)
 	names, err := treecopy.NamesIn(fd)
 	if err != nil {
-		return err
+		return ignoreMissing(err) // somebody else has removed it since
 	}
 	for _, n := range names {
 		if err := r.remove(fd, n, depth+1); err != nil {

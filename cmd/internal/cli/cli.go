@@ -99,10 +99,10 @@ func codeOf(ctx context.Context, err error) int {
 	return fault.ExitCode(err)
 }
 
-// say tells the user what goes on, unless they want silence.
+// say tells the user in one line what goes on, unless they want silence.
 func (s *session) say(format string, args ...any) {
 	if !s.quiet {
-		s.progress.Line(fmt.Sprintf(format, args...))
+		s.progress.Line(printable(fmt.Sprintf(format, args...)))
 	}
 }
 
@@ -126,7 +126,7 @@ func (s *session) composeManager() (Manager, error) {
 		BrigDir:    brigDir,
 		Failpoints: s.Getenv("BRIG_FAILPOINTS"),
 		Progress:   p,
-		Notice:     func(text string) { s.say("%s", printable(text)) },
+		Notice:     func(text string) { s.say("%s", text) },
 	})
 }
 

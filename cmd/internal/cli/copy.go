@@ -46,10 +46,9 @@ func copyRequest(args []string) (manager.CopyRequest, error) {
 	if source == "" || given && snapshot == "" {
 		return r, fault.New(fault.Invalid, "cannot copy %q: want NAME or NAME/SNAPSHOT", args[0])
 	}
-	if len(args) > 1 {
-		r.Name = args[1]
-	}
-	return r, nil
+	var err error
+	r.Name, err = chosen(args, 1)
+	return r, err
 }
 
 func newRename(s *session) *cobra.Command {

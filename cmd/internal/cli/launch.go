@@ -27,6 +27,7 @@ type createOptions struct {
 	description string
 	ephemeral   bool
 	noNetwork   bool
+	pool        string
 }
 
 func (o *createOptions) flags(cmd *cobra.Command) {
@@ -38,6 +39,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 	f.BoolVar(&o.noProfiles, "no-profiles", false, "Apply no profile at all")
 	f.StringVar(&o.description, "description", "", "Describe the instance")
 	f.BoolVarP(&o.ephemeral, "ephemeral", "e", false, "Delete the instance when it stops")
+	f.StringVarP(&o.pool, "storage", "s", "", "Pool to keep it in (default \"default\")")
 	f.BoolVar(&o.noNetwork, "no-network", false, "Give it no network interface")
 }
 
@@ -45,7 +47,7 @@ func (o *createOptions) flags(cmd *cobra.Command) {
 func (o *createOptions) request(cmd *cobra.Command, args []string) (manager.CreateRequest, error) {
 	r := manager.CreateRequest{
 		Type: instance.Container, Profiles: o.profiles, Description: o.description,
-		Ephemeral: o.ephemeral, NoNetwork: o.noNetwork,
+		Ephemeral: o.ephemeral, NoNetwork: o.noNetwork, Pool: o.pool,
 	}
 	if o.vm {
 		r.Type = instance.VirtualMachine
@@ -60,10 +62,10 @@ func (o *createOptions) request(cmd *cobra.Command, args []string) (manager.Crea
 		args, r.Command = args[:dash], args[dash:]
 	}
 	r.Image = args[0]
-	if len(args) > 1 {
-		r.Name = args[1]
-	}
 	var err error
+	if r.Name, err = chosen(args, 1); err != nil {
+		return r, err
+	}
 	if r.Config, err = parseConfig(o.config); err != nil {
 		return r, err
 	}

@@ -28,8 +28,8 @@ var zfsPreference string
 
 // What the two trees are made of. The guest has what hosts of brig have.
 var (
-	compilers = []string{"gcc", "kmod", "libc6-dev", "linux-headers-cloud-amd64", "make"}
-	guest     = []string{
+	kernelPackages = []string{"gcc", "kmod", "libc6-dev", "linux-headers-cloud-amd64", "make"}
+	guestPackages  = []string{
 		"btrfs-progs", "ca-certificates", "dbus", "dmsetup", "e2fsprogs", "file", "iproute2", "iputils-ping", "kmod",
 		"liblxc1", "liblxc-common", "lvm2", "lxc", "mount", "nftables", "procps", "psmisc", "qemu-system-x86", "qemu-utils",
 		"seabios", "strace", "systemd-sysv", "thin-provisioning-tools", "udev", "uidmap", "xfsprogs", "xz-utils", "zfsutils-linux", "zstd",
@@ -64,19 +64,27 @@ func Build(ctx context.Context, log io.Writer) (Image, error) {
 		return Image{}, err
 	}
 	b := builder{sources: string(list), log: log}
+	kernelVersions, err := versions(ctx, kernelPackages)
+	if err != nil {
+		return Image{}, err
+	}
+	guestVersions, err := versions(ctx, guestPackages)
+	if err != nil {
+		return Image{}, err
+	}
 	var wg sync.WaitGroup
 	var kernel, root string
 	var kernelErr, rootErr error
 	wg.Go(func() {
 		kernel, kernelErr = c.get(ctx, thing{
-			kind: "kernel", recipe: []string{modulesScript, zfsPreference, b.sources, strings.Join(compilers, " ")},
-			packages: []string{"linux-headers-cloud-amd64"}, build: b.kernel,
+			kind: "kernel", recipe: []string{modulesScript, zfsPreference, b.sources, strings.Join(kernelPackages, " ")},
+			versions: kernelVersions, build: b.kernel,
 		})
 	})
 	wg.Go(func() {
 		root, rootErr = c.get(ctx, thing{
-			kind: "guest", recipe: []string{guestScript, zfsPreference, b.sources, diskSize, strings.Join(guest, " ")},
-			packages: guest, build: b.guest,
+			kind: "guest", recipe: []string{guestScript, zfsPreference, b.sources, diskSize, strings.Join(guestPackages, " ")},
+			versions: guestVersions, build: b.guest,
 		})
 	})
 	wg.Wait()
@@ -104,8 +112,7 @@ type builder struct {
 
 // kernel builds the modules of ZFS and collects the kernel with them.
 func (b builder) kernel(ctx context.Context, dir string) error {
-	err := b.bootstrap(ctx, dir, "apt", compilers, modulesScript)
-	if err != nil {
+	if err := b.bootstrap(ctx, dir, "apt", kernelPackages, modulesScript); err != nil {
 		return err
 	}
 	out := filepath.Join(dir, "out")
@@ -121,7 +128,7 @@ func (b builder) kernel(ctx context.Context, dir string) error {
 
 // guest makes the guest's root.
 func (b builder) guest(ctx context.Context, dir string) error {
-	if err := b.bootstrap(ctx, dir, "minbase", guest, guestScript); err != nil {
+	if err := b.bootstrap(ctx, dir, "minbase", guestPackages, guestScript); err != nil {
 		return err
 	}
 	out := filepath.Join(dir, "out")

@@ -43,19 +43,15 @@ func openCache(module string) (cache, error) {
 type thing struct {
 	kind     string
 	recipe   []string // everything it is made by
-	packages []string // whose versions make another thing of it
+	versions string   // of the packages it is made of; empty: not known, any will do
 	build    func(ctx context.Context, dir string) error
 }
 
 // get gives the directory of a thing, and builds it if it is not there. Others
 // that want the same one meanwhile wait for it.
 func (c cache) get(ctx context.Context, t thing) (string, error) {
-	known, err := versions(ctx, t.packages)
-	if err != nil {
-		return "", err
-	}
 	prefix := t.kind + "-" + digest(t.recipe...)
-	if dir, ok := c.find(prefix, known); ok {
+	if dir, ok := c.find(prefix, t.versions); ok {
 		return dir, nil
 	}
 	lock, err := flock.Acquire(ctx, filepath.Join(c.dir, t.kind+".lock"))
@@ -63,13 +59,13 @@ func (c cache) get(ctx context.Context, t thing) (string, error) {
 		return "", err
 	}
 	defer lock.Release()
-	if dir, ok := c.find(prefix, known); ok {
+	if dir, ok := c.find(prefix, t.versions); ok {
 		return dir, nil
 	}
 	if err := c.clean(t.kind); err != nil {
 		return "", err
 	}
-	return c.make(ctx, t, filepath.Join(c.dir, name(prefix, known)))
+	return c.make(ctx, t, filepath.Join(c.dir, name(prefix, t.versions)))
 }
 
 func (c cache) make(ctx context.Context, t thing, dst string) (string, error) {

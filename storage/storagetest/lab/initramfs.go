@@ -13,7 +13,7 @@ import (
 )
 
 // early are the modules that the guest needs to find its root.
-var early = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4", "9pnet_virtio", "9p"}
+var early = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4"}
 
 // writeInitramfs writes an archive with init, and the modules that it loads.
 func writeInitramfs(path string, img Image, init string) error {

@@ -36,8 +36,8 @@ type Options struct {
 	// of each is in the guest, writable, at Tree(name).
 	Trees map[string]string
 
-	// Files are files of the host by name. Each is in the guest, read-only, at
-	// File(name), and so is each program, which is compiled without cgo.
+	// Files are files of the host by name. A copy of each is in the guest at
+	// File(name), and so is each program, compiled without cgo.
 	Files    map[string]string
 	Programs map[string]string // import paths
 

@@ -21,11 +21,77 @@ func TestLab(t *testing.T) {
 	Run(t, Options{
 		Tests: []Binary{
 			{Package: "brig/storage/storagetest/lab", Run: "^TestInside"},
-			{Package: "brig/storage/overlay"},
+			// The machine at hand runs the rest of it: every step to be killed at is slow here.
+			{Package: "brig/storage/overlay", Run: "^TestOverlay$", Args: []string{"-test.skip=^TestOverlay$/^Crashes$"}},
 		},
 		Disks: []int64{1 << 30, 1 << 30, 64 << 20},
 		Env:   []string{"LAB_TEST=it's, here"},
 	})
+}
+
+// debian gives the Debian tree that the environment names.
+func debian(t *testing.T) string {
+	t.Helper()
+	if Inside() {
+		t.Skip("is in the lab")
+	}
+	tree := os.Getenv("BRIG_TEST_DEBIAN")
+	if tree == "" {
+		t.Skip("BRIG_TEST_DEBIAN names no Debian tree")
+	}
+	return tree
+}
+
+// TestContainersOnCgroup2 runs the container driver's tests where systemd is init
+// and cgroup v2 has all controllers.
+func TestContainersOnCgroup2(t *testing.T) {
+	Run(t, Options{
+		Tests: []Binary{{
+			Package: "brig/lxc",
+			Args:    []string{"-test.skip=^TestMonitorIsSmall$"}, // measures, and compiles with cgo
+		}},
+		Trees:    map[string]string{"debian": debian(t)},
+		Programs: map[string]string{"brig-guest": "brig/cmd/brig-guest"},
+		Env:      []string{"BRIG_TEST_DEBIAN=" + Tree("debian"), "BRIG_TEST_GUEST=" + File("brig-guest")},
+	})
+}
+
+// TestMachinesOnKVM runs virtual machines in the guest with KVM, which its
+// emulated processor has.
+func TestMachinesOnKVM(t *testing.T) {
+	disk := filepath.Join(t.TempDir(), "bookworm.raw")
+	if err := filesystem(t.Context(), debian(t), disk, "2G"); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, Options{
+		Tests: []Binary{
+			{Package: "brig/storage/storagetest/lab", Run: "^TestKVMInside$"},
+			{Package: "brig/qemu", Run: "^TestApp$"},
+		},
+		Files:    map[string]string{"bookworm.raw": disk},
+		Programs: map[string]string{"brig-guest": "brig/cmd/brig-guest"},
+		Memory:   3072,
+		Env:      []string{"BRIG_TEST_CACHE=" + filepath.Dir(File("x")), "BRIG_TEST_GUEST=" + File("brig-guest")},
+	})
+}
+
+// TestKVMInside boots the guest's own kernel once more, to the point where it
+// misses its root.
+func TestKVMInside(t *testing.T) {
+	inside(t)
+	kernels, err := filepath.Glob("/boot/vmlinuz-*")
+	if err != nil || len(kernels) != 1 {
+		t.Fatalf("/boot has the kernels %q, %v", kernels, err)
+	}
+	tool(t, "modprobe", "kvm_amd")
+	out := tool(t, "timeout", "60", "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
+		"-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256", "-kernel", kernels[0],
+		"-append", "console=ttyS0 panic=-1", "-serial", "stdio")
+	for _, want := range []string{"Hypervisor detected: KVM", "Unable to mount root fs"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the console does not show %q:\n%s", want, out)
+		}
+	}
 }
 
 func inside(t *testing.T) {

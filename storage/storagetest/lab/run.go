@@ -30,7 +30,11 @@ func Run(t *testing.T, o Options) {
 		defer cancel()
 	}
 	log := &tail{}
-	results, err := Do(ctx, o, log, io.Discard)
+	out := io.Discard
+	if testing.Verbose() {
+		out = t.Output()
+	}
+	results, err := Do(ctx, o, log, out)
 	if err != nil {
 		t.Errorf("%v\n%s", err, log)
 	}
@@ -55,12 +59,16 @@ func (r Result) check(t *testing.T) {
 			skipped = append(skipped, string(m[2]))
 		}
 	}
+	output := r.Output
+	if testing.Verbose() {
+		output = nil // it was shown as it came
+	}
 	t.Logf("in the lab: %d passed, %d failed, %d skipped %s", count["PASS"], count["FAIL"], count["SKIP"], strings.Join(skipped, " "))
 	switch {
 	case r.Code != 0:
-		t.Errorf("in the lab the tests ended with code %d:\n%s", r.Code, r.Output)
+		t.Errorf("in the lab the tests ended with code %d\n%s", r.Code, output)
 	case count["PASS"] == 0:
-		t.Errorf("in the lab no test passed:\n%s", r.Output)
+		t.Errorf("in the lab no test passed\n%s", output)
 	}
 }
 

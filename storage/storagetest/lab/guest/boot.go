@@ -36,7 +36,7 @@ func boot() error {
 	if err := linkKernel(); err != nil {
 		return err
 	}
-	if err := mount("lab", root+plan.Share, "9p", unix.MS_RDONLY, "trans=virtio,version=9p2000.L,msize=512000,cache=loose"); err != nil {
+	if err := mountDisk("share", root+plan.Share, 0); err != nil {
 		return err
 	}
 	for _, target := range []string{"/sys", "/proc", "/dev"} {

@@ -9,8 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"brig/storage/storagetest/lab/plan"
 )
@@ -117,7 +116,7 @@ func (t *teller) run(index int, c plan.Command) (int, error) {
 	if ended := (*exec.ExitError)(nil); err != nil && !errors.As(err, &ended) {
 		return 0, err
 	}
-	status := cmd.ProcessState.Sys().(unix.WaitStatus)
+	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	if status.Signaled() {
 		return 128 + int(status.Signal()), nil
 	}

@@ -5,7 +5,7 @@ package plan
 
 // Where the guest finds things.
 const (
-	Share = "/lab"                        // what the host shares, read-only
+	Share = "/lab"                        // a copy of what the host shares
 	Trees = "/srv"                        // one file system for each of Plan.Trees
 	Port  = "org.brig.lab"                // name of the serial port for events
 	File  = "plan.json"                   // the plan, in Share

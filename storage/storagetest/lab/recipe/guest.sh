@@ -7,7 +7,7 @@ set -eu
 echo lab >/etc/hostname
 echo '127.0.0.1 localhost lab' >/etc/hosts
 : >/etc/resolv.conf
-: >/etc/machine-id
+systemd-machine-id-setup
 mkdir -p /lab /usr/lib/modules
 
 systemctl set-default multi-user.target
@@ -19,7 +19,7 @@ for unit in \
 	zfs-import-cache.service zfs-import-scan.service zfs-load-module.service \
 	getty@tty1.service serial-getty@ttyS0.service systemd-networkd.service systemd-resolved.service \
 	systemd-random-seed.service systemd-journal-flush.service systemd-update-utmp.service \
-	modprobe@drm.service systemd-pstore.service; do
+	modprobe@drm.service systemd-pstore.service systemd-sysusers.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount; do
 	ln -sf /dev/null "/etc/systemd/system/$unit"
 done
 mkdir -p /etc/systemd/journald.conf.d
@@ -29,7 +29,10 @@ printf '[Journal]\nStorage=volatile\n' >/etc/systemd/journald.conf.d/lab.conf
 cat >/etc/systemd/system/lab.service <<'END'
 [Unit]
 Description=What the host of the lab asks for
-After=basic.target systemd-udev-settle.service
+After=basic.target systemd-udev-trigger.service
+# The machine is of no use without it.
+SuccessAction=poweroff-force
+FailureAction=poweroff-force
 
 [Service]
 ExecStart=/lab/guest
