@@ -1,0 +1,5 @@
+package btrfs
+
+import "context"
+
+func (p *Pool) sweepGroups(ctx context.Context) error { return nil }
