@@ -81,6 +81,13 @@ func (c *change) end(failed bool) {
 	}
 }
 
+// commit ends a change that has succeeded and makes it durable, in one transaction
+// with the removal of what it leaves.
+func (c *change) commit() error {
+	c.end(false)
+	return c.pool.commit()
+}
+
 // close unlocks the change's directory.
 func (c *change) close() {
 	c.lock.Close()

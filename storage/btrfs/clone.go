@@ -40,7 +40,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err := c.dir.Mkdir(newVolume, 0o700); err != nil {
 		return nil, err
 	}
-	take := func() error { return c.take(source, newVolume, false, 0) }
+	take := func() error { return c.take(source, newVolume, false) }
 	if from.Snapshot == "" && from.Class != storage.Images {
 		err = p.still(ctx, from.Key, parent.Content, source, o.Live, take)
 	} else {
@@ -53,7 +53,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if rec.Origins, err = c.origins(parent); err != nil {
 		return nil, err
 	}
-	if err := c.writeRecord(&rec); err != nil {
+	if err := c.writeRecord(key, &rec); err != nil {
 		return nil, err
 	}
 	if o.Edit != nil {

@@ -27,7 +27,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 		return nil, err
 	}
 	defer func() { c.end(err != nil) }()
-	if err := createSubvolume(c.lock, filling, 0); err != nil {
+	if err := createSubvolume(c.lock, filling); err != nil {
 		return nil, err
 	}
 	p.step("subvolume made")
@@ -54,12 +54,11 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	if err := c.dir.Mkdir(newVolume, 0o700); err != nil {
 		return nil, err
 	}
-	// The snapshot makes the record durable as well.
-	rec := record{Content: content}
-	if err := c.writeRecord(&rec); err != nil {
+	if err := c.take(source, newVolume, key.Class == storage.Images); err != nil {
 		return nil, err
 	}
-	if err := c.take(source, newVolume, key.Class == storage.Images, 0); err != nil {
+	rec := record{Content: content}
+	if err := c.writeRecord(key, &rec); err != nil {
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
@@ -81,22 +80,29 @@ func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
 }
 
 // take makes a snapshot of the subvolume source in a directory of the change.
-func (c *change) take(source *os.File, where string, readOnly bool, group uint64) error {
+func (c *change) take(source *os.File, where string, readOnly bool) error {
 	dir, err := c.open(where)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := snapshotSubvolume(source, dir, dataName, readOnly, group); err != nil {
+	if err := snapshotSubvolume(source, dir, dataName, readOnly); err != nil {
 		return err
 	}
 	c.pool.step("snapshot taken")
 	return nil
 }
 
-// writeRecord gives the new volume an id and its record.
-func (c *change) writeRecord(rec *record) error {
+// writeRecord gives the new volume an id and its record, and where volumes are
+// counted, a group.
+func (c *change) writeRecord(key storage.Key, rec *record) error {
 	rec.Version, rec.ID = formatVersion, newID()
+	if key.Class != storage.Images {
+		var err error
+		if rec.Group, err = c.newGroup(); err != nil {
+			return err
+		}
+	}
 	return writeFile(c.dir, path.Join(newVolume, volumeFile), rec)
 }
 
@@ -110,7 +116,7 @@ func (c *change) publish(ctx context.Context, key storage.Key, rec record) (stor
 		return nil, err
 	}
 	p.step("published")
-	return &volume{pool: p, key: key, rec: rec}, p.commit()
+	return &volume{pool: p, key: key, rec: rec}, c.commit()
 }
 
 // checkFilled judges what fill made.

@@ -23,9 +23,7 @@ type (
 		fd      int64
 		transid uint64
 		flags   uint64
-		size    uint64 // of what inherit points to
-		inherit unsafe.Pointer
-		_       [2]uint64
+		_       [4]uint64
 		name    [4040]byte
 	}
 	timespec struct {
@@ -63,10 +61,8 @@ type (
 	groupCreate struct {
 		create, group uint64
 	}
-	groupInherit struct {
-		flags, groups, refCopies, exclCopies uint64
-		limit                                quotaLimit
-		first                                uint64 // the one group that is given here
+	groupAssign struct {
+		assign, member, group uint64
 	}
 )
 
@@ -94,16 +90,14 @@ const (
 	iocGetFlags     = dirRead | 8<<16 | magic | 25
 	iocSetFlags     = dirWrite | 8<<16 | magic | 26
 	iocQuotaCtl     = dirRead | dirWrite | 16<<16 | magic | 40
+	iocGroupAssign  = dirWrite | 24<<16 | magic | 41
 	iocGroupCreate  = dirWrite | 16<<16 | magic | 42
 	iocGroupLimit   = dirRead | 48<<16 | magic | 43
 	iocSubvolInfo   = dirRead | 504<<16 | magic | 60
 )
 
-// Flags of subvolumes and of making them.
-const (
-	subvolReadOnly = 1 << 1
-	subvolInherit  = 1 << 2
-)
+// subvolReadOnly is the flag of a subvolume that cannot be written.
+const subvolReadOnly = 1 << 1
 
 // rootInode is the inode number of the top of every subvolume.
 const rootInode = 256
@@ -117,45 +111,23 @@ func ioctl(f *os.File, what string, request uintptr, arg unsafe.Pointer) error {
 	return nil
 }
 
-// newSubvolume gives the arguments for a subvolume that is counted in group,
-// which may be 0.
-func newSubvolume(name string, group uint64) (*volArgsV2, error) {
-	args := &volArgsV2{}
-	if name == "" || len(name) > 255 {
-		return nil, fault.New(fault.Invalid, "cannot name a subvolume %q", name)
-	}
-	copy(args.name[:], name)
-	if group != 0 {
-		inherit := &groupInherit{groups: 1, first: group}
-		args.flags |= subvolInherit
-		args.size = uint64(unsafe.Sizeof(*inherit))
-		args.inherit = unsafe.Pointer(inherit)
-	}
-	return args, nil
-}
-
 // createSubvolume makes an empty subvolume in dir.
-func createSubvolume(dir *os.File, name string, group uint64) error {
-	args, err := newSubvolume(name, group)
-	if err != nil {
-		return err
-	}
+func createSubvolume(dir *os.File, name string) error {
+	args := &volArgsV2{}
+	copy(args.name[:255], name)
 	return ioctl(dir, "making a subvolume", iocSubvolCreate, unsafe.Pointer(args))
 }
 
 // snapshotSubvolume makes a snapshot of the subvolume source in dir. Everything
 // that happened in the file system before is durable afterwards, but for data of
 // other subvolumes that was not written out yet.
-func snapshotSubvolume(source, dir *os.File, name string, readOnly bool, group uint64) error {
-	args, err := newSubvolume(name, group)
-	if err != nil {
-		return err
-	}
-	args.fd = int64(source.Fd())
+func snapshotSubvolume(source, dir *os.File, name string, readOnly bool) error {
+	args := &volArgsV2{fd: int64(source.Fd())}
+	copy(args.name[:255], name)
 	if readOnly {
-		args.flags |= subvolReadOnly
+		args.flags = subvolReadOnly
 	}
-	err = ioctl(dir, "taking a snapshot", iocSnapCreate, unsafe.Pointer(args))
+	err := ioctl(dir, "taking a snapshot", iocSnapCreate, unsafe.Pointer(args))
 	runtime.KeepAlive(source)
 	return err
 }

@@ -1,5 +1,283 @@
 package btrfs
 
-import "context"
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path"
+	"unsafe"
 
-func (p *Pool) sweepGroups(ctx context.Context) error { return nil }
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// A volume is counted in a quota group of level 1, whose members are all the
+// subvolumes that were ever its data. Simple quotas charge an extent to the
+// subvolume that wrote it, for as long as anybody keeps it, so nothing has to be
+// looked up when extents are shared, and snapshots make writing no slower.
+
+// quotas tells how the file system counts.
+type quotas int
+
+const (
+	noQuotas quotas = iota
+	simpleQuotas
+	fullQuotas
+)
+
+// The quota tree and its items (linux/btrfs_tree.h).
+const (
+	quotaTree     = 8
+	quotaStatus   = 240
+	groupInfo     = 242
+	groupLimits   = 244
+	groupRelation = 246
+
+	quotaOn     = 1
+	quotaSimple = 8
+
+	enableSimple = 4
+
+	limitReferred = 1
+	noLimit       = math.MaxUint64
+)
+
+// groupOf gives the group of a volume whose data was this subvolume at first. The
+// highest bit of the number tells it from groups that people make.
+func groupOf(subvolume uint64) uint64 { return 1<<48 | 1<<47 | subvolume }
+
+func quotasOf(f *os.File) (quotas, error) {
+	mode := noQuotas
+	key := searchKey{tree: quotaTree, minType: quotaStatus, maxType: quotaStatus, maxOffset: math.MaxUint64}
+	err := search(f, key, fewItems, func(it item) error {
+		if len(it.data) < 24 {
+			return nil
+		}
+		switch flags := binary.LittleEndian.Uint64(it.data[16:]); {
+		case flags&quotaOn == 0:
+		case flags&quotaSimple != 0:
+			mode = simpleQuotas
+		default:
+			mode = fullQuotas
+		}
+		return nil
+	})
+	return mode, ignoreMissing(err) // without quotas, there is no quota tree
+}
+
+// limits says how limits are kept.
+func (p *Pool) limits() (string, error) {
+	d, err := p.root.Open(".")
+	if err != nil {
+		return "", fault.Wrap(fault.Unavailable, err)
+	}
+	defer d.Close()
+	mode, err := quotasOf(d)
+	switch {
+	case err != nil:
+		return "", err
+	case mode == simpleQuotas:
+		return "simple quotas of btrfs: what a volume has written and somebody still keeps counts, what it shares with its image does not", nil
+	case mode == fullQuotas:
+		return "not kept: full quota groups are on, which make snapshots slow; after `btrfs quota disable`, the first limit turns on simple ones", nil
+	}
+	return "none is set; the first turns on simple quotas of btrfs (Linux 6.7), and what was written before will not count", nil
+}
+
+// newGroup makes the group of a new volume, if the file system counts.
+func (c *change) newGroup() (uint64, error) {
+	if mode, err := quotasOf(c.lock); mode != simpleQuotas || err != nil {
+		return 0, err
+	}
+	data, err := openSubvolume(c.dir, path.Join(newVolume, dataName))
+	if err != nil {
+		return 0, err
+	}
+	defer data.Close()
+	return makeGroup(data, 0)
+}
+
+// makeGroup makes a group, if there is none yet, and counts data in it. Zero
+// stands for a new one.
+func makeGroup(data *os.File, group uint64) (uint64, error) {
+	info, err := infoOf(data)
+	if err != nil {
+		return 0, err
+	}
+	if group == 0 {
+		group = groupOf(info.id)
+	}
+	err = ioctl(data, "making a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{create: 1, group: group}))
+	if err != nil && !errors.Is(err, fs.ErrExist) {
+		return 0, err
+	}
+	return group, assign(data, info.id, group, true)
+}
+
+// assign makes a subvolume or group count in group, or no longer.
+func assign(f *os.File, member, group uint64, on bool) error {
+	args := &groupAssign{member: member, group: group}
+	if on {
+		args.assign = 1
+	}
+	err := ioctl(f, "changing a quota group", iocGroupAssign, unsafe.Pointer(args))
+	if on && errors.Is(err, fs.ErrExist) || !on && errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// count counts the new data in a directory of the change in a group, if there is
+// one.
+func (c *change) count(dir string, group uint64) error {
+	if group == 0 {
+		return nil
+	}
+	data, err := openSubvolume(c.dir, path.Join(dir, dataName))
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	if mode, err := quotasOf(data); mode != simpleQuotas || err != nil {
+		return err
+	}
+	info, err := infoOf(data)
+	if err != nil {
+		return err
+	}
+	return assign(data, info.id, group, true)
+}
+
+// removeGroup removes the group of the deleted volume in a directory, if it is
+// one and has one.
+func removeGroup(dir *os.File) error {
+	fd, err := unix.Openat(int(dir.Fd()), volumeFile, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	f := os.NewFile(uintptr(fd), volumeFile)
+	defer f.Close()
+	var rec record
+	if json.NewDecoder(io.LimitReader(f, maxRecord)).Decode(&rec) != nil || rec.Group != groupOf(rec.Group&(1<<47-1)) {
+		return nil // damaged, or without a group
+	}
+	if mode, err := quotasOf(dir); mode != simpleQuotas || err != nil {
+		return err
+	}
+	var members []uint64
+	key := searchKey{tree: quotaTree, minObject: rec.Group, maxObject: rec.Group, minType: groupRelation, maxType: groupRelation, maxOffset: math.MaxUint64}
+	err = search(dir, key, fewItems, func(it item) error {
+		members = append(members, it.offset)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		if err := assign(dir, m, rec.Group, false); err != nil {
+			return err
+		}
+	}
+	return ignoreMissing(ioctl(dir, "removing a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{group: rec.Group})))
+}
+
+var _ storage.Limiter = (*volume)(nil)
+
+// SetLimit limits what the volume writes from now on.
+func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
+	defer fail(&err, "cannot limit volume %q to %d bytes", v.key, limit)
+	switch {
+	case limit < 0:
+		return fault.New(fault.Invalid, "a limit is not negative")
+	case v.key.Class == storage.Images:
+		return fault.New(fault.Unsupported, "images are read-only")
+	case v.rec.Content == storage.Disk:
+		return fault.New(fault.Unsupported, "a disk has a size of its own, and a machine that cannot write to it gets errors")
+	}
+	p := v.pool
+	data, err := p.openData(v.source())
+	if err := first(err, ctx.Err()); err != nil {
+		return err
+	}
+	defer data.Close()
+	rec, err := p.load(v.key)
+	if err != nil {
+		return err
+	}
+	mode, err := quotasOf(data)
+	switch {
+	case err != nil:
+		return err
+	case limit == 0 && (mode != simpleQuotas || rec.Group == 0):
+		return nil
+	case mode == fullQuotas:
+		return fault.New(fault.Unsupported, "full quota groups are on, which make snapshots slow: run `btrfs quota disable %s` first", p.dir)
+	case mode == noQuotas:
+		if err := enableQuotas(data); err != nil {
+			return err
+		}
+	}
+	group, err := makeGroup(data, rec.Group)
+	if err != nil {
+		return err
+	}
+	p.step("group made")
+	if rec.Group == 0 {
+		rec.Group = group
+		if err := p.replaceFile(path.Join(v.key.String(), volumeFile), rec); err != nil {
+			return err
+		}
+		p.step("group noted")
+	}
+	args := &groupLimit{group: rec.Group, limit: quotaLimit{flags: limitReferred, maxRefer: uint64(limit)}}
+	if limit == 0 {
+		args.limit.maxRefer = noLimit
+	}
+	if err := ioctl(data, "limiting a quota group", iocGroupLimit, unsafe.Pointer(args)); err != nil {
+		return err
+	}
+	return commit(data)
+}
+
+func enableQuotas(f *os.File) error {
+	err := ioctl(f, "turning on simple quotas", iocQuotaCtl, unsafe.Pointer(&quotaCtl{cmd: enableSimple}))
+	if errors.Is(err, unix.EINVAL) {
+		return fault.New(fault.Unsupported, "this kernel has no simple quotas (they came with Linux 6.7), and full quota groups make writing a hundred times slower")
+	}
+	return err
+}
+
+// Limit gives the limit and what counts against it.
+func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
+	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	data, err := v.pool.openData(v.source())
+	if err := first(err, ctx.Err()); err != nil {
+		return limit, err
+	}
+	defer data.Close()
+	rec, err := v.pool.load(v.key)
+	if err != nil || rec.Group == 0 {
+		return limit, err
+	}
+	key := searchKey{tree: quotaTree, minType: groupInfo, maxType: groupLimits, minOffset: rec.Group, maxOffset: rec.Group}
+	err = search(data, key, fewItems, func(it item) error {
+		switch {
+		case it.offset != rec.Group:
+		case it.kind == groupInfo && len(it.data) >= 16:
+			limit.Used = int64(binary.LittleEndian.Uint64(it.data[8:]))
+		case it.kind == groupLimits && len(it.data) >= 16:
+			if binary.LittleEndian.Uint64(it.data)&limitReferred != 0 {
+				limit.Max = int64(binary.LittleEndian.Uint64(it.data[8:]))
+			}
+		}
+		return nil
+	})
+	return limit, ignoreMissing(err)
+}

@@ -206,12 +206,17 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	if err != nil {
 		return storage.Info{}, err
 	}
+	limits, err := p.limits()
+	if err != nil {
+		return storage.Info{}, err
+	}
 	return storage.Info{
 		Name:   p.name,
 		Driver: "btrfs",
 		Source: p.source,
 		Total:  int64(st.Blocks) * st.Bsize,
 		Free:   int64(st.Bavail) * st.Bsize,
+		Limits: limits,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,

@@ -113,6 +113,9 @@ func (r *remover) removeIn(dir *os.File, name string, depth int) error {
 		}
 		return r.destroy(dir, name, sub)
 	}
+	if err := removeGroup(sub); err != nil {
+		return err
+	}
 	names, err := sub.Readdirnames(-1)
 	if err != nil {
 		return err

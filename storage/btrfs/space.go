@@ -58,7 +58,7 @@ func (p *Pool) makeReserve() error {
 		return err
 	}
 	p.step("reserve made")
-	return nil
+	return p.commit() // until when it does not count
 }
 
 // releaseReserve gives the reserve back on a full pool. The next commit makes it

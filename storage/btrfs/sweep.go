@@ -38,7 +38,7 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	if err := r.wait(); err != nil {
 		return err
 	}
-	return first(p.sweepGroups(ctx), p.makeReserve())
+	return p.makeReserve()
 }
 
 // Pending tells whether there is anything for Sweep.

@@ -104,7 +104,7 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 	if err := writeFile(c.dir, path.Join(newSnapshot, snapshotFile), rec); err != nil {
 		return err
 	}
-	err = p.still(ctx, v.key, v.rec.Content, data, live, func() error { return c.take(data, newSnapshot, true, 0) })
+	err = p.still(ctx, v.key, v.rec.Content, data, live, func() error { return c.take(data, newSnapshot, true) })
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 		return err
 	}
 	p.step("snapshot in place")
-	return p.commit()
+	return c.commit()
 }
 
 // Snapshots lists the snapshots, oldest first.
@@ -176,10 +176,13 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		return err
 	}
 	defer func() { c.end(err != nil) }()
-	if err := c.take(source, ".", false, rec.Group); err != nil {
+	if err := c.take(source, ".", false); err != nil {
 		return err
 	}
 	if err := c.keepFiles(v.key); err != nil {
+		return err
+	}
+	if err := c.count(".", rec.Group); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -189,7 +192,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		return err
 	}
 	p.step("exchanged")
-	return p.commit()
+	return c.commit()
 }
 
 // exchange lets the new subvolume of the change and the one at path change places.
