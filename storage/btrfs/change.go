@@ -52,8 +52,12 @@ func (p *Pool) begin(ctx context.Context) (*change, error) {
 		} else if err != nil {
 			return nil, err
 		}
-		if c.lock, err = flock(ctx, c.dir); err != nil {
+		if c.lock, err = c.dir.Open("."); err != nil {
 			c.dir.Close()
+			return nil, err
+		}
+		if err := flock(ctx, c.lock); err != nil {
+			c.close()
 			return nil, err
 		}
 		if p.has(c.path()) {
@@ -125,26 +129,19 @@ const (
 	maxWait = 20 * time.Millisecond
 )
 
-// flock locks the directory dir until the file it returns is closed, or the
-// program ends. It tries again and again, because a call that waits in the kernel
-// could not obey ctx.
-func flock(ctx context.Context, dir *os.Root) (*os.File, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
+// flock locks f until it is closed, or the program ends. It tries again and again,
+// because a call that waits in the kernel could not obey ctx.
+func flock(ctx context.Context, f *os.File) error {
 	for wait := minWait; ; wait = min(2*wait, maxWait) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return f, nil
+			return nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("lock: %w", err)
+			return fmt.Errorf("lock: %w", err)
 		}
 		if err := pause(ctx, wait); err != nil {
-			f.Close()
-			return nil, err
+			return err
 		}
 	}
 }

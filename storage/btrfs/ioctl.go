@@ -26,6 +26,11 @@ type (
 		_       [4]uint64
 		name    [4040]byte
 	}
+	devInfo struct {
+		id   uint64
+		_    [3048 + 16]byte
+		path [1024]byte
+	}
 	timespec struct {
 		sec  uint64
 		nsec uint32
@@ -89,10 +94,12 @@ const (
 	iocStartSync    = dirRead | 8<<16 | magic | 24
 	iocGetFlags     = dirRead | 8<<16 | magic | 25
 	iocSetFlags     = dirWrite | 8<<16 | magic | 26
+	iocDevInfo      = dirRead | dirWrite | 4096<<16 | magic | 30
 	iocQuotaCtl     = dirRead | dirWrite | 16<<16 | magic | 40
 	iocGroupAssign  = dirWrite | 24<<16 | magic | 41
 	iocGroupCreate  = dirWrite | 16<<16 | magic | 42
 	iocGroupLimit   = dirRead | 48<<16 | magic | 43
+	iocSetLabel     = dirWrite | 256<<16 | magic | 50
 	iocSubvolInfo   = dirRead | 504<<16 | magic | 60
 )
 

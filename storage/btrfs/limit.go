@@ -101,12 +101,13 @@ func (c *change) newGroup() (uint64, error) {
 		return 0, err
 	}
 	defer data.Close()
-	return makeGroup(data, 0)
+	return makeGroup(c.lock, data, 0)
 }
 
 // makeGroup makes a group, if there is none yet, and counts data in it. Zero
-// stands for a new one.
-func makeGroup(data *os.File, group uint64) (uint64, error) {
+// stands for a new one. Groups are changed by way of a directory f of the pool:
+// the kernel would charge the volume, which may be at its limit.
+func makeGroup(f, data *os.File, group uint64) (uint64, error) {
 	info, err := infoOf(data)
 	if err != nil {
 		return 0, err
@@ -114,11 +115,11 @@ func makeGroup(data *os.File, group uint64) (uint64, error) {
 	if group == 0 {
 		group = groupOf(info.id)
 	}
-	err = ioctl(data, "making a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{create: 1, group: group}))
+	err = ioctl(f, "making a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{create: 1, group: group}))
 	if err != nil && !errors.Is(err, fs.ErrExist) {
 		return 0, err
 	}
-	return group, assign(data, info.id, group, true)
+	return group, assign(f, info.id, group, true)
 }
 
 // assign makes a subvolume or group count in group, or no longer.
@@ -152,7 +153,7 @@ func (c *change) count(dir string, group uint64) error {
 	if err != nil {
 		return err
 	}
-	return assign(data, info.id, group, true)
+	return assign(c.lock, info.id, group, true)
 }
 
 // removeGroup removes the group of the deleted volume in a directory, if it is
@@ -171,12 +172,7 @@ func removeGroup(dir *os.File) error {
 	if mode, err := quotasOf(dir); mode != simpleQuotas || err != nil {
 		return err
 	}
-	var members []uint64
-	key := searchKey{tree: quotaTree, minObject: rec.Group, maxObject: rec.Group, minType: groupRelation, maxType: groupRelation, maxOffset: math.MaxUint64}
-	err = search(dir, key, fewItems, func(it item) error {
-		members = append(members, it.offset)
-		return nil
-	})
+	members, err := related(dir, rec.Group)
 	if err != nil {
 		return err
 	}
@@ -186,6 +182,34 @@ func removeGroup(dir *os.File) error {
 		}
 	}
 	return ignoreMissing(ioctl(dir, "removing a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{group: rec.Group})))
+}
+
+// related gives the members of a group, or the groups that a subvolume is in.
+func related(f *os.File, id uint64) (ids []uint64, err error) {
+	key := searchKey{tree: quotaTree, minObject: id, maxObject: id, minType: groupRelation, maxType: groupRelation, maxOffset: math.MaxUint64}
+	err = search(f, key, fewItems, func(it item) error {
+		ids = append(ids, it.offset)
+		return nil
+	})
+	return ids, ignoreMissing(err)
+}
+
+// withoutGroups calls do while a subvolume is not counted in its groups.
+func withoutGroups(f *os.File, subvolume uint64, do func() error) error {
+	groups, err := related(f, subvolume)
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		if err := assign(f, subvolume, g, false); err != nil {
+			return err
+		}
+	}
+	err = do()
+	for _, g := range groups {
+		err = errors.Join(err, assign(f, subvolume, g, true))
+	}
+	return err
 }
 
 var _ storage.Limiter = (*volume)(nil)
@@ -207,11 +231,16 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 		return err
 	}
 	defer data.Close()
+	pool, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
 	rec, err := p.load(v.key)
 	if err != nil {
 		return err
 	}
-	mode, err := quotasOf(data)
+	mode, err := quotasOf(pool)
 	switch {
 	case err != nil:
 		return err
@@ -220,11 +249,11 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 	case mode == fullQuotas:
 		return fault.New(fault.Unsupported, "full quota groups are on, which make snapshots slow: run `btrfs quota disable %s` first", p.dir)
 	case mode == noQuotas:
-		if err := enableQuotas(data); err != nil {
+		if err := enableQuotas(pool); err != nil {
 			return err
 		}
 	}
-	group, err := makeGroup(data, rec.Group)
+	group, err := makeGroup(pool, data, rec.Group)
 	if err != nil {
 		return err
 	}
@@ -240,10 +269,10 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 	if limit == 0 {
 		args.limit.maxRefer = noLimit
 	}
-	if err := ioctl(data, "limiting a quota group", iocGroupLimit, unsafe.Pointer(args)); err != nil {
+	if err := ioctl(pool, "limiting a quota group", iocGroupLimit, unsafe.Pointer(args)); err != nil {
 		return err
 	}
-	return commit(data)
+	return commit(pool)
 }
 
 func enableQuotas(f *os.File) error {
@@ -264,6 +293,10 @@ func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 	defer data.Close()
 	rec, err := v.pool.load(v.key)
 	if err != nil || rec.Group == 0 {
+		return limit, err
+	}
+	// The kernel counts when it commits.
+	if err := v.pool.commit(); err != nil {
 		return limit, err
 	}
 	key := searchKey{tree: quotaTree, minType: groupInfo, maxType: groupLimits, minOffset: rec.Group, maxOffset: rec.Group}

@@ -8,6 +8,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -45,12 +46,11 @@ var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 type Options struct {
 	Name string
 
-	// Source is what Info says the pool is on, if that is not its directory.
-	Source string
-
 	// Step, if set, is called after each step that changes the pool on disk, with
 	// the step's name. Tests kill the program there.
 	Step func(step string)
+
+	medium string // the device or file that the pool has for itself
 }
 
 // Pool is a pool in a directory on btrfs. It holds no state beside its open
@@ -59,7 +59,7 @@ type Pool struct {
 	dir    string
 	root   *os.Root
 	name   string
-	source string
+	medium string
 	step   func(string)
 }
 
@@ -79,12 +79,9 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, name: o.Name, source: o.Source, step: o.Step}
+	p := &Pool{dir: dir, name: o.Name, medium: o.medium, step: o.Step}
 	if p.name == "" {
 		p.name = "default"
-	}
-	if p.source == "" {
-		p.source = dir
 	}
 	if p.step == nil {
 		p.step = func(string) {}
@@ -190,15 +187,6 @@ func (p *Pool) writeHeader() error {
 	return errors.Join(err, p.root.Remove(temporary), p.commit())
 }
 
-func (p *Pool) statfs() (st unix.Statfs_t, err error) {
-	d, err := p.root.Open(".")
-	if err != nil {
-		return st, fault.Wrap(fault.Unavailable, err)
-	}
-	defer d.Close()
-	return st, fault.Wrap(fault.Unavailable, unix.Fstatfs(int(d.Fd()), &st))
-}
-
 // Info describes the pool.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	defer fail(&err, "cannot tell about pool %q", p.name)
@@ -213,7 +201,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	return storage.Info{
 		Name:   p.name,
 		Driver: "btrfs",
-		Source: p.source,
+		Source: cmp.Or(p.medium, p.dir),
 		Total:  int64(st.Blocks) * st.Bsize,
 		Free:   int64(st.Bavail) * st.Bsize,
 		Limits: limits,
@@ -284,7 +272,7 @@ func (p *Pool) move(from, to string) error {
 	err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) && from != to {
 		if gone, _ := p.half(to); gone {
-			if err := p.discard(to); err != nil {
+			if err := ignoreMissing(p.discard(to)); err != nil {
 				return err
 			}
 			err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)

@@ -23,20 +23,29 @@ func (p *Pool) drop(dir, record string) error {
 		return err
 	}
 	err := p.discard(dir)
-	if !noSpace(err) {
-		return err
+	if noSpace(err) {
+		err = p.root.Remove(path.Join(dir, record))
+	} else if err == nil {
+		return nil
 	}
-	if err := p.root.Remove(path.Join(dir, record)); err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "somebody else deleted it")
+	}
+	if err != nil {
 		return err
 	}
 	// What is left then, Sweep finds.
-	p.remover(context.Background()).remove(p.root, dir)
+	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+	defer cancel()
+	if r := p.remover(ctx); r.remove(p.root, dir) == nil {
+		r.wait()
+	}
 	return nil
 }
 
 // discard moves what is at path to the trash.
 func (p *Pool) discard(path string) error {
-	return ignoreMissing(p.root.Rename(path, trashDir+"/"+newID()))
+	return p.root.Rename(path, trashDir+"/"+newID())
 }
 
 // half tells whether the directory dir is what is left of a volume or snapshot
@@ -61,7 +70,6 @@ type remover struct {
 	pool  *Pool
 	ctx   context.Context
 	moved []string // subvolumes in subvolumes, that were moved to the trash
-	gone  []uint64 // destroyed subvolumes
 }
 
 func (p *Pool) remover(ctx context.Context) *remover { return &remover{pool: p, ctx: ctx} }
@@ -139,25 +147,38 @@ func (r *remover) destroy(dir *os.File, name string, top *os.File) error {
 	if err != nil {
 		return err
 	}
-	if len(nested) > 0 {
-		if err := setReadOnly(top, false); err != nil {
-			return err
-		}
+	err = r.moveAll(top, info.id, nested)
+	if errors.Is(err, unix.EDQUOT) {
+		// The kernel charges the volume, which is at its limit, for the names.
+		err = withoutGroups(dir, info.id, func() error { return r.moveAll(top, info.id, nested) })
 	}
-	for _, n := range nested {
-		if err := r.moveUp(top, info.id, n); err != nil {
-			return fmt.Errorf("subvolume %q in it: %w", n.name, err)
-		}
+	if err != nil {
+		return err
 	}
 	err = destroySubvolume(dir, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		r.gone = append(r.gone, info.id)
 		r.pool.step("subvolume destroyed")
 	}
 	return err
+}
+
+// moveAll moves the subvolumes in another to the trash.
+func (r *remover) moveAll(top *os.File, id uint64, nested []nested) error {
+	if len(nested) == 0 {
+		return nil
+	}
+	if err := setReadOnly(top, false); err != nil {
+		return err
+	}
+	for _, n := range nested {
+		if err := r.moveUp(top, id, n); err != nil {
+			return fmt.Errorf("subvolume %q in it: %w", n.name, err)
+		}
+	}
+	return nil
 }
 
 // moveUp moves a subvolume that is in another to the trash. The guest may have made
@@ -185,7 +206,7 @@ func (r *remover) moveUp(top *os.File, id uint64, n nested) error {
 	defer trash.Close()
 	newName := newID()
 	err = unix.Renameat(int(dir.Fd()), n.name, int(trash.Fd()), newName)
-	if noSpace(err) {
+	if errors.Is(err, unix.ENOSPC) {
 		return r.destroy(dir, n.name, sub)
 	}
 	if err != nil {
@@ -195,36 +216,43 @@ func (r *remover) moveUp(top *os.File, id uint64, n nested) error {
 	return nil
 }
 
-// wait waits until the kernel has freed the space of what was destroyed.
+// wait waits until the kernel has freed the space of the subvolumes that are
+// destroyed by now, by whomever.
 func (r *remover) wait() error {
-	if len(r.gone) == 0 {
-		return nil
-	}
 	dir, err := r.pool.root.Open(".")
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	gone, err := destroyed(dir)
+	if err != nil || len(gone) == 0 {
+		return err
+	}
 	if err := syncAll(dir); err != nil { // which wakes its cleaner
 		return err
 	}
-	for _, id := range r.gone {
-		for wait := minWait; ; wait = min(2*wait, maxWait) {
-			there := false
-			key := searchKey{tree: rootTree, minObject: id, maxObject: id, minType: rootItem, maxType: rootItem, maxOffset: ^uint64(0)}
-			if err := search(dir, key, fewItems, func(item) error { there = true; return nil }); err != nil {
-				return err
-			}
-			if !there {
-				break
-			}
-			if err := pause(r.ctx, wait); err != nil {
-				return err
-			}
+	for wait := minWait; ; wait = min(2*wait, maxWait) {
+		left, err := destroyed(dir)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(gone, func(id uint64) bool { return slices.Contains(left, id) }) {
+			return commit(dir)
+		}
+		if err := pause(r.ctx, wait); err != nil {
+			return err
 		}
 	}
-	r.gone = nil
-	return commit(dir)
+}
+
+// destroyed gives the subvolumes of the file system of f that are destroyed and
+// not freed yet.
+func destroyed(f *os.File) (ids []uint64, err error) {
+	key := searchKey{tree: rootTree, minObject: orphans, maxObject: orphans, minType: orphanItem, maxType: orphanItem, maxOffset: ^uint64(0)}
+	return ids, search(f, key, fewItems, func(it item) error {
+		ids = append(ids, it.offset)
+		return nil
+	})
 }
 
 // The trees and items that are looked at (linux/btrfs_tree.h).
@@ -232,9 +260,11 @@ const (
 	rootTree   = 1
 	inodeItem  = 1
 	inodeRef   = 12
+	orphanItem = 48
 	extentData = 108
-	rootItem   = 132
 	rootRef    = 156
+
+	orphans = 1<<64 - 5 // the object of all orphans
 )
 
 // nested is a subvolume in another: its name in the directory with inode dir.

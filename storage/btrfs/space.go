@@ -17,6 +17,29 @@ const (
 	reservePart = 256
 )
 
+// statfs asks for the space there is. A file grows as it is written to, and cannot
+// where its own file system is full.
+func (p *Pool) statfs() (st unix.Statfs_t, err error) {
+	defer func() { err = fault.Wrap(fault.Unavailable, err) }()
+	d, err := p.root.Open(".")
+	if err != nil {
+		return st, err
+	}
+	defer d.Close()
+	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil || p.medium == "" {
+		return st, err
+	}
+	var file unix.Stat_t
+	var below unix.Statfs_t
+	if err := first(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
+		return st, nil
+	}
+	used := int64(st.Blocks-st.Bfree) * st.Bsize
+	free := int64(below.Bavail)*below.Bsize + max(file.Blocks*512-used, 0)
+	st.Bavail = min(st.Bavail, uint64(free/st.Bsize))
+	return st, nil
+}
+
 // room refuses what takes space on a full pool. Snapshots take metadata only, and
 // btrfs would go on making them until nothing else can be written.
 func (p *Pool) room() error {

@@ -2,14 +2,15 @@ package btrfs
 
 import (
 	"context"
+	"errors"
 	"path"
 
 	"golang.org/x/sys/unix"
 )
 
 // Sweep frees what deleted volumes, dropped snapshots and dead creators left, and
-// waits until the kernel has. It can be stopped anywhere: what makes Pending true
-// goes last.
+// waits until the kernel has. It can be stopped anywhere. What cannot be removed
+// does not keep it from the rest.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
 	defer fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
@@ -17,28 +18,19 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	}
 	r := p.remover(ctx)
 	for _, c := range p.deadChanges() {
-		if err == nil {
-			err = r.remove(p.root, c.path())
-		}
+		err = errors.Join(err, r.remove(p.root, c.path()))
 		// If this was one that was just being made, its owner waits for the lock, and
 		// tries again.
 		c.close()
 	}
-	if err != nil {
-		return err
-	}
-	if err := p.sweepLeft(ctx, r); err != nil {
-		return err
-	}
+	err = errors.Join(err, p.sweepLeft(ctx, r))
 	for _, name := range p.trashed() {
-		if err := r.remove(p.root, path.Join(trashDir, name)); err != nil {
-			return err
-		}
+		err = errors.Join(err, r.remove(p.root, path.Join(trashDir, name)))
 	}
-	if err := r.wait(); err != nil {
-		return err
+	if e := ctx.Err(); e != nil {
+		return e
 	}
-	return p.makeReserve()
+	return errors.Join(err, r.wait(), p.makeReserve())
 }
 
 // Pending tells whether there is anything for Sweep.
