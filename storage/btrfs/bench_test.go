@@ -17,23 +17,9 @@ import (
 // benchPool makes a pool with the image base, a tree with some files.
 func benchPool(b *testing.B) (*btrfs.Pool, storage.Key) {
 	b.Helper()
-	if os.Getuid() != 0 {
-		b.Skip("needs root: mounts a btrfs")
-	}
-	dir, err := os.MkdirTemp(filepath.Join(os.Getenv(scratch), "fs"), "b")
-	if err != nil {
-		b.Fatal(err)
-	}
-	p, err := btrfs.Open(dir, btrfs.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		p.Sweep(b.Context())
-		p.Close()
-	})
+	p := benchOn(b, b.TempDir())
 	base := storage.Key{Class: storage.Images, Name: "base"}
-	_, err = p.Create(b.Context(), base, storage.Tree, func(dir *os.Root) error {
+	_, err := p.Create(b.Context(), base, storage.Tree, func(dir *os.Root) error {
 		for i := range 10000 {
 			sub := fmt.Sprintf("rootfs/%d", i/100)
 			if i%100 == 0 {
@@ -51,6 +37,25 @@ func benchPool(b *testing.B) (*btrfs.Pool, storage.Key) {
 		b.Fatal(err)
 	}
 	return p, base
+}
+
+// benchOn makes a pool on a btrfs of its own that waits for the disk.
+func benchOn(b *testing.B, dir string) *btrfs.Pool {
+	b.Helper()
+	if os.Getuid() != 0 {
+		b.Skip("needs root: mounts a btrfs")
+	}
+	place := filepath.Join(dir, "fs")
+	if err := mkfs(filepath.Join(dir, "file"), place, 4<<30, "barrier"); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { unix.Unmount(place, unix.MNT_DETACH) })
+	p, err := btrfs.Open(place, btrfs.Options{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { p.Close() })
+	return p
 }
 
 // stopwatch adds up how long things take.
@@ -189,16 +194,7 @@ func BenchmarkLimit(b *testing.B) {
 func overwrite(b *testing.B, w *stopwatch, kind string) {
 	ctx := b.Context()
 	dir := b.TempDir()
-	place := filepath.Join(dir, "fs")
-	if err := mkfs(filepath.Join(dir, "file"), place, 4<<30); err != nil {
-		b.Fatal(err)
-	}
-	defer unix.Unmount(place, unix.MNT_DETACH)
-	p, err := btrfs.Open(place, btrfs.Options{})
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer p.Close()
+	p := benchOn(b, dir)
 	key := storage.Key{Class: storage.Instances, Name: "web"}
 	v, err := p.Create(ctx, key, storage.Tree, func(dir *os.Root) error { return dir.Mkdir("rootfs", 0o755) })
 	if err != nil {
@@ -208,7 +204,7 @@ func overwrite(b *testing.B, w *stopwatch, kind string) {
 	case "limited":
 		err = v.(storage.Limiter).SetLimit(ctx, 2<<30)
 	case "qgroups":
-		_, err = run.Output(ctx, "btrfs", "quota", "enable", place)
+		_, err = run.Output(ctx, "btrfs", "quota", "enable", filepath.Join(dir, "fs"))
 	}
 	if err != nil {
 		b.Fatal(err)

@@ -85,12 +85,11 @@ func (c *change) end(failed bool) {
 	}
 }
 
-// commit ends a change that has succeeded and makes it durable, in one transaction
-// with the removal of what it leaves.
-func (c *change) commit() error {
-	c.end(false)
-	return c.pool.commit()
-}
+// commit makes a change durable that has moved what it made out of its directory.
+// To sync a directory that something was moved out of, btrfs commits the whole
+// transaction, and so all that was written out before. (The ioctls that commit
+// have the kernel's own thread do so, which now and then is half a minute late.)
+func (c *change) commit() error { return c.lock.Sync() }
 
 // close unlocks the change's directory.
 func (c *change) close() {

@@ -88,10 +88,8 @@ const (
 	iocSync         = magic | 8
 	iocSnapDestroy  = dirWrite | 4096<<16 | magic | 15
 	iocTreeSearchV2 = dirRead | dirWrite | 112<<16 | magic | 17
-	iocWaitSync     = dirWrite | 8<<16 | magic | 22
 	iocSnapCreate   = dirWrite | 4096<<16 | magic | 23
 	iocSubvolCreate = dirWrite | 4096<<16 | magic | 24
-	iocStartSync    = dirRead | 8<<16 | magic | 24
 	iocGetFlags     = dirRead | 8<<16 | magic | 25
 	iocSetFlags     = dirWrite | 8<<16 | magic | 26
 	iocDevInfo      = dirRead | dirWrite | 4096<<16 | magic | 30
@@ -172,16 +170,6 @@ func setReadOnly(f *os.File, readOnly bool) error {
 	return ioctl(f, "setting the flags of a subvolume", iocSetFlags, unsafe.Pointer(&changed))
 }
 
-// commit makes all names and metadata of the file system durable, and the data
-// that was written out. It leaves alone what others have written and not synced.
-func commit(f *os.File) error {
-	var transid uint64
-	if err := ioctl(f, "committing", iocStartSync, unsafe.Pointer(&transid)); err != nil {
-		return err
-	}
-	return ioctl(f, "waiting for a commit", iocWaitSync, unsafe.Pointer(&transid))
-}
-
 // syncAll writes out everything in the file system, and wakes the kernel's
 // cleaner of destroyed subvolumes.
 func syncAll(f *os.File) error { return ioctl(f, "syncing", iocSync, nil) }
@@ -198,8 +186,8 @@ const (
 	fiemapSync = 1
 )
 
-// writeOut writes out the data of a file, so that the next commit makes it
-// durable. That saves the barriers of a sync of its own.
+// writeOut writes out the data of a file, so that the next transaction to be
+// committed makes it durable. That saves the barriers of a sync of its own.
 func writeOut(f *os.File) error {
 	return ioctl(f, "writing out", iocFiemap, unsafe.Pointer(&fiemap{length: ^uint64(0), flags: fiemapSync}))
 }

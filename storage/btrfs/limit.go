@@ -272,7 +272,7 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 	if err := ioctl(pool, "limiting a quota group", iocGroupLimit, unsafe.Pointer(args)); err != nil {
 		return err
 	}
-	return commit(pool)
+	return syncAll(pool)
 }
 
 func enableQuotas(f *os.File) error {
@@ -283,7 +283,8 @@ func enableQuotas(f *os.File) error {
 	return err
 }
 
-// Limit gives the limit and what counts against it.
+// Limit gives the limit and what counts against it. The kernel counts when it
+// commits, which may be half a minute ago.
 func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 	defer fail(&err, "cannot tell the limit of volume %q", v.key)
 	data, err := v.pool.openData(v.source())
@@ -293,10 +294,6 @@ func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 	defer data.Close()
 	rec, err := v.pool.load(v.key)
 	if err != nil || rec.Group == 0 {
-		return limit, err
-	}
-	// The kernel counts when it commits.
-	if err := v.pool.commit(); err != nil {
 		return limit, err
 	}
 	key := searchKey{tree: quotaTree, minType: groupInfo, maxType: groupLimits, minOffset: rec.Group, maxOffset: rec.Group}

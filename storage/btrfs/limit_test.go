@@ -29,8 +29,16 @@ func writeFiles(dir, name string, n int) error {
 	return nil
 }
 
+// limitOf asks for the limit after the kernel has counted.
 func limitOf(t *testing.T, v storage.Volume) storage.Limit {
 	t.Helper()
+	f, err := os.Open(v.Root().Upper)
+	if err == nil {
+		err = errors.Join(unix.Syncfs(int(f.Fd())), f.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	limit, err := v.(storage.Limiter).Limit(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -184,7 +184,7 @@ func (p *Pool) writeHeader() error {
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
 	}
-	return errors.Join(err, p.root.Remove(temporary), p.commit())
+	return errors.Join(err, p.root.Remove(temporary), p.syncAll())
 }
 
 // Info describes the pool.
@@ -257,7 +257,7 @@ func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err er
 		return err
 	}
 	p.step("renamed")
-	return p.commit()
+	return p.syncDir(string(key.Class))
 }
 
 // move renames from to to, if there is nothing yet. What is left there of
@@ -309,7 +309,7 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 		return err
 	}
 	p.step("deleted")
-	return p.commit()
+	return p.syncDir(string(key.Class))
 }
 
 // has tells whether there is something with this name.
@@ -318,14 +318,23 @@ func (p *Pool) has(name string) bool {
 	return err == nil
 }
 
-// commit makes all changes of the pool's names durable.
-func (p *Pool) commit() error {
+// syncDir makes the names in a directory of the pool durable.
+func (p *Pool) syncDir(name string) error {
+	d, err := p.root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// syncAll makes everything in the file system durable.
+func (p *Pool) syncAll() error {
 	d, err := p.root.Open(".")
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	return commit(d)
+	return syncAll(d)
 }
 
 func (p *Pool) path(parts ...string) string {

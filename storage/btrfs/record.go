@@ -179,10 +179,17 @@ func (p *Pool) replaceFile(name string, content any) error {
 	if err := writeFile(p.root, temporary, content); err != nil {
 		return errors.Join(err, ignoreMissing(p.root.Remove(temporary)))
 	}
+	f, err := p.root.Open(temporary)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
 	if err := p.root.Rename(temporary, name); err != nil {
 		return err
 	}
-	return p.commit()
+	return p.syncDir(path.Dir(name))
 }
 
 func readDir(root *os.Root, name string) ([]os.DirEntry, error) {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -126,7 +127,7 @@ func (r *remover) removeIn(dir *os.File, name string, depth int) error {
 	}
 	names, err := sub.Readdirnames(-1)
 	if err != nil {
-		return err
+		return ignoreMissing(err)
 	}
 	for _, n := range names {
 		if err := r.removeIn(sub, n, depth+1); err != nil {
@@ -228,22 +229,31 @@ func (r *remover) wait() error {
 	if err != nil || len(gone) == 0 {
 		return err
 	}
-	if err := syncAll(dir); err != nil { // which wakes its cleaner
-		return err
-	}
+	woken := time.Time{}
 	for wait := minWait; ; wait = min(2*wait, maxWait) {
+		// A sync wakes the kernel's cleaner, unless that was about to sleep: then it
+		// would do so for half a minute.
+		if time.Since(woken) > wakeAfter {
+			if err := syncAll(dir); err != nil {
+				return err
+			}
+			woken = time.Now()
+		}
 		left, err := destroyed(dir)
 		if err != nil {
 			return err
 		}
 		if !slices.ContainsFunc(gone, func(id uint64) bool { return slices.Contains(left, id) }) {
-			return commit(dir)
+			return syncAll(dir)
 		}
 		if err := pause(r.ctx, wait); err != nil {
 			return err
 		}
 	}
 }
+
+// wakeAfter is when the kernel's cleaner is woken again.
+const wakeAfter = 300 * time.Millisecond
 
 // destroyed gives the subvolumes of the file system of f that are destroyed and
 // not freed yet.

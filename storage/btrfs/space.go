@@ -81,7 +81,7 @@ func (p *Pool) makeReserve() error {
 		return err
 	}
 	p.step("reserve made")
-	return p.commit() // until when it does not count
+	return p.syncAll() // until when it does not count
 }
 
 // releaseReserve gives the reserve back on a full pool. The next commit makes it

@@ -306,7 +306,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 		return err
 	}
 	p.step("snapshot deleted")
-	return p.commit()
+	return p.syncDir(path.Join(v.key.String(), snapshotsDir))
 }
 
 // RenameSnapshot gives a snapshot another name.
@@ -322,5 +322,5 @@ func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error
 		return err
 	}
 	v.pool.step("snapshot renamed")
-	return v.pool.commit()
+	return v.pool.syncDir(path.Join(v.key.String(), snapshotsDir))
 }
