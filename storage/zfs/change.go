@@ -19,8 +19,9 @@ import (
 // change is one change in progress, in a directory of its own below staging. The
 // lock on that directory tells Sweep that its owner lives; the file in it tells
 // which datasets and snapshots the change makes or lets go, so that whoever finds
-// it dead knows what may be waste. The file needs no sync: a command that makes a
-// dataset or a snapshot is over when the whole pool is on disk up to that point.
+// it dead knows what may be waste. Nothing that is written before a command that
+// makes a dataset or a snapshot needs a sync: when the command is over, the whole
+// zpool is on disk up to that point.
 type change struct {
 	pool     *Pool
 	name     string // of the directory, and of the dataset and the snapshot that the change makes
@@ -48,6 +49,8 @@ func (p *Pool) begin(ctx context.Context, objects ...string) (*change, error) {
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil, unavailable(err)
 			}
+			out, _ := zfs(ctx, "list", "-o", "name,used,avail,refer,refreservation,usedbyrefreservation", "-r", p.dataset)
+			println("DEBUG", err.Error(), out)
 			return nil, err
 		}
 		var err error
@@ -128,39 +131,53 @@ func (c *change) makeVolume() (meta *os.Root, err error) {
 	return c.dir.OpenRoot(path.Join(newVolume, metaDir))
 }
 
-// publish writes the record of the new volume and makes it visible.
-func (c *change) publish(ctx context.Context, key storage.Key, rec record) (storage.Volume, error) {
-	p := c.pool
+// stage writes the record of the new volume. It needs no sync before the command
+// that makes the volume's dataset.
+func (c *change) stage(rec record) error {
 	b, err := encode(rec)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err := writeFile(c.dir, path.Join(newVolume, recordFile), b); err != nil {
-		return nil, err
+	if err := c.dir.WriteFile(path.Join(newVolume, recordFile), b, 0o600); err != nil {
+		return err
 	}
-	p.step("new record written")
-	if err := first(syncDir(c.dir, path.Join(newVolume, metaDir)), syncDir(c.dir, newVolume)); err != nil {
-		return nil, err
-	}
-	if err := p.move(ctx, c.path(newVolume), key); err != nil {
+	c.pool.step("new record written")
+	return nil
+}
+
+// publish makes the new volume visible, after the command that made everything of
+// it durable.
+func (c *change) publish(ctx context.Context, key storage.Key, rec record) (storage.Volume, error) {
+	if err := c.pool.move(ctx, c.path(newVolume), key); err != nil {
 		return nil, err
 	}
 	c.done = true
-	p.step("published")
-	return &volume{pool: p, key: key, last: rec}, nil
+	c.pool.step("published")
+	return &volume{pool: c.pool, key: key, last: rec}, nil
 }
 
 // save makes rec the record of the volume, durably. It is the moment at which a
-// change happens.
-func (c *change) save(h *locked, rec record) error {
+// change happens. Command, if there is one, is run between writing the record and
+// that, and makes what was written durable.
+func (c *change) save(h *locked, rec record, command func() error) error {
 	b, err := encode(rec)
 	if err != nil {
 		return err
 	}
-	if err := writeFile(c.dir, recordFile, b); err != nil {
+	if command == nil {
+		err = writeFile(c.dir, recordFile, b)
+	} else {
+		err = c.dir.WriteFile(recordFile, b, 0o600)
+	}
+	if err != nil {
 		return err
 	}
 	c.pool.step("record written")
+	if command != nil {
+		if err := command(); err != nil {
+			return err
+		}
+	}
 	if err := rename(c.dir, recordFile, h.dir, recordFile); err != nil {
 		return err
 	}

@@ -43,12 +43,15 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	if o.Edit != nil {
-		if err := first(o.Edit(meta), syncFiles(meta)); err != nil {
+		if err := o.Edit(meta); err != nil {
 			return nil, err
 		}
 	}
 	rec := record{Class: key.Class, Content: source.rec.Content, Format: source.rec.Format, Limit: source.rec.Limit, Data: c.name}
-	if err := first(ctx.Err(), c.cloneDataset(ctx, origin, key, &rec)); err != nil {
+	if err := first(ctx.Err(), c.stage(rec)); err != nil {
+		return nil, err
+	}
+	if err := c.cloneDataset(ctx, origin, key, &rec); err != nil {
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
@@ -75,14 +78,14 @@ func (c *change) origin(ctx context.Context, source *locked, from storage.Source
 			return "", err
 		}
 		defer files.Close()
-		return rec.object(&rec.Snapshots[i]), copyFiles(files, meta, true)
+		return rec.object(&rec.Snapshots[i]), copyFiles(files, meta)
 	}
 	files, err := source.dir.OpenRoot(metaDir)
 	if err != nil {
 		return "", err
 	}
 	defer files.Close()
-	if err := copyFiles(files, meta, true); err != nil {
+	if err := copyFiles(files, meta); err != nil {
 		return "", err
 	}
 	if rec.Base != "" {
@@ -215,28 +218,7 @@ func writeMeta(files, data *os.Root) error {
 		return err
 	}
 	defer to.Close()
-	return copyFiles(files, to, false)
-}
-
-// syncFiles syncs the files in a directory.
-func syncFiles(dir *os.Root) error {
-	names, err := namesIn(dir, ".")
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if st, err := dir.Lstat(name); err != nil || !st.Mode().IsRegular() {
-			continue
-		}
-		f, err := dir.Open(name)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(f.Sync(), f.Close()); err != nil {
-			return err
-		}
-	}
-	return nil
+	return copyFiles(files, to)
 }
 
 // diskName is the file of a disk in its dataset.

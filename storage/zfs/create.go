@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +36,8 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	}
 	defer meta.Close()
 	rec := record{Class: key.Class, Content: content, Data: c.name}
-	if err := c.touch(rec.dataset()); err != nil {
+	// An image's snapshot has the name of its dataset.
+	if err := c.touch(rec.dataset(), rec.dataset()+"@"+c.name); err != nil {
 		return nil, err
 	}
 	if err := p.createDataset(ctx, key, &rec); err != nil {
@@ -48,12 +50,29 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	p.step("filled")
 	if key.Class == storage.Images {
 		rec.Base = c.name
-		if err := p.snapshot(ctx, rec.dataset()+"@"+rec.Base); err != nil {
-			return nil, err
-		}
-		p.step("snapshot made")
+	}
+	if err := c.stage(rec); err != nil {
+		return nil, err
+	}
+	if err := p.settle(ctx, &rec); err != nil {
+		return nil, err
 	}
 	return c.publish(ctx, key, rec)
+}
+
+// settle makes a filled dataset durable: an image's by the snapshot that clones
+// start from.
+func (p *Pool) settle(ctx context.Context, rec *record) error {
+	if rec.Base == "" {
+		pool, _, _ := strings.Cut(p.dataset, "/")
+		_, err := zpool(ctx, "sync", pool)
+		return unavailable(err)
+	}
+	if err := p.snapshot(ctx, rec.dataset()+"@"+rec.Base); err != nil {
+		return err
+	}
+	p.step("snapshot made")
+	return nil
 }
 
 // createDataset makes an empty dataset. Disks get a record size between that of
@@ -96,7 +115,7 @@ func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
 // there, and copies the metadata files into the new volume's directory.
 func (c *change) fill(ctx context.Context, rec *record, meta *os.Root, fill func(dir *os.Root) error) (err error) {
 	p := c.pool
-	data, err := p.mountAt(ctx, p.full(rec.dataset()), p.mountPoint(rec.dataset()))
+	data, err := p.mountAt(ctx, p.full(rec.dataset()), p.mountPoint(rec.dataset()), 0)
 	if err != nil {
 		return unavailable(err)
 	}
@@ -117,17 +136,7 @@ func (c *change) fill(ctx context.Context, rec *record, meta *os.Root, fill func
 	if rec.Content == storage.Disk {
 		rec.Format = qcow2.FormatOf(name)
 	}
-	if err := first(ctx.Err(), copyFiles(data, meta, true), tidy(data, name)); err != nil {
-		return err
-	}
-	if rec.Class == storage.Images {
-		return nil // the snapshot that follows makes it durable
-	}
-	d, err := data.Open(".")
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+	return first(ctx.Err(), copyFiles(data, meta), tidy(data, name))
 }
 
 // takeData finds the data that fill made, and judges it.
@@ -203,8 +212,8 @@ const (
 )
 
 // copyFiles copies the metadata files in the directory from into the directory
-// to, durably unless a snapshot of to follows, which is.
-func copyFiles(from, to *os.Root, durably bool) error {
+// to. A command that makes them durable follows.
+func copyFiles(from, to *os.Root) error {
 	names, err := namesIn(from, ".")
 	if err != nil {
 		return err
@@ -220,14 +229,14 @@ func copyFiles(from, to *os.Root, durably bool) error {
 		if !st.Mode().IsRegular() || name == storage.DiskRaw || name == storage.DiskQcow2 {
 			continue
 		}
-		if err := copyMeta(from, to, name, durably); err != nil {
+		if err := copyMeta(from, to, name); err != nil {
 			return fmt.Errorf("metadata file %q: %w", name, err)
 		}
 	}
 	return nil
 }
 
-func copyMeta(from, to *os.Root, name string, durably bool) (err error) {
+func copyMeta(from, to *os.Root, name string) (err error) {
 	r, err := from.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
@@ -244,9 +253,6 @@ func copyMeta(from, to *os.Root, name string, durably bool) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	if _, err := io.Copy(w, io.LimitReader(r, maxFileSize)); err != nil || !durably {
-		return err
-	}
-	return w.Sync()
+	_, err = io.Copy(w, io.LimitReader(r, maxFileSize))
+	return errors.Join(err, w.Close())
 }

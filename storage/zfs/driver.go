@@ -147,8 +147,9 @@ func makeFile(path, size string) error {
 	return nil
 }
 
-// minFile is the size of the smallest file that ZFS makes a zpool in.
-const minFile = 64 << 20
+// minFile is the size of the smallest file: ZFS keeps half of so small a zpool for
+// itself, and brig a part.
+const minFile = 256 << 20
 
 func destroyZpool(name, made, file string) error {
 	err := ignoreMissing(classify((&gozfs.Zpool{Name: name}).Destroy()))
@@ -308,7 +309,7 @@ func layOut(ctx context.Context, dataset, dir, uuid string) error {
 		return err
 	}
 	p := &Pool{dataset: dataset, dir: dir, step: func(string) {}}
-	if p.root, err = p.mountAt(ctx, dataset, filepath.Join(dir, ownMount)); err != nil {
+	if p.root, err = p.mountAt(ctx, dataset, filepath.Join(dir, ownMount), 0); err != nil {
 		return err
 	}
 	defer p.root.Close()

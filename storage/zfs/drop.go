@@ -2,9 +2,8 @@ package zfs
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
+	"strconv"
 	"strings"
 
 	gozfs "github.com/mistifyio/go-zfs/v4"
@@ -14,44 +13,100 @@ import (
 
 // dropSnapshot destroys a snapshot, or lets ZFS do it when its last clone is gone.
 func (p *Pool) dropSnapshot(ctx context.Context, object string) error {
-	d := &gozfs.Dataset{Name: p.full(object)}
-	err := patient(ctx, func() error {
-		return first(ctx.Err(), classify(d.Destroy(gozfs.DestroyDeferDeletion)))
-	})
-	if err := ignoreMissing(err); err != nil {
-		return err
+	err := p.remove(ctx, object, gozfs.DestroyDeferDeletion)
+	if err == nil {
+		p.step("snapshot dropped")
 	}
-	p.step("snapshot dropped")
-	return nil
+	return err
 }
 
-// dropDataset destroys a dataset that no volume is in any more, if nothing needs
-// its snapshots. If only clones do, one of them takes them over, so that nothing
-// of a deleted volume stays but the data that others share. If there are snapshots
-// of a volume, or some that brig did not make, all that is newer is freed.
-func (p *Pool) dropDataset(ctx context.Context, dataset string) error {
-	p.unmount(dataset)
-	for {
-		s, err := p.inspect(ctx, dataset)
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		switch {
-		case len(s.snapshots) == 0:
-			return p.destroyDataset(ctx, dataset)
-		case s.kept != "":
-			return p.strip(ctx, dataset, s)
-		}
+// remove destroys an object. If it is mounted anywhere, it is unmounted there
+// unless it is in use.
+func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag) error {
+	p.unmount(object)
+	name := p.full(object)
+	d := &gozfs.Dataset{Name: name}
+	try := func() error { return first(ctx.Err(), classify(d.Destroy(how))) }
+	err := try()
+	if fault.Is(err, fault.Busy) {
 		err = patient(ctx, func() error {
-			_, err := zfs(ctx, "promote", s.heir)
-			return err
+			release(name)
+			return try()
 		})
-		// An heir that is gone meanwhile makes another one the heir.
-		if err := ignoreMissing(err); err != nil {
-			return err
+	}
+	if fault.Is(err, fault.Busy) {
+		return fault.New(fault.Busy, "%q is in use by %s; it is destroyed when that ends", name, users(name))
+	}
+	return ignoreMissing(err)
+}
+
+// users says who has an object mounted.
+func users(name string) string {
+	list := holders(name)
+	switch len(list) {
+	case 0:
+		return "a program that keeps a file of it open"
+	case 1:
+		return list[0].String()
+	}
+	return fmt.Sprintf("%s and %d others", list[0], len(list)-1)
+}
+
+// dropDatasets destroys datasets that no volume is in any more, if nothing needs
+// their snapshots. If only clones do, one of them takes them over, so that nothing
+// of a deleted volume stays but the data that others share. If there are snapshots
+// of a volume, or some that brig did not make, all that is newer is freed. It gives
+// the datasets that it could not treat so.
+func (p *Pool) dropDatasets(ctx context.Context, datasets []string) map[string]error {
+	failed := map[string]error{}
+	for len(datasets) > 0 {
+		found, err := p.inspect(ctx, datasets)
+		if err != nil {
+			for _, dataset := range datasets {
+				failed[dataset] = err
+			}
+			return failed
 		}
+		var rest []string
+		for _, dataset := range datasets {
+			r, ok := found[p.full(dataset)]
+			switch {
+			case !ok: // it is gone
+			case len(r.snapshots) == 0:
+				err = p.destroyDataset(ctx, dataset)
+			case r.kept != "":
+				err = p.strip(ctx, dataset, r)
+			default:
+				rest = append(rest, dataset)
+			}
+			if err != nil {
+				failed[dataset] = err
+				err = nil
+			}
+		}
+		// Often the clones were among those that are gone by now.
+		if len(rest) == len(datasets) {
+			if err := p.promote(ctx, found[p.full(rest[0])].heir); err != nil {
+				failed[rest[0]] = err
+				rest = rest[1:]
+			}
+		}
+		datasets = rest
+	}
+	return failed
+}
+
+// promote makes a clone the owner of the snapshots that it was made from. One that
+// is gone by now is no error: somebody else is the heir then.
+func (p *Pool) promote(ctx context.Context, clone string) error {
+	err := patient(ctx, func() error {
+		_, err := zfs(ctx, "promote", clone)
+		return err
+	})
+	if err == nil {
 		p.step("clone promoted")
 	}
+	return ignoreMissing(err)
 }
 
 // remains is what is left of a dataset.
@@ -63,31 +118,44 @@ type remains struct {
 	heir      string   // the clone that can take over the last snapshot that has one
 }
 
-// inspect looks at a dataset.
-func (p *Pool) inspect(ctx context.Context, dataset string) (remains, error) {
-	out, err := zfs(ctx, "list", "-Hp", "-r", "-d", "1", "-t", "filesystem,snapshot", "-s", "createtxg",
-		"-o", "name,written,defer_destroy,userrefs,clones", p.full(dataset))
-	if err != nil {
-		return remains{}, err
+// inspect looks at datasets. What is missing in its answer does not exist.
+func (p *Pool) inspect(ctx context.Context, datasets []string) (map[string]*remains, error) {
+	args := []string{"list", "-Hp", "-r", "-d", "1", "-t", "filesystem,snapshot", "-s", "createtxg",
+		"-o", "name,written,defer_destroy,userrefs,clones"}
+	for _, dataset := range datasets {
+		args = append(args, p.full(dataset))
+	}
+	out, err := zfs(ctx, args...)
+	if err := ignoreMissing(err); err != nil {
+		return nil, err
 	}
 	return parseRemains(out, p.dataset)
 }
 
 // parseRemains reads what zfs list printed for inspect.
-func parseRemains(out, pool string) (s remains, err error) {
+func parseRemains(out, pool string) (map[string]*remains, error) {
+	found := map[string]*remains{}
+	of := func(name string) *remains {
+		if found[name] == nil {
+			found[name] = new(remains)
+		}
+		return found[name]
+	}
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(f) != 5 {
-			return s, fmt.Errorf("zfs list printed %q", line)
+			return nil, fmt.Errorf("zfs list printed %q", line)
 		}
-		_, id, isSnapshot := strings.Cut(f[0], "@")
+		dataset, id, isSnapshot := strings.Cut(f[0], "@")
+		r := of(dataset)
 		if !isSnapshot {
-			if _, err := fmt.Sscan(f[1], &s.written); err != nil {
-				return s, fmt.Errorf("zfs list printed %q: %w", line, err)
+			var err error
+			if r.written, err = strconv.ParseInt(f[1], 10, 64); err != nil {
+				return nil, fmt.Errorf("zfs list printed %q: %w", line, err)
 			}
 			continue
 		}
-		s.snapshots = append(s.snapshots, f[0])
+		r.snapshots = append(r.snapshots, f[0])
 		heir := ""
 		for clone := range strings.SplitSeq(f[4], ",") {
 			if strings.HasPrefix(clone, pool+"/") {
@@ -96,16 +164,16 @@ func parseRemains(out, pool string) (s remains, err error) {
 		}
 		// What waits for nothing but clones of this pool need not stay here.
 		if f[2] == "on" && (f[3] == "0" || f[3] == "-") && heir != "" {
-			s.heir = heir
+			r.heir = heir
 			continue
 		}
-		s.kept, s.foreign = f[0], s.foreign || !validID(id)
+		r.kept, r.foreign = f[0], r.foreign || !validID(id)
 	}
-	return s, nil
+	return found, nil
 }
 
 // strip frees what is in a dataset and not in its snapshots.
-func (p *Pool) strip(ctx context.Context, dataset string, s remains) error {
+func (p *Pool) strip(ctx context.Context, dataset string, s *remains) error {
 	if s.foreign {
 		d := &gozfs.Dataset{Name: p.full(dataset)}
 		if err := classify(d.SetProperty(propState, "deleted")); err != nil {
@@ -115,6 +183,7 @@ func (p *Pool) strip(ctx context.Context, dataset string, s remains) error {
 	if s.written == 0 {
 		return nil
 	}
+	p.unmount(dataset)
 	_, err := zfs(ctx, "rollback", s.snapshots[len(s.snapshots)-1])
 	if err == nil {
 		p.step("dataset stripped")
@@ -122,35 +191,11 @@ func (p *Pool) strip(ctx context.Context, dataset string, s remains) error {
 	return ignoreMissing(err)
 }
 
-// destroyDataset destroys a dataset that has no snapshots. If it is mounted
-// anywhere, it is unmounted there unless it is in use.
+// destroyDataset destroys a dataset that has no snapshots.
 func (p *Pool) destroyDataset(ctx context.Context, dataset string) error {
-	name := p.full(dataset)
-	d := &gozfs.Dataset{Name: name}
-	try := func() error { return first(ctx.Err(), classify(d.Destroy(gozfs.DestroyDefault))) }
-	err := try()
-	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, func() error {
-			release(name)
-			return try()
-		})
+	err := p.remove(ctx, dataset, gozfs.DestroyDefault)
+	if err == nil {
+		p.step("dataset destroyed")
 	}
-	if fault.Is(err, fault.Busy) {
-		who := "a program that keeps a file of it open"
-		if list := holders(name); len(list) > 0 {
-			who = fmt.Sprint(list[0])
-			if len(list) > 1 {
-				who = fmt.Sprintf("%s and %d others", who, len(list)-1)
-			}
-		}
-		return fault.New(fault.Busy, "dataset %q is in use by %s; it is destroyed when that ends", name, who)
-	}
-	if err := ignoreMissing(err); err != nil {
-		return err
-	}
-	p.step("dataset destroyed")
-	if err := os.Remove(p.mountPoint(dataset)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
+	return err
 }

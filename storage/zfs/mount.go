@@ -15,9 +15,9 @@ import (
 	"brig/instance/fault"
 )
 
-// mountAt mounts a dataset at a directory, unless it is mounted there, and opens
+// mountAt mounts a dataset or a snapshot at a directory, unless it is mounted there, and opens
 // it. The mount stays until the volume goes, or the host is started anew.
-func (p *Pool) mountAt(ctx context.Context, dataset, target string) (*os.Root, error) {
+func (p *Pool) mountAt(ctx context.Context, dataset, target string, flags uintptr) (*os.Root, error) {
 	// Guests' set-user-id programs must be out of reach for the host's users.
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return nil, err
@@ -26,7 +26,7 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string) (*os.Root, e
 		if mounted(target) {
 			return nil
 		}
-		return unix.Mount(dataset, target, "zfs", 0, "")
+		return unix.Mount(dataset, target, "zfs", flags, "")
 	})
 	if err != nil {
 		return nil, mountError(dataset, err)
@@ -34,9 +34,9 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string) (*os.Root, e
 	return os.OpenRoot(target)
 }
 
-// mountPoint is where a dataset of a volume is mounted.
-func (p *Pool) mountPoint(dataset string) string {
-	return filepath.Join(p.dir, volumeMount, path.Base(dataset))
+// mountPoint is where a dataset or a snapshot of a volume is mounted.
+func (p *Pool) mountPoint(object string) string {
+	return filepath.Join(p.dir, volumeMount, path.Base(object))
 }
 
 // mounted tells whether something is mounted at dir. Every dataset has a directory
@@ -132,10 +132,10 @@ func (p *Pool) open(ctx context.Context, dataset string) (root *os.Root, used bo
 	return root, false, err
 }
 
-// unmount takes a dataset out of this mount namespace. That it could not is found
+// unmount takes an object out of this mount namespace. That it could not is found
 // out when it is destroyed.
-func (p *Pool) unmount(dataset string) {
-	point := p.mountPoint(dataset)
+func (p *Pool) unmount(object string) {
+	point := p.mountPoint(object)
 	if mounted(point) {
 		unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}

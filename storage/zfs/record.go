@@ -106,25 +106,49 @@ func (p *Pool) load(key storage.Key) (record, error) {
 	return rec, err
 }
 
+// errTooLarge tells that a file is larger than anything brig writes.
+var errTooLarge = errors.New("it is too large")
+
+// readFile reads a regular file of the pool's own dataset, by a path without links
+// in it, in as few calls as can be: list does it for each volume.
+func (p *Pool) readFile(name string, most int64) (_ []byte, err error) {
+	fd, err := unix.Openat2(int(p.at.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "openat2", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+	case st.Size > most:
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errTooLarge}
+	}
+	b := make([]byte, st.Size)
+	// Files are replaced and never changed, so one call gives all of it.
+	n, err := unix.Pread(fd, b, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
+	}
+	return b[:n], nil
+}
+
 // read reads the record of the volume in a directory of the pool's own dataset.
 func (p *Pool) read(dir string) (rec record, err error) {
-	f, err := p.root.Open(path.Join(dir, recordFile))
-	if err != nil {
-		return rec, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return rec, err
-	}
 	damaged := func(format string, args ...any) (record, error) {
 		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: %w", dir, fmt.Errorf(format, args...))
 	}
-	if st.Size() > maxRecord {
-		return damaged("it has %d bytes", st.Size())
+	b, err := p.readFile(path.Join(dir, recordFile), maxRecord)
+	if errors.Is(err, errTooLarge) {
+		return damaged("%w", err)
 	}
-	b := make([]byte, st.Size())
-	if _, err := f.ReadAt(b, 0); err != nil {
+	if err != nil {
 		return rec, err
 	}
 	if err := json.Unmarshal(b, &rec); err != nil {

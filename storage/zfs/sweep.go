@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,26 +45,27 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	objects := map[string][]string{}
+	var all []string
 	for _, entry := range entries {
-		if e := p.empty(ctx, path.Join(trashDir, entry), named); e != nil {
-			err = errors.Join(err, e) // the others are not to blame
+		list, e := p.objectsIn(path.Join(trashDir, entry))
+		if e != nil {
+			err = errors.Join(err, e)
 			continue
 		}
+		objects[entry] = list
+		all = append(all, list...)
+	}
+	failed, e := p.free(ctx, all, named)
+	err = errors.Join(err, e)
+	for entry, list := range objects {
+		if slices.ContainsFunc(list, func(o string) bool { return failed[o] }) {
+			continue // the others are not to blame
+		}
+		err = errors.Join(err, p.root.RemoveAll(path.Join(trashDir, entry)))
 		p.step("trash emptied")
 	}
 	return errors.Join(err, p.reclaim(ctx))
-}
-
-// empty destroys what one entry of the trash let go, and then the entry.
-func (p *Pool) empty(ctx context.Context, entry string, named map[string]storage.Key) error {
-	objects, err := p.objectsIn(entry)
-	if err != nil {
-		return err
-	}
-	if err := p.free(ctx, objects, named); err != nil {
-		return err
-	}
-	return p.root.RemoveAll(entry)
 }
 
 // reclaim waits until the space of what was destroyed is free, and keeps enough
@@ -156,28 +158,40 @@ func (p *Pool) destroy(ctx context.Context, objects []string) error {
 	if err != nil {
 		return err
 	}
-	return p.free(ctx, objects, named)
+	_, err = p.free(ctx, objects, named)
+	return err
 }
 
-// free destroys those of objects that are not among the named ones, snapshots
-// first. Repeating it is fine; what is gone is gone.
-func (p *Pool) free(ctx context.Context, objects []string, named map[string]storage.Key) (err error) {
+// free destroys those of objects that are not among the named ones: snapshots
+// first, then datasets, and also those that lost a snapshot, which may have been
+// what was left of them. Repeating it is fine; what is gone is gone. It tells which
+// ones it could not destroy.
+func (p *Pool) free(ctx context.Context, objects []string, named map[string]storage.Key) (failed map[string]bool, err error) {
+	failed = map[string]bool{}
+	note := func(object string, e error) {
+		failed[object] = failed[object] || e != nil
+		err = errors.Join(err, e)
+	}
 	var datasets []string
-	for _, object := range objects {
-		key, used := named[object]
-		switch isSnapshot := strings.Contains(object, "@"); {
-		case !isSnapshot && used:
-			p.relabel(object, key)
-		case !isSnapshot:
-			datasets = append(datasets, object)
-		case !used:
-			err = errors.Join(err, p.dropSnapshot(ctx, object))
+	slices.Sort(objects)
+	for _, object := range slices.Compact(objects) {
+		dataset, _, isSnapshot := strings.Cut(object, "@")
+		if _, used := named[object]; isSnapshot && used {
+			continue
+		}
+		if isSnapshot {
+			note(object, p.dropSnapshot(ctx, object))
+		}
+		if key, used := named[dataset]; !used {
+			datasets = append(datasets, dataset)
+		} else if !isSnapshot {
+			p.relabel(dataset, key)
 		}
 	}
-	for _, dataset := range datasets {
-		err = errors.Join(err, p.dropDataset(ctx, dataset))
+	for dataset, e := range p.dropDatasets(ctx, slices.Compact(datasets)) {
+		note(dataset, e)
 	}
-	return err
+	return failed, err
 }
 
 // relabel corrects the property of a dataset whose volume was being renamed.
@@ -206,10 +220,11 @@ func (p *Pool) labelled(ctx context.Context, key storage.Key) ([]string, error) 
 }
 
 // Space that the pool's own dataset has for itself, so that things can be deleted
-// and space be freed when nothing else has room.
+// and space be freed when nothing else has room. ZFS lets nobody write who might
+// need more than there is in the worst case, and that is 6 MiB for a directory.
 const (
-	minReserve   = 4 << 20
-	usualReserve = 32 << 20
+	minReserve   = 24 << 20
+	usualReserve = 64 << 20
 )
 
 // reserve makes sure that the pool's own dataset can grow on a full pool.

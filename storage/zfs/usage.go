@@ -38,12 +38,12 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 // addUsage adds what one dataset takes up.
 func (p *Pool) addUsage(ctx context.Context, u *storage.Usage, dataset string) error {
 	out, err := zfs(ctx, "list", "-Hp", "-r", "-d", "1", "-t", "filesystem,snapshot",
-		"-o", "name,used,usedbydataset,usedbysnapshots,referenced,clones", p.full(dataset))
+		"-o", "name,used,written,usedbysnapshots,referenced,clones", p.full(dataset))
 	if err != nil {
 		return unavailable(err)
 	}
 	shared := false
-	var head [4]int64 // used, usedbydataset, usedbysnapshots, referenced
+	var head [4]int64 // used, written since the last snapshot, usedbysnapshots, referenced
 	var snapshots int64
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")

@@ -8,7 +8,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -28,7 +27,11 @@ type volume struct {
 	last record // as it was read last; guarded by mu
 }
 
-var _ storage.Volume = (*volume)(nil)
+var (
+	_ storage.Volume     = (*volume)(nil)
+	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Limiter    = (*volume)(nil)
+)
 
 func (v *volume) Key() storage.Key { return v.key }
 
@@ -47,6 +50,14 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 	return dir, err
 }
 
+func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
+	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	if !fs.ValidPath(name) {
+		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
+	}
+	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+}
+
 // Root mounts the volume's dataset if it is not mounted, and says where. If that
 // fails, nothing is there, and whoever opens it says so.
 func (v *volume) Root() storage.Root {
@@ -60,16 +71,22 @@ func (v *volume) Root() storage.Root {
 	}
 	v.mu.Unlock()
 	point := p.mountPoint(rec.dataset())
-	if data, err := p.mountAt(context.Background(), p.full(rec.dataset()), point); err == nil {
+	if data, err := p.mountAt(context.Background(), p.full(rec.dataset()), point, 0); err == nil {
 		data.Close()
 	}
+	return rootAt(point, &rec, rec.Base != "")
+}
+
+// rootAt is the root of a volume or a snapshot that is mounted at point.
+func rootAt(point string, rec *record, readOnly bool) storage.Root {
+	tree := filepath.Join(point, storage.RootName)
 	switch {
 	case rec.Content == storage.Disk:
-		return storage.Root{DiskPath: filepath.Join(point, diskName(&rec)), DiskFormat: rec.Format}
-	case rec.Base != "":
-		return storage.Root{Lower: []string{filepath.Join(point, storage.RootName)}}
+		return storage.Root{DiskPath: filepath.Join(point, diskName(rec)), DiskFormat: rec.Format}
+	case readOnly:
+		return storage.Root{Lower: []string{tree}}
 	}
-	return storage.Root{Upper: filepath.Join(point, storage.RootName)}
+	return storage.Root{Upper: tree}
 }
 
 // change locks the volume and calls f to change it.
@@ -101,7 +118,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
 		}
 		s := snapshot{Data: h.rec.Data, Snapshot: storage.Snapshot{
-			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0),
+			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
 		}}
 		if s.CreatedAt.IsZero() {
 			s.CreatedAt = time.Now().Round(0)
@@ -133,17 +150,22 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 		return unavailable(err)
 	}
 	defer data.Close()
-	if err := writeMeta(files, data); err != nil {
-		return err
-	}
-	p.step("metadata in place")
-	if err := p.freeze(ctx, &h.rec, live, func() error { return p.snapshot(ctx, object, snapshotLabels(&s)...) }); err != nil {
-		return err
-	}
-	p.step("snapshot made")
 	rec := h.rec.clone()
 	rec.Snapshots = append(rec.Snapshots, s)
-	return c.save(h, rec)
+	take := func() error {
+		if err := writeMeta(files, data); err != nil {
+			return err
+		}
+		p.step("metadata in place")
+		return p.snapshot(ctx, object, snapshotLabels(&s)...)
+	}
+	return c.save(h, rec, func() error {
+		if err := p.freeze(ctx, &h.rec, live, take); err != nil {
+			return err
+		}
+		p.step("snapshot made")
+		return nil
+	})
 }
 
 // snapshotLabels are the properties of a snapshot, as arguments.
@@ -183,6 +205,27 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 	return v.pool.snapshotMeta(ctx, rec.object(&rec.Snapshots[i]))
 }
 
+// SnapshotRoot mounts a snapshot, which stays until it is deleted.
+func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
+	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	p := v.pool
+	rec, err := p.load(v.key)
+	if err != nil {
+		return storage.Root{}, err
+	}
+	i, err := rec.find(name)
+	if err := first(err, ctx.Err()); err != nil {
+		return storage.Root{}, err
+	}
+	object := rec.object(&rec.Snapshots[i])
+	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	data, err := p.mountAt(ctx, p.full(object), p.mountPoint(object), flags)
+	if err != nil {
+		return storage.Root{}, unavailable(err)
+	}
+	return rootAt(p.mountPoint(object), &rec, true), data.Close()
+}
+
 // Restore makes a clone of the snapshot the volume's dataset. The old one stays
 // for its snapshots, newer ones included; Sweep frees the rest of it.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
@@ -207,10 +250,9 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		defer c.end()
 		rec := h.rec.clone()
 		rec.Data = c.name
-		if err := c.cloneDataset(ctx, h.rec.object(&h.rec.Snapshots[i]), v.key, &rec); err != nil {
-			return err
-		}
-		if err := c.save(h, rec); err != nil {
+		origin := h.rec.object(&h.rec.Snapshots[i])
+		err = c.save(h, rec, func() error { return c.cloneDataset(ctx, origin, v.key, &rec) })
+		if err != nil {
 			return err
 		}
 		c.wasteful = true
@@ -237,10 +279,11 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 		defer c.end()
 		rec := h.rec.clone()
 		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
-		if err := c.save(h, rec); err != nil {
+		if err := c.save(h, rec, nil); err != nil {
 			return err
 		}
 		c.wasteful = true
+		v.pool.unmount(c.objects[0])
 		return nil
 	})
 }
@@ -267,7 +310,7 @@ func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error
 		defer c.end()
 		rec := h.rec.clone()
 		rec.Snapshots[i].Name = to
-		if err := c.save(h, rec); err != nil {
+		if err := c.save(h, rec, nil); err != nil {
 			return err
 		}
 		d := &gozfs.Dataset{Name: v.pool.full(rec.object(&rec.Snapshots[i]))}
@@ -275,32 +318,5 @@ func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error
 			v.pool.step("labelled")
 		}
 		return nil
-	})
-}
-
-// Limit bounds the bytes that the volume's data may take up, without its
-// snapshots; zero takes the bound away. It holds for clones and after a restore.
-func (v *volume) Limit(ctx context.Context, bytes int64) (err error) {
-	defer fail(&err, "cannot limit the size of volume %q", v.key)
-	if bytes < 0 {
-		return fault.New(fault.Invalid, "a size of %d bytes makes no sense", bytes)
-	}
-	return v.change(ctx, func(h *locked) error {
-		c, err := v.pool.begin(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.end()
-		value := "none"
-		if bytes > 0 {
-			value = strconv.FormatInt(bytes, 10)
-		}
-		if _, err := zfs(ctx, "set", "refquota="+value, v.pool.full(h.rec.dataset())); err != nil {
-			return unavailable(err)
-		}
-		v.pool.step("limit set")
-		rec := h.rec.clone()
-		rec.Limit = bytes
-		return c.save(h, rec)
 	})
 }

@@ -64,6 +64,7 @@ type Pool struct {
 	dataset string
 	dir     string
 	root    *os.Root // of the pool's own dataset
+	at      *os.File // the same directory
 	step    func(string)
 }
 
@@ -93,14 +94,18 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 		return nil, err
 	}
 	p := &Pool{name: o.Name, dataset: o.Dataset, dir: o.Dir, step: o.Step}
-	if p.root, err = p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount)); err != nil {
+	if p.root, err = p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0); err != nil {
 		if fault.Is(err, fault.NotFound) {
 			return nil, fault.New(fault.Unavailable, "there is no such dataset; if its pool is on this host, zpool import brings it back")
 		}
 		return nil, err
 	}
-	if err := p.checkHeader(); err != nil {
+	if p.at, err = p.root.Open("."); err != nil {
 		p.root.Close()
+		return nil, err
+	}
+	if err := p.checkHeader(); err != nil {
+		p.Close()
 		return nil, err
 	}
 	return p, nil
@@ -108,7 +113,7 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 
 // Close lets go of the pool's dataset. The volumes that were opened from it are
 // of no more use.
-func (p *Pool) Close() error { return p.root.Close() }
+func (p *Pool) Close() error { return errors.Join(p.at.Close(), p.root.Close()) }
 
 func (p *Pool) checkHeader() error {
 	b, err := p.root.ReadFile(poolFile)
@@ -159,6 +164,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 		Source:       p.dataset,
 		Total:        int64(own.Used + volumes.Avail),
 		Free:         int64(volumes.Avail),
+		Limits:       limits,
 		Capabilities: capabilities(),
 	}, ctx.Err()
 }
