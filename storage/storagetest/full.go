@@ -64,6 +64,7 @@ func testFull(t *testing.T, d Driver) {
 	}
 	ctx := t.Context()
 	prepare(t, p)
+	ballast(t, p)
 	web := p.open(t, instance("web"))
 	done := errors.New("done")
 	_, err := p.Create(ctx, image("filler"), d.Content, func(dir *os.Root) error {
@@ -83,7 +84,7 @@ func testFull(t *testing.T, d Driver) {
 		t.Fatal(err)
 	}
 	_, err = p.Create(ctx, image("large"), d.Content, func(dir *os.Root) error {
-		return writeUntil(dir, smallSize*2, 1<<20)
+		return writeUntil(dir, "filler", smallSize*2, 1<<20)
 	})
 	wants(t, "Create of more than there is space for", err, fault.Exhausted)
 	after, err := p.Info(ctx)
@@ -92,6 +93,23 @@ func testFull(t *testing.T, d Driver) {
 	}
 	p.holds(t, web, stateNow)
 	p.clear(t)
+}
+
+// ballastKey is a volume that is large enough for its end to be felt: a file system
+// may need some megabytes before it believes that there is space again.
+var ballastKey = storage.Key{Class: storage.Custom, Name: "ballast"}
+
+func ballast(t *testing.T, p *pool) {
+	t.Helper()
+	_, err := p.Create(t.Context(), ballastKey, p.driver.Content, func(dir *os.Root) error {
+		if p.driver.Content == storage.Disk {
+			return writeUntil(dir, storage.DiskRaw, smallSize/4, 1<<20)
+		}
+		return errors.Join(dir.Mkdir(storage.RootName, 0o755), writeUntil(dir, storage.RootName+"/data", smallSize/4, 1<<20))
+	})
+	if err != nil {
+		t.Fatalf("Create(%q) = %v", ballastKey, err)
+	}
 }
 
 // full tries a pool on which no byte is free.
@@ -122,6 +140,9 @@ func full(t *testing.T, p *pool, web storage.Volume) {
 	if err := p.Delete(ctx, instance("old")); err != nil {
 		t.Errorf("Delete on a full pool = %v", err)
 	}
+	if err := p.Delete(ctx, ballastKey); err != nil {
+		t.Errorf("Delete on a full pool = %v", err)
+	}
 	if err := p.Sweep(ctx); err != nil {
 		t.Errorf("Sweep of a full pool = %v", err)
 	}
@@ -139,7 +160,7 @@ func full(t *testing.T, p *pool, web storage.Volume) {
 // fillUp takes all the space there is.
 func fillUp(dir *os.Root) error {
 	for _, size := range []int{1 << 20, 4 << 10, 512} {
-		err := writeUntil(dir, smallSize*2, size)
+		err := writeUntil(dir, fmt.Sprintf("filler%d", size), smallSize*2, size)
 		if !errors.Is(err, unix.ENOSPC) {
 			return fmt.Errorf("writing without end = %w", err)
 		}
@@ -148,8 +169,8 @@ func fillUp(dir *os.Root) error {
 }
 
 // writeUntil writes a file of the given size, or until it fails.
-func writeUntil(dir *os.Root, total, size int) error {
-	f, err := dir.Create(fmt.Sprintf("filler%d", size))
+func writeUntil(dir *os.Root, name string, total, size int) error {
+	f, err := dir.Create(name)
 	if err != nil {
 		return err
 	}

@@ -45,13 +45,8 @@ const (
 func (p *Pool) begin(ctx context.Context, objects ...string) (*change, error) {
 	for {
 		c := &change{pool: p, name: newID()}
-		if err := p.root.Mkdir(c.path(), 0o700); err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, unavailable(err)
-			}
-			out, _ := zfs(ctx, "list", "-o", "name,used,avail,refer,refreservation,usedbyrefreservation", "-r", p.dataset)
-			println("DEBUG", err.Error(), out)
-			return nil, err
+		if err := p.insist(func() error { return p.root.Mkdir(c.path(), 0o700) }); err != nil {
+			return nil, unavailable(err)
 		}
 		var err error
 		if c.dir, err = p.root.OpenRoot(c.path()); errors.Is(err, fs.ErrNotExist) {
@@ -84,10 +79,11 @@ func (c *change) touch(objects ...string) error {
 		return err
 	}
 	// Half a file is that of a change that died before it touched anything more.
-	if err := c.dir.WriteFile(objectsFile+".new", b, 0o600); err != nil {
+	err = c.pool.insist(func() error { return c.dir.WriteFile(objectsFile+".new", b, 0o600) })
+	if err != nil {
 		return err
 	}
-	return c.dir.Rename(objectsFile+".new", objectsFile)
+	return c.pool.insist(func() error { return c.dir.Rename(objectsFile+".new", objectsFile) })
 }
 
 // path is a path in the change's directory, relative to the pool.
@@ -117,7 +113,7 @@ func (c *change) close() {
 
 // throwAway moves a directory to the trash.
 func (p *Pool) throwAway(dir string) error {
-	return ignoreMissing(p.root.Rename(dir, path.Join(trashDir, newID())))
+	return ignoreMissing(p.insist(func() error { return p.root.Rename(dir, path.Join(trashDir, newID())) }))
 }
 
 // makeVolume makes the directory of the new volume and opens that of its metadata
@@ -164,12 +160,11 @@ func (c *change) save(h *locked, rec record, command func() error) error {
 	if err != nil {
 		return err
 	}
-	if command == nil {
-		err = writeFile(c.dir, recordFile, b)
-	} else {
-		err = c.dir.WriteFile(recordFile, b, 0o600)
+	write := writeFile
+	if command != nil {
+		write = func(dir *os.Root, name string, b []byte) error { return dir.WriteFile(name, b, 0o600) }
 	}
-	if err != nil {
+	if err := c.pool.insist(func() error { return write(c.dir, recordFile, b) }); err != nil {
 		return err
 	}
 	c.pool.step("record written")
@@ -178,7 +173,7 @@ func (c *change) save(h *locked, rec record, command func() error) error {
 			return err
 		}
 	}
-	if err := rename(c.dir, recordFile, h.dir, recordFile); err != nil {
+	if err := c.pool.insist(func() error { return rename(c.dir, recordFile, h.dir, recordFile) }); err != nil {
 		return err
 	}
 	h.rec = rec

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -64,9 +63,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 // start from.
 func (p *Pool) settle(ctx context.Context, rec *record) error {
 	if rec.Base == "" {
-		pool, _, _ := strings.Cut(p.dataset, "/")
-		_, err := zpool(ctx, "sync", pool)
-		return unavailable(err)
+		return p.sync(ctx)
 	}
 	if err := p.snapshot(ctx, rec.dataset()+"@"+rec.Base); err != nil {
 		return err

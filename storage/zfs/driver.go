@@ -325,11 +325,6 @@ func layOut(ctx context.Context, dataset, dir, uuid string) error {
 	return first(p.root.Chmod(".", 0o700), writeFile(p.root, poolFile, append(b, '\n')), syncDir(p.root, "."))
 }
 
-func setReserve(ctx context.Context, dataset string, bytes int64) error {
-	_, err := zfs(ctx, "set", "refreservation="+strconv.FormatInt(bytes, 10), dataset)
-	return err
-}
-
 // unmake empties a dataset that was there before it was a pool.
 func unmake(ctx context.Context, dataset, dir string) error {
 	for _, class := range classes {

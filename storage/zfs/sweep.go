@@ -3,7 +3,6 @@ package zfs
 import (
 	"context"
 	"errors"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -66,16 +65,6 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 		p.step("trash emptied")
 	}
 	return errors.Join(err, p.reclaim(ctx))
-}
-
-// reclaim waits until the space of what was destroyed is free, and keeps enough
-// for the pool's own dataset.
-func (p *Pool) reclaim(ctx context.Context) error {
-	pool, _, _ := strings.Cut(p.dataset, "/")
-	if _, err := zpool(ctx, "wait", "-t", "free", pool); err != nil {
-		return unavailable(err)
-	}
-	return p.reserve(ctx)
 }
 
 // Pending tells whether there is anything for Sweep. Every change has a directory
@@ -217,30 +206,4 @@ func (p *Pool) labelled(ctx context.Context, key storage.Key) ([]string, error) 
 		}
 	}
 	return objects, nil
-}
-
-// Space that the pool's own dataset has for itself, so that things can be deleted
-// and space be freed when nothing else has room. ZFS lets nobody write who might
-// need more than there is in the worst case, and that is 6 MiB for a directory.
-const (
-	minReserve   = 24 << 20
-	usualReserve = 64 << 20
-)
-
-// reserve makes sure that the pool's own dataset can grow on a full pool.
-func (p *Pool) reserve(ctx context.Context) error {
-	d, err := p.root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: p.dataset, Err: err}
-	}
-	used := int64(st.Blocks-st.Bfree) * st.Bsize
-	if used < usualReserve/2 {
-		return nil // what Make reserved is enough
-	}
-	return setReserve(ctx, p.dataset, 2*used+usualReserve)
 }

@@ -21,9 +21,8 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 		return storage.Usage{}, err
 	}
 	// ZFS counts what is on disk. What was just written is not yet.
-	pool, _, _ := strings.Cut(p.dataset, "/")
-	if _, err := zpool(ctx, "sync", pool); err != nil {
-		return storage.Usage{}, unavailable(err)
+	if err := p.sync(ctx); err != nil {
+		return storage.Usage{}, err
 	}
 	own := p.recordSize(v.key)
 	u := storage.Usage{Used: own, Exclusive: own}

@@ -18,7 +18,6 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	gozfs "github.com/mistifyio/go-zfs/v4"
 	"golang.org/x/sys/unix"
@@ -142,12 +141,11 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
-	zpool, _, _ := strings.Cut(p.dataset, "/")
-	switch z, err := gozfs.GetZpool(zpool); {
+	switch z, err := gozfs.GetZpool(p.zpool()); {
 	case err != nil:
 		return storage.Info{}, unavailable(classify(err))
 	case slices.Contains([]string{gozfs.ZpoolFaulted, gozfs.ZpoolUnavail, "SUSPENDED"}, z.Health):
-		return storage.Info{}, fault.New(fault.Unavailable, "zpool %q is %s; see zpool status", zpool, z.Health)
+		return storage.Info{}, fault.New(fault.Unavailable, "zpool %q is %s; see zpool status", p.zpool(), z.Health)
 	}
 	own, err := gozfs.GetDataset(p.dataset)
 	if err != nil {
@@ -251,7 +249,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 		return err
 	}
 	defer release()
-	err = p.root.Rename(from, to.String())
+	err = p.insist(func() error { return p.root.Rename(from, to.String()) })
 	switch {
 	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTEMPTY):
 		return fault.New(fault.AlreadyExists, "there is a volume %q already", to)
@@ -279,7 +277,8 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	if err := p.idle(ctx, &h.rec); err != nil {
 		return err
 	}
-	if err := p.root.Rename(key.String(), path.Join(trashDir, newID())); err != nil {
+	err = p.insist(func() error { return p.root.Rename(key.String(), path.Join(trashDir, newID())) })
+	if err != nil {
 		return err
 	}
 	p.step("deleted")
