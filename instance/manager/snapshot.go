@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -12,7 +13,8 @@ import (
 )
 
 // CreateSnapshot keeps the present state of an instance and gives the name of
-// the snapshot: the given one, or snap0, snap1 and so on.
+// the snapshot: the given one, or one by the instance's pattern, or snap0, snap1
+// and so on.
 func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r SnapshotRequest) (string, error) {
 	if snapshot != "" {
 		if err := store.CheckSnapshotName(snapshot); err != nil {
@@ -24,19 +26,27 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 		return "", err
 	}
 	defer held.Release()
-	taken, err := inst.volume.Snapshots(ctx)
+	return m.takeSnapshot(ctx, inst, snapshot, r)
+}
+
+// takeSnapshot is CreateSnapshot of an instance whose lock is held.
+func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot string, r SnapshotRequest) (string, error) {
+	name := inst.spec.Name
+	list, err := inst.volume.Snapshots(ctx)
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
-	has := func(s string) bool {
-		return slices.ContainsFunc(taken, func(t storage.Snapshot) bool { return t.Name == s })
+	taken := make([]string, len(list))
+	for i, s := range list {
+		taken[i] = s.Name
 	}
+	at := m.cfg.Clock()
 	switch {
 	case snapshot == "":
-		for i := 0; snapshot == "" || has(snapshot); i++ {
-			snapshot = fmt.Sprintf("snap%d", i)
+		if snapshot, err = snapshotName(inst.spec.Config, r.Auto, at, taken); err != nil {
+			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 		}
-	case has(snapshot):
+	case slices.Contains(taken, snapshot):
 		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
 	}
 	live, err := m.liveness(inst)
@@ -47,13 +57,31 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 	op := m.snapshotOperation(args)
 	op.steps[0].do = func(ctx context.Context) error {
 		return inst.volume.Snapshot(ctx, snapshot, storage.SnapshotOptions{
-			Description: r.Description, CreatedAt: now(), ExpiresAt: r.ExpiresAt, Live: live,
+			Description: r.Description, CreatedAt: at.UTC().Truncate(time.Millisecond),
+			ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto, Live: live,
 		})
 	}
 	if err := m.performAs(ctx, "snapshot", []string{name}, args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
 	return snapshot, nil
+}
+
+// snapshotName makes a name that is not taken, by the instance's pattern if it
+// has one.
+func snapshotName(config map[string]string, auto bool, at time.Time, taken []string) (string, error) {
+	if text := config["snapshots.pattern"]; text != "" || auto {
+		p, err := snapshotPattern(text)
+		if err != nil {
+			return "", err
+		}
+		return p.Name(at, taken), nil
+	}
+	for i := 0; ; i++ {
+		if name := fmt.Sprintf("snap%d", i); !slices.Contains(taken, name) {
+			return name, nil
+		}
+	}
 }
 
 // snapshotArgs name a snapshot of an instance.
@@ -228,6 +256,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name, snapshot string) err
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
+	if err := m.notMounted(inst, "delete", snapshot); err != nil {
+		return err
+	}
 	if err := inst.volume.DeleteSnapshot(ctx, snapshot); err != nil {
 		return fmt.Errorf("cannot delete snapshot %q of %q: %w", snapshot, name, err)
 	}
@@ -248,6 +279,9 @@ func (m *Manager) RenameSnapshot(ctx context.Context, name, snapshot, to string)
 	}
 	defer held.Release()
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	if err := m.notMounted(inst, "rename", snapshot); err != nil {
 		return err
 	}
 	if err := inst.volume.RenameSnapshot(ctx, snapshot, to); err != nil {

@@ -81,6 +81,7 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		if err == nil {
 			continue
 		}
+		defer m.sweepLater()
 		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}

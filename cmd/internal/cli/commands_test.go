@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -59,6 +58,13 @@ func TestCommandsAskTheManager(t *testing.T) {
 		{"copy web/clean web3", []string{"copy {Source:web Snapshot:clean Name:web3}"}, "", "Copied web/clean to web3\n"},
 		{"copy web -q", []string{"copy {Source:web Snapshot: Name:}"}, "brave-otter\n", ""},
 		{"snapshot create web clean --description d --expiry 3d", []string{`snapshot web clean "d" expires=true`}, "", "Kept web as clean\n"},
+		{"snapshot create web clean --no-expiry", []string{`snapshot web clean "" expires=false`}, "", "Kept web as clean\n"},
+		{"snapshot create web clean --expiry 2h30m", []string{`snapshot web clean "" expires=true`}, "", "Kept web as clean\n"},
+		{"config set web user.a=b=c limits.cpu=2", []string{"configure web {Set:map[limits.cpu:2 user.a:b=c] Unset:[]}"}, "", "Configured web; it will obey limits.cpu after its next start\n"},
+		{"config set web user.a b", []string{"configure web {Set:map[user.a:b] Unset:[]}"}, "", "Configured web\n"},
+		{"config unset web user.a user.b", []string{"configure web {Set:map[] Unset:[user.a user.b]}"}, "", "Configured web\n"},
+		{"config get web limits.memory", nil, "1GiB\n", ""},
+		{"tick", []string{"tick"}, "", ""},
 		{"snapshot create web -q", []string{`snapshot web  "" expires=false`}, "snap0\n", ""},
 		{"snapshot restore web clean", []string{"restore web clean"}, "", "Restored web to clean\n"},
 		{"snapshot rename web clean pure", []string{"rename snapshot web clean pure"}, "", "Renamed clean of web to pure\n"},
@@ -116,6 +122,13 @@ func TestWrongInputIsRefused(t *testing.T) {
 		{"trash empty gone gone", 2, `"gone" is given twice`},
 		{"trash restore nobody", 3, `there is no "nobody" in the trash`},
 		{"snapshot create web s --expiry 3x", 2, `cannot use the expiry "3x"`},
+		{"snapshot create web s --expiry 3d --no-expiry", 2, "exclude each other"},
+		{"snapshot create web s --expiry 2001-01-01T00:00:00Z", 2, "has passed already"},
+		{"config set web", 2, "needs more arguments"},
+		{"config set web user.a", 2, `cannot use the configuration "user.a"`},
+		{"config set web a=1 a=2", 2, "given twice"},
+		{"config get web limits.cpu", 3, `"limits.cpu" is not set`},
+		{"config get nobody limits.cpu", 3, `there is no instance "nobody"`},
 		{"list -c n!", 2, `unknown column "!" in "n!"`},
 		{"list -c n,,s", 2, "one of them is empty"},
 		{"list -f xml", 2, `unknown format "xml"`},
@@ -244,27 +257,6 @@ func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if r := world().run(t, "completion", shell); r.code != 0 || !strings.Contains(r.stdout, "brig") {
 			t.Errorf("completion %s: exit code %d", shell, r.code)
-		}
-	}
-}
-
-func TestParseExpiry(t *testing.T) {
-	now := time.Date(2024, 1, 31, 12, 0, 0, 0, time.UTC)
-	for in, want := range map[string]time.Time{
-		"":      {},
-		"5M":    now.Add(5 * time.Minute),
-		"12H":   now.Add(12 * time.Hour),
-		"1w 2d": now.AddDate(0, 0, 9),
-		"2m":    now.AddDate(0, 2, 0),
-		"1y":    now.AddDate(1, 0, 0),
-	} {
-		if got, err := parseExpiry(in, now); err != nil || !got.Equal(want) {
-			t.Errorf("parseExpiry(%q) = %v, %v, want %v", in, got, err, want)
-		}
-	}
-	for _, in := range []string{" ", "d", "3", "-1d", "0d", "1.5d", "3D", "99999d", "1d,2d", "1ä"} {
-		if got, err := parseExpiry(in, now); !fault.Is(err, fault.Invalid) {
-			t.Errorf("parseExpiry(%q) = %v, %v, want invalid", in, got, err)
 		}
 	}
 }

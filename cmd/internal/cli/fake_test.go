@@ -205,6 +205,19 @@ func (f *fake) ForgetUndo(_ context.Context, name string) error {
 	return f.on(name, "forget undo %s", name)
 }
 
+func (f *fake) Configure(_ context.Context, name string, c manager.ConfigChange) ([]string, error) {
+	var later []string
+	if _, ok := c.Set["limits.cpu"]; ok {
+		later = append(later, "limits.cpu")
+	}
+	return later, f.on(name, "configure %s %+v", name, c)
+}
+
+func (f *fake) Tick(context.Context) error {
+	f.note("tick")
+	return nil
+}
+
 func (f *fake) Images(context.Context) ([]images.Image, error) { return slices.Clone(f.images), nil }
 
 func (f *fake) Image(_ context.Context, name string) (*images.Image, error) {
@@ -286,7 +299,7 @@ func world() *fake {
 				},
 				State:     instance.State{Status: instance.Running, PID: 4711, StartedAt: at(3), Health: "ready"},
 				Pool:      "default",
-				Snapshots: []instance.Snapshot{{Name: "clean", Description: "as new", CreatedAt: at(4)}, {Name: "snap0", CreatedAt: at(5), ExpiresAt: at(50)}},
+				Snapshots: []instance.Snapshot{{Name: "clean", Description: "as new", CreatedAt: at(4)}, {Name: "snap0", CreatedAt: at(5), ExpiresAt: at(50), Auto: true}},
 				Usage:     &storage.Usage{Used: 300 << 20, Exclusive: 12345678},
 				NICs: []manager.NICState{{
 					Name: "eth0", HostName: "veth0123456789a", MAC: "10:66:6a:00:00:01", MTU: 1500, Up: true,

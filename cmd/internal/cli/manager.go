@@ -50,7 +50,10 @@ type Manager interface {
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
+	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
+
 	Sweep(ctx context.Context) error
+	Tick(ctx context.Context) error
 
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
