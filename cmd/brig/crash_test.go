@@ -67,7 +67,7 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
 		}},
 		"untrash": {[][]string{create, snapshot, {"delete", "web"}}, []string{"trash", "restore", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, restore...).Code == 0
+			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, start...).Code == 0 && r.Run(t, restore...).Code == 0
 		}},
 		// Where the first undo was finished, the second takes it back.
 		"undo": {[][]string{create, start, write("before"), stop, snapshot, start, write("after"), stop, restore}, []string{"undo", "web"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
