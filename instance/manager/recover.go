@@ -21,6 +21,10 @@ func (m *Manager) operation(kind string, raw json.RawMessage) (*operation, error
 		return build(raw, m.restoreOperation)
 	case "rename":
 		return build(raw, m.renameOperation)
+	case "transfer":
+		return build(raw, m.transferOperation)
+	case "move":
+		return build(raw, m.moveOperation)
 	case "delete":
 		return build(raw, m.deleteOperation)
 	case "pull":
