@@ -174,6 +174,14 @@ type Volume interface {
 	Usage(ctx context.Context) (Usage, error)
 }
 
+// MetaReader is implemented by volumes that can read a metadata file without
+// opening their directory, which counts where a thousand volumes are looked at.
+type MetaReader interface {
+	// ReadMeta gives what is in a regular file, or an error if that is more than
+	// most bytes.
+	ReadMeta(name string, most int64) ([]byte, error)
+}
+
 // Root is where a volume's data is: the overlay layers or the one directory of
 // a Tree, with file ids as the guest sees them, or the file of a Disk.
 type Root struct {

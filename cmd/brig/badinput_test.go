@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"brig/instance/instancetest"
 )
@@ -152,10 +153,14 @@ func look(t testing.TB, r *instancetest.Rig) scene {
 	return slices.Concat(instancetest.Files(t, r.Dir), []string(instancetest.Look(t, r.Dir)))
 }
 
-// unchanged fails the test if there is something new, or something is gone.
+// unchanged fails the test if there is something new, or something is gone. What
+// ends by itself gets a moment.
 func (before *scene) unchanged(t testing.TB, r *instancetest.Rig) {
 	t.Helper()
 	now := look(t, r)
+	for deadline := time.Now().Add(10 * time.Second); !same(now, *before) && time.Now().Before(deadline); now = look(t, r) {
+		<-time.After(10 * time.Millisecond)
+	}
 	for _, f := range now {
 		if !slices.Contains(*before, f) {
 			t.Errorf("left behind: %s", f)
@@ -167,6 +172,10 @@ func (before *scene) unchanged(t testing.TB, r *instancetest.Rig) {
 		}
 	}
 	*before = now // what one left is not the next one's
+}
+
+func same(a, b scene) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
 func TestInvalidNames(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -36,7 +37,16 @@ func (r *Rig) With(env ...string) *Rig {
 // Result is what a command printed and how it ended.
 type Result struct {
 	Stdout, Stderr string
-	Code           int
+	Code           int // of CodeOf
+}
+
+// CodeOf is the exit code of a process, or the negative number of the signal
+// that ended it.
+func CodeOf(p *os.ProcessState) int {
+	if w, ok := p.Sys().(syscall.WaitStatus); ok && w.Signaled() {
+		return -int(w.Signal())
+	}
+	return p.ExitCode()
 }
 
 // commandTimeout bounds one brig command; software emulation is slow.
@@ -196,7 +206,7 @@ func (r *Rig) Feed(t testing.TB, stdin io.Reader, args ...string) Result {
 	if ctx.Err() != nil {
 		t.Fatalf("brig %s did not end within %s\n%s", strings.Join(args, " "), commandTimeout, stderr.String())
 	}
-	return Result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	return Result{stdout.String(), stderr.String(), CodeOf(cmd.ProcessState)}
 }
 
 // Must runs a brig command that has to succeed and gives what it printed.

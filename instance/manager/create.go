@@ -56,7 +56,9 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err != nil {
 		return nil, err
 	}
-	// What cannot work is refused before an image is fetched for it.
+	// What cannot work is refused before an image is fetched for it. A name may
+	// be taken only by what a killed command left.
+	m.tidy(ctx)
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
 	}

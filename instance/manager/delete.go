@@ -2,9 +2,7 @@ package manager
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"slices"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -51,46 +49,4 @@ func (m *Manager) deleteOperation(a deleteArgs) *operation {
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
 		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
 	}}
-}
-
-// sweepLater frees the space of what was deleted without making the caller
-// wait. It is a convenience: what is not freed now is freed by a later command.
-func (m *Manager) sweepLater() {
-	if m.cfg.Sweep == nil || !m.pending() {
-		return
-	}
-	if err := m.cfg.Sweep(); err != nil {
-		m.cfg.Notice(fmt.Sprintf("Deleted data is not freed yet: %v", err))
-	}
-}
-
-// pending tells whether a pool that can be used has something to sweep.
-func (m *Manager) pending() bool {
-	names, err := m.cfg.Pools.Names()
-	if err != nil {
-		return false
-	}
-	return slices.ContainsFunc(names, func(name string) bool {
-		pool, err := m.pool(context.Background(), name)
-		return err == nil && pool.Pending()
-	})
-}
-
-// Sweep frees the space of what was deleted, in all pools that can be used.
-func (m *Manager) Sweep(ctx context.Context) error {
-	names, err := m.cfg.Pools.Names()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for _, name := range names {
-		pool, err := m.pool(ctx, name)
-		if err == nil && pool.Pending() {
-			err = pool.Sweep(ctx)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot free deleted data in pool %q: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

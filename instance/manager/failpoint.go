@@ -27,6 +27,22 @@ func ParseFailpoints(s string) Failpoints {
 	return points
 }
 
+// FailpointNames lists every failpoint there is, in no order, for tests that try
+// them all.
+func FailpointNames() ([]string, error) {
+	var names []string
+	for kind, builder := range New(Config{}).builders() {
+		op, err := builder([]byte(`{"Spec":{},"Create":{"Spec":{}}}`))
+		if err != nil {
+			return nil, fmt.Errorf("cannot list the steps of %s: %w", kind, err)
+		}
+		for _, s := range op.steps {
+			names = append(names, kind+"."+s.name+".before", kind+"."+s.name+".after")
+		}
+	}
+	return names, nil
+}
+
 func (f Failpoints) hit(name string) error {
 	action, ok := f[name]
 	if !ok {

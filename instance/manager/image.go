@@ -166,6 +166,7 @@ type deleteImageArgs struct{ Fingerprint string }
 // DeleteImage removes an image. Instances that were made from it are not
 // harmed: they keep what they share with it.
 func (m *Manager) DeleteImage(ctx context.Context, name string) error {
+	m.tidy(ctx) // which may be about this image
 	image, err := m.Image(ctx, name)
 	if err != nil {
 		return err

@@ -70,6 +70,7 @@ type Manager struct {
 	drivers map[instance.Type]instance.Driver
 	locks   *store.Locks // of instances
 	pulls   *store.Locks // of images: waiting for another's pull is worth while
+	tries   *store.Locks // of either: for what can be left to another
 	intents *store.Intents
 }
 
@@ -86,6 +87,7 @@ func New(cfg Config) *Manager {
 		drivers: map[instance.Type]instance.Driver{},
 		locks:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), lockWait),
 		pulls:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), pullWait),
+		tries:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), 0),
 		intents: store.NewIntents(filepath.Join(cfg.Dirs.State, "intents")),
 	}
 	for _, d := range cfg.Drivers {

@@ -247,6 +247,7 @@ func (m *Manager) madeBy(ctx context.Context, pool storage.Pool, key storage.Key
 // lockPull takes the lock of an image name, for as long as another fetches it,
 // after recovering what an earlier fetch left.
 func (m *Manager) lockPull(ctx context.Context, name string) (*store.Held, error) {
+	m.tidy(ctx)
 	held, err := m.pulls.Lock(ctx, "fetch", name)
 	if err != nil {
 		return nil, err

@@ -1,44 +1,82 @@
 package manager
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
+	"slices"
 
 	"brig/instance/fault"
+	"brig/instance/store"
 )
+
+// tidy finishes or undoes what killed commands left, whatever it was about: who
+// comes next need not want the same thing. What belongs to a command that still
+// runs is locked, and left to it. A failure is no reason not to do what the
+// user wants now, unless that has to do with it, and then lock fails.
+func (m *Manager) tidy(ctx context.Context) {
+	left, err := m.intents.List()
+	if err != nil {
+		return // whoever needs the intents will say so
+	}
+	for _, i := range left {
+		if ctx.Err() != nil {
+			return
+		}
+		held, err := m.tries.Lock(ctx, "recover", i.Names...)
+		if err != nil {
+			continue
+		}
+		if m.unfinished(i.ID) {
+			if err := m.recoverIntents(ctx, []store.Intent{i}); err != nil {
+				m.cfg.Notice(fmt.Sprintf("Something is left from before: %v", err))
+			}
+		}
+		held.Release()
+	}
+}
+
+// unfinished tells whether an intent that was seen without its locks is still
+// there.
+func (m *Manager) unfinished(id string) bool {
+	left, err := m.intents.List()
+	return err == nil && slices.ContainsFunc(left, func(i store.Intent) bool { return i.ID == id })
+}
+
+// builders are the kinds of operations, each with what builds its steps from
+// its recorded arguments.
+func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error) {
+	return map[string]func(json.RawMessage) (*operation, error){
+		"create":       build(m.createOperation),
+		"copy":         build(m.createOperation),
+		"launch":       build(m.launchOperation),
+		"start":        build(m.startOperation),
+		"snapshot":     build(m.snapshotOperation),
+		"restore":      build(m.restoreOperation),
+		"rename":       build(m.renameOperation),
+		"transfer":     build(m.transferOperation),
+		"move":         build(m.moveOperation),
+		"delete":       build(m.deleteOperation),
+		"pull":         build(m.pullOperation),
+		"image-delete": build(m.deleteImageOperation),
+	}
+}
+
+func build[T any](steps func(T) *operation) func(json.RawMessage) (*operation, error) {
+	return func(raw json.RawMessage) (*operation, error) {
+		var args T
+		if err := json.Unmarshal(raw, &args); err != nil {
+			return nil, fault.New(fault.Internal, "cannot read the arguments of an interrupted operation: %v", err)
+		}
+		return steps(args), nil
+	}
+}
 
 // operation builds the steps of an operation from its recorded arguments.
 func (m *Manager) operation(kind string, raw json.RawMessage) (*operation, error) {
-	switch kind {
-	case "create", "copy":
-		return build(raw, m.createOperation)
-	case "launch":
-		return build(raw, m.launchOperation)
-	case "start":
-		return build(raw, m.startOperation)
-	case "snapshot":
-		return build(raw, m.snapshotOperation)
-	case "restore":
-		return build(raw, m.restoreOperation)
-	case "rename":
-		return build(raw, m.renameOperation)
-	case "transfer":
-		return build(raw, m.transferOperation)
-	case "move":
-		return build(raw, m.moveOperation)
-	case "delete":
-		return build(raw, m.deleteOperation)
-	case "pull":
-		return build(raw, m.pullOperation)
-	case "image-delete":
-		return build(raw, m.deleteImageOperation)
+	builder, ok := m.builders()[kind]
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "an operation of the kind %q is not known: it was begun by a newer brig", kind)
 	}
-	return nil, fault.New(fault.Unsupported, "an operation of the kind %q is not known: it was begun by a newer brig", kind)
-}
-
-func build[T any](raw json.RawMessage, steps func(T) *operation) (*operation, error) {
-	var args T
-	if err := json.Unmarshal(raw, &args); err != nil {
-		return nil, fault.New(fault.Internal, "cannot read the arguments of an interrupted operation: %v", err)
-	}
-	return steps(args), nil
+	return builder(raw)
 }

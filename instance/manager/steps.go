@@ -68,8 +68,10 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 	}
 	for i, s := range op.steps {
 		err := m.cfg.Failpoints.hit(kind + "." + s.name + ".before")
+		begun := i > 0
 		if err == nil {
 			err = s.do(ctx)
+			begun = begun || err == nil
 		}
 		if err == nil {
 			err = m.cfg.Failpoints.hit(kind + "." + s.name + ".after")
@@ -77,7 +79,7 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		if err == nil {
 			continue
 		}
-		if op.forward && i > 0 {
+		if op.forward && begun {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}
 		if !op.forward {
@@ -142,6 +144,7 @@ func recoverOne(ctx context.Context, op *operation) error {
 // lock takes the locks of names for a command, after recovering what earlier
 // commands on them left unfinished.
 func (m *Manager) lock(ctx context.Context, doing string, names ...string) (*store.Held, error) {
+	m.tidy(ctx)
 	for {
 		concerned, wanted, err := m.concerning(names)
 		if err != nil {

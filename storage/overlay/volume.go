@@ -24,7 +24,10 @@ type volume struct {
 	last record // as it was read last; guarded by mu
 }
 
-var _ storage.Volume = (*volume)(nil)
+var (
+	_ storage.Volume     = (*volume)(nil)
+	_ storage.MetaReader = (*volume)(nil)
+)
 
 func (v *volume) Key() storage.Key { return v.key }
 
@@ -41,6 +44,14 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
 	}
 	return dir, err
+}
+
+func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
+	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	if !fs.ValidPath(name) {
+		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
+	}
+	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
 }
 
 // Root says where the data is. After a machine was told to go on in another disk

@@ -1,0 +1,178 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"brig/instance/instancetest"
+	"brig/instance/manager"
+)
+
+// story is how one kind of operation comes about, and what it is for. Its
+// instances are web and, where there is a second one, db.
+type story struct {
+	before [][]string // commands that come before it
+	args   []string   // the command that is interrupted
+	again  []int      // the codes that it may have when it is given again
+	done   func(t *testing.T, r *instancetest.Rig) bool
+}
+
+// stories gives one for every kind of operation. They are about two images: app
+// is there, other is not.
+func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, other string) {
+	app = probeImage(t, r)
+	files := append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "other", Data: []byte("other"), Mode: 0o644})
+	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
+	r.Must(t, "image", "pull", app)
+	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	create := []string{"create", app, "web"}
+	snapshot := []string{"snapshot", "create", "web", "s1"}
+	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
+		return func(t *testing.T, r *instancetest.Rig) bool { return r.List(t)[name].Status == status }
+	}
+	runs := func(t *testing.T, r *instancetest.Rig) bool {
+		return is("web", "Running")(t, r) && r.Run(t, "exec", "web", "--", "/bin/probe", "exit", "0").Code == 0
+	}
+	has := func(t *testing.T, r *instancetest.Rig) bool { return r.Run(t, "image", "show", other).Code == 0 }
+	not := func(f func(*testing.T, *instancetest.Rig) bool) func(*testing.T, *instancetest.Rig) bool {
+		return func(t *testing.T, r *instancetest.Rig) bool { return !f(t, r) }
+	}
+	return map[string]story{
+		"create": {nil, create, []int{0}, is("web", "Stopped")},
+		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
+		"start":  {[][]string{create}, []string{"start", "web", "--wait", "ready"}, []int{0, 4}, runs},
+		"snapshot": {[][]string{create}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
+		}},
+		"restore": {
+			[][]string{create, snapshot, {"start", "web", "--wait", "ready"}, {"exec", "web", "--", "/bin/probe", "write", "/data/new", "x"}, {"stop", "-f", "web"}},
+			[]string{"snapshot", "restore", "web", "s1"}, []int{0},
+			func(t *testing.T, r *instancetest.Rig) bool {
+				r.Must(t, "start", "web", "--wait", "ready")
+				return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/data/new").Code != 0
+			},
+		},
+		"copy": {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
+		"rename": {[][]string{create}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("db", "Stopped")(t, r) && is("web", "")(t, r)
+		}},
+		"transfer": {[][]string{create, snapshot}, []string{"copy", "web", "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "db") && r.Run(t, "snapshot", "restore", "db", "s1").Code == 0
+		}},
+		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
+		}},
+		"delete":       {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, is("web", "")},
+		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
+		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
+	}, app, other
+}
+
+// in tells whether nothing but one instance is in a pool.
+func in(t *testing.T, r *instancetest.Rig, pool, name string) bool {
+	t.Helper()
+	var v struct {
+		UsedBy []string `json:"used_by"`
+	}
+	if err := json.Unmarshal([]byte(r.Must(t, "storage", "info", pool, "-f", "json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Equal(v.UsedBy, []string{"/1.0/instances/" + name})
+}
+
+// TestFailpoints kills brig before and after every step of every operation that
+// has several. The next command must find a state that it can work with, the
+// same command once more must do what it is for, and in the end nothing must be
+// left.
+func TestFailpoints(t *testing.T) {
+	points, err := manager.FailpointNames()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(points)
+	r := instancetest.New(t, bin)
+	all, app, other := stories(t, r)
+	r.Must(t, "launch", app, "bystander")
+	r.Must(t, "sweep")
+	before := look(t, r)
+	for _, point := range points {
+		kind, _, _ := strings.Cut(point, ".")
+		s, ok := all[kind]
+		if !ok {
+			t.Errorf("operation %s has no story: tell one in stories", kind)
+			continue
+		}
+		for _, how := range []string{"kill", "error"} {
+			t.Run(point+"="+how, func(t *testing.T) {
+				for _, args := range s.before {
+					r.Must(t, args...)
+				}
+				res := r.With("BRIG_FAILPOINTS="+point+"="+how).Run(t, s.args...)
+				switch {
+				case how == "kill" && res.Code != -int(syscall.SIGKILL):
+					t.Fatalf("brig %q = %d: %s, want it to be killed: is the failpoint ever reached?", s.args, res.Code, res.Stderr)
+				case how == "error" && (res.Code != 1 || !strings.Contains(res.Stderr, "failpoint "+point)):
+					t.Fatalf("brig %q = %d: %s, want it to fail at %s", s.args, res.Code, res.Stderr, point)
+				}
+				r.Must(t, "list")
+				if res := r.Run(t, s.args...); !slices.Contains(s.again, res.Code) {
+					t.Errorf("brig %q again = %d: %s, want one of %v", s.args, res.Code, res.Stderr, s.again)
+				}
+				if !s.done(t, r) {
+					t.Errorf("brig %q again did not do what it is for: %s", s.args, r.Run(t, "list").Stdout)
+				}
+				clear(t, r, other)
+				before.unchanged(t, r)
+			})
+		}
+	}
+}
+
+// TestAnyCommandRecovers kills commands, and then has another one, about
+// something else, clean up after them.
+func TestAnyCommandRecovers(t *testing.T) {
+	r := instancetest.New(t, bin)
+	all, app, other := stories(t, r)
+	r.Must(t, "launch", app, "bystander")
+	r.Must(t, "sweep")
+	before := look(t, r)
+	for _, point := range []string{"pull.unpack.after", "create.volume.after", "delete.volume.after", "launch.run.after"} {
+		t.Run(point, func(t *testing.T) {
+			kind, _, _ := strings.Cut(point, ".")
+			for _, args := range all[kind].before {
+				r.Must(t, args...)
+			}
+			r.With("BRIG_FAILPOINTS="+point+"=kill").Run(t, all[kind].args...)
+			intents := filepath.Join(r.Dir, "state", "intents")
+			if left, _ := os.ReadDir(intents); len(left) == 0 {
+				t.Fatal("no intent is left: nothing was interrupted")
+			}
+			r.Must(t, "copy", "bystander", "another")
+			r.Must(t, "delete", "another")
+			if left, _ := os.ReadDir(intents); len(left) != 0 {
+				t.Errorf("intents left after another command: %v", left)
+			}
+			clear(t, r, other)
+			before.unchanged(t, r)
+		})
+	}
+}
+
+// clear deletes what a story has made.
+func clear(t *testing.T, r *instancetest.Rig, image string) {
+	t.Helper()
+	for _, name := range []string{"web", "db"} {
+		if _, ok := r.List(t)[name]; ok {
+			r.Must(t, "delete", "-f", name)
+		}
+	}
+	if r.Run(t, "image", "show", image).Code == 0 {
+		r.Must(t, "image", "delete", image)
+	}
+	r.Must(t, "sweep")
+}
