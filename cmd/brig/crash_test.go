@@ -30,6 +30,7 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
 	r.Must(t, "image", "pull", app)
 	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {

@@ -116,11 +116,7 @@ func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs) erro
 	if err != nil {
 		return err
 	}
-	request, err := m.request(src.volume, pool, a)
-	if err != nil {
-		return err
-	}
-	need, err := transfer.Need(ctx, request)
+	need, err := transfer.Need(ctx, m.request(src.volume, pool, a))
 	if err != nil {
 		return fmt.Errorf("cannot tell how much space it needs: %w", err)
 	}
@@ -128,14 +124,11 @@ func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs) erro
 }
 
 // request says how the arguments are carried out.
-func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) (transfer.Request, error) {
-	dir := filepath.Join(m.cfg.Dirs.Run, "transfer")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return transfer.Request{}, fmt.Errorf("cannot make a folder to mount at: %w", err)
-	}
+func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) transfer.Request {
 	return transfer.Request{
 		Source: from, Snapshot: a.Snapshot, Alone: a.InstanceOnly,
-		Pool: to, Key: instanceKey(a.Part), Dir: dir,
+		Pool: to, Key: instanceKey(a.Part),
+		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
 		Edit: func(dir *os.Root, snapshot string) error {
 			if snapshot == "" {
 				return store.SaveSpec(dir, a.Spec)
@@ -147,7 +140,7 @@ func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) 
 			spec.ID, spec.Name, spec.MAC, spec.Address = a.Spec.ID, a.Spec.Name, a.Spec.MAC, a.Spec.Address
 			return store.SaveSpec(dir, spec)
 		},
-	}, nil
+	}
 }
 
 // transferOperation copies an instance to another pool.
@@ -207,13 +200,9 @@ func (m *Manager) writePart(a transferArgs) step {
 			if err != nil {
 				return err
 			}
-			request, err := m.request(volume, to, a)
-			if err != nil {
-				return err
-			}
 			task := m.cfg.Progress.Task("Copying to pool "+a.To, 0, false)
 			defer task.Done()
-			return transfer.Copy(ctx, request)
+			return transfer.Copy(ctx, m.request(volume, to, a))
 		},
 		undo: func(ctx context.Context) error {
 			pool, err := m.pool(ctx, a.To)

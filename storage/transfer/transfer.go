@@ -33,7 +33,9 @@ type Request struct {
 	// volume. Snapshot is its name there, empty for what the volume itself holds.
 	Edit func(dir *os.Root, snapshot string) error
 
-	Dir string // an existing folder to mount at, for this call alone
+	// Dir is an existing folder with no pool in it. Trees are mounted there where
+	// nobody else sees it, and nothing changes in it.
+	Dir string
 }
 
 // state is one state of a volume: as it is now, or a snapshot.

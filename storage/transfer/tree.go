@@ -84,7 +84,7 @@ func (t tree) mountedTwo(do func(a, b string) error, from, to mount.Spec) error 
 // returns: a driver may look whether its layers are in use.
 func (t tree) at(name string, s mount.Spec, do func(at string) error) (err error) {
 	at := filepath.Join(t.dir, name)
-	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+	if err := os.Mkdir(at, 0o700); err != nil {
 		return err
 	}
 	if err := mount.Tree(at, s, mount.IDMap{}); err != nil {
@@ -98,8 +98,9 @@ func (t tree) at(name string, s mount.Spec, do func(at string) error) (err error
 	return do(at)
 }
 
-// alone calls do on a thread in a private mount namespace. The thread ends with
-// it, and so does whatever is left mounted.
+// alone calls do on a thread in a private mount namespace, with an empty folder in
+// the place of t.dir. The thread ends with it, and so does whatever is left
+// mounted.
 func (t tree) alone(do func() error) error {
 	result := make(chan error, 1)
 	go func() {
@@ -107,6 +108,9 @@ func (t tree) alone(do func() error) error {
 		err := unix.Unshare(unix.CLONE_NEWNS)
 		if err == nil {
 			err = unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, "")
+		}
+		if err == nil {
+			err = unix.Mount("brig", t.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "size=64k,nr_inodes=16,mode=700")
 		}
 		if err != nil {
 			result <- fmt.Errorf("cannot make a mount namespace: %w", err)

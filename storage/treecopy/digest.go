@@ -84,7 +84,7 @@ func (d *digester) entry(dir int, name, where string) error {
 	case unix.S_IFDIR:
 		return d.directory(dir, name, where)
 	case unix.S_IFREG:
-		err = d.content(dir, name)
+		err = d.content(dir, name, st.Size)
 	case unix.S_IFLNK:
 		var to string
 		if to, err = readLink(dir, name); err == nil {
@@ -116,24 +116,27 @@ func (d *digester) directory(dir int, name, where string) error {
 	return nil
 }
 
-func (d *digester) content(dir int, name string) error {
+// content adds the data of a file, however it is stored.
+func (d *digester) content(dir int, name string, size int64) error {
 	f, err := openFile(dir, name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	content := sha256.New()
-	buf := make([]byte, 256<<10)
+	sum, b := sha256.New(), &blocks{file: f, size: size}
 	for {
-		n, err := f.Read(buf)
-		content.Write(buf[:n])
+		at, block, err := b.read(d.ctx)
 		if errors.Is(err, io.EOF) {
-			d.put(string(content.Sum(nil)))
+			d.put(fmt.Sprint(size), string(sum.Sum(nil)))
 			return nil
 		}
-		if err := errors.Join(err, d.ctx.Err()); err != nil {
+		if err != nil {
 			return err
 		}
+		var where [8]byte
+		binary.BigEndian.PutUint64(where[:], uint64(at))
+		sum.Write(where[:])
+		sum.Write(block)
 	}
 }
 
@@ -183,7 +186,8 @@ func xattrNames(file string) ([]string, error) {
 	if size, err = unix.Listxattr(file, buf); err != nil {
 		return nil, err
 	}
-	return strings.Split(strings.TrimRight(string(buf[:size]), "\x00"), "\x00"), nil
+	// Overlayfs counts its own at first and leaves them out then.
+	return strings.FieldsFunc(string(buf[:size]), func(r rune) bool { return r == 0 }), nil
 }
 
 // Size gives the bytes that the files of the tree in dir hold, each file once

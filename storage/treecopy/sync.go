@@ -113,7 +113,7 @@ func (s *syncer) same(src, dst int, name string, a, b *unix.Stat_t) (bool, error
 	}
 	switch a.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return s.sameContent(src, dst, name)
+		return s.sameContent(src, dst, name, a.Size)
 	case unix.S_IFLNK:
 		x, err := readLink(src, name)
 		if err != nil {
@@ -147,7 +147,7 @@ func sameXattrs(src, dst int, name string) (bool, error) {
 }
 
 // sameContent compares two files of one size.
-func (s *syncer) sameContent(src, dst int, name string) (bool, error) {
+func (s *syncer) sameContent(src, dst int, name string, size int64) (bool, error) {
 	a, err := openFile(src, name)
 	if err != nil {
 		return false, err
@@ -158,26 +158,23 @@ func (s *syncer) sameContent(src, dst int, name string) (bool, error) {
 		return false, err
 	}
 	defer b.Close()
-	x, y := make([]byte, 256<<10), make([]byte, 256<<10)
+	x, y := &blocks{file: a, size: size}, &blocks{file: b, size: size}
 	for {
-		if err := s.ctx.Err(); err != nil {
-			return false, err
-		}
-		n, errA := io.ReadFull(a, x)
-		m, errB := io.ReadFull(b, y)
-		if !bytes.Equal(x[:n], y[:m]) {
+		atX, blockX, errX := x.read(s.ctx)
+		atY, blockY, errY := y.read(s.ctx)
+		endX, endY := errors.Is(errX, io.EOF), errors.Is(errY, io.EOF)
+		switch {
+		case errX != nil && !endX:
+			return false, errX
+		case errY != nil && !endY:
+			return false, errY
+		case endX || endY:
+			return endX && endY, nil
+		case atX != atY || !bytes.Equal(blockX, blockY):
 			return false, nil
-		}
-		if ended(errA) && ended(errB) {
-			return true, nil
-		}
-		if err := errors.Join(errA, errB); err != nil {
-			return false, err
 		}
 	}
 }
-
-func ended(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }
 
 // adjust gives the open directory dst the attributes of src, if they differ.
 func (s *syncer) adjust(src, dst int, where string) error {
