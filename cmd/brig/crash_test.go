@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -43,6 +42,10 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	not := func(f func(*testing.T, *instancetest.Rig) bool) func(*testing.T, *instancetest.Rig) bool {
 		return func(t *testing.T, r *instancetest.Rig) bool { return !f(t, r) }
 	}
+	write := func(text string) []string {
+		return []string{"exec", "web", "--", "/bin/probe", "write", "/data/new", text}
+	}
+	start, stop, restore := []string{"start", "web", "--wait", "ready"}, []string{"stop", "-f", "web"}, []string{"snapshot", "restore", "web", "s1"}
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
 		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
@@ -68,7 +71,21 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
 		}},
-		"delete":       {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, is("web", "")},
+		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			list := trash(t, r)
+			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
+		}},
+		"untrash": {[][]string{create, snapshot, {"delete", "web"}}, []string{"trash", "restore", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, restore...).Code == 0
+		}},
+		// Where the first undo was finished, the second takes it back.
+		"undo": {[][]string{create, start, write("before"), stop, snapshot, start, write("after"), stop, restore}, []string{"undo", "web"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			r.Must(t, start...)
+			said := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
+			r.Must(t, "undo", "web")
+			again := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
+			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
+		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
@@ -149,13 +166,13 @@ func TestAnyCommandRecovers(t *testing.T) {
 				r.Must(t, args...)
 			}
 			r.With("BRIG_FAILPOINTS="+point+"=kill").Run(t, all[kind].args...)
-			intents := filepath.Join(r.Dir, "state", "intents")
-			if left, _ := os.ReadDir(intents); len(left) == 0 {
+			intents := filepath.Join(r.Dir, "state", "intents", "*.json")
+			if left, _ := filepath.Glob(intents); len(left) == 0 {
 				t.Fatal("no intent is left: nothing was interrupted")
 			}
 			r.Must(t, "copy", "bystander", "another")
-			r.Must(t, "delete", "another")
-			if left, _ := os.ReadDir(intents); len(left) != 0 {
+			r.Must(t, "delete", "--now", "another")
+			if left, _ := filepath.Glob(intents); len(left) != 0 {
 				t.Errorf("intents left after another command: %v", left)
 			}
 			clear(t, r, other)
@@ -169,9 +186,10 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	t.Helper()
 	for _, name := range []string{"web", "db"} {
 		if _, ok := r.List(t)[name]; ok {
-			r.Must(t, "delete", "-f", name)
+			r.Must(t, "delete", "-f", "--now", name)
 		}
 	}
+	r.Must(t, "trash", "empty", "--all")
 	if r.Run(t, "image", "show", image).Code == 0 {
 		r.Must(t, "image", "delete", image)
 	}

@@ -237,6 +237,8 @@ func files(t testing.TB, dir string) []string {
 // kept are the files that stay when all instances and images are gone: kernels
 // are kept on purpose.
 var kept = []string{
+	"state/clock.json",
+	"state/intents/reserve",
 	"state/kernels",
 	"state/network.json",
 	"state/pools/default/pool.json",

@@ -10,12 +10,14 @@ import (
 
 // deleteArgs are all that is needed to carry on with a delete.
 type deleteArgs struct {
-	Spec *instance.Spec
-	Pool string
+	Spec  *instance.Spec
+	Pool  string
+	Trash string // what its volume is called in the trash; empty: it goes for good
+	Note  deletion
 }
 
-// Delete removes an instance with its snapshots. A running one is refused
-// unless forced.
+// Delete moves an instance with its snapshots to the trash, or removes it for
+// good. A running one is refused unless forced.
 func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) error {
 	inst, held, err := m.openLocked(ctx, "delete", name)
 	if err != nil {
@@ -34,16 +36,39 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 			return fmt.Errorf("cannot delete %q: %w", name, err)
 		}
 	}
-	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec, inst.pool}); err != nil {
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
+	if !o.Now {
+		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
+		names = append(names, trashLock(args.Trash))
+	}
+	if err := m.perform(ctx, "delete", names, args); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
 	m.sweepLater()
+	if !o.Now {
+		m.tellOfSpace(ctx, inst)
+	}
 	return nil
+}
+
+// tellOfSpace says how to free what a deleted instance takes, when its pool has
+// next to nothing left: that may be why it was deleted.
+func (m *Manager) tellOfSpace(ctx context.Context, inst *opened) {
+	pool, err := m.pool(ctx, inst.pool)
+	if err != nil {
+		return
+	}
+	if info, err := pool.Info(ctx); err == nil && info.Free < info.Total/50 {
+		m.cfg.Notice(fmt.Sprintf("%s is in the trash and still takes space in pool %s, which is full; brig trash empty %s frees it.", inst.spec.Name, inst.pool, inst.spec.Name))
+	}
 }
 
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
 	return &operation{forward: true, steps: []step{
 		{name: "volume", do: func(ctx context.Context) error {
+			if a.Trash != "" {
+				return m.throwAway(ctx, a)
+			}
 			return m.dropVolume(ctx, a.Pool, instanceKey(a.Spec.Name), a.Spec.ID)
 		}},
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"io"
 	"net/netip"
 	"time"
 
@@ -40,6 +41,7 @@ type StopOptions struct {
 // DeleteOptions tell what may be deleted.
 type DeleteOptions struct {
 	Force bool // also a running instance
+	Now   bool // for good, without keeping it in the trash
 }
 
 // CopyRequest names what to copy and what the copy is called.
@@ -64,6 +66,29 @@ type MoveRequest struct {
 type SnapshotRequest struct {
 	Description string
 	ExpiresAt   time.Time // zero: never
+	Auto        bool      // taken by a schedule, which may drop it again
+}
+
+// ConfigChange is what is to become of configuration keys.
+type ConfigChange struct {
+	Set   map[string]string
+	Unset []string
+}
+
+// DiffRequest names two states of an instance to compare.
+type DiffRequest struct {
+	Name string
+	From string // a snapshot; empty: the newest
+	To   string // a snapshot; empty: the instance as it is now
+}
+
+// FileRequest says which file of a snapshot to copy to the host.
+type FileRequest struct {
+	Name, Snapshot string
+	Path           string    // in the instance
+	Target         string    // on the host: a file, or a directory to put it into
+	Output         io.Writer // instead of Target
+	Recursive      bool      // directories, too
 }
 
 // PullOptions narrow down what is pulled.

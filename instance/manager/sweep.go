@@ -13,7 +13,7 @@ import (
 // sweepLater frees the space of what was deleted without making the caller
 // wait. It is a convenience: what is not freed now is freed by a later command.
 func (m *Manager) sweepLater() {
-	if m.cfg.Sweep == nil || !m.pending() || m.sweeping() {
+	if m.cfg.Sweep == nil || !m.pending() && !m.overdue() || m.sweeping() {
 		return
 	}
 	if err := m.cfg.Sweep(); err != nil {
@@ -57,8 +57,8 @@ func (m *Manager) pending() bool {
 // delete meanwhile.
 const maxSweeps = 1000
 
-// Sweep frees the space of what was deleted, in all pools that can be used. It
-// waits for others that do so, and returns when there was nothing left.
+// Sweep frees the space of what was deleted, in all pools that can be used, after
+// dropping what was kept for as long as it had to be. It waits for others that do so, and returns when there was nothing left.
 func (m *Manager) Sweep(ctx context.Context) error {
 	for range maxSweeps {
 		lock, err := flock.Acquire(ctx, m.sweepLock())
@@ -80,7 +80,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{m.cfg.Images.Sweep()}
+	errs := []error{m.expire(ctx), m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
 	for _, name := range names {
 		pool, err := m.pool(ctx, name)
 		if err == nil && pool.Pending() {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -61,15 +62,34 @@ func (h *Held) Release() {
 	h.locks = nil
 }
 
+// Sweep removes the files of locks whose holders were killed.
+func (l *Locks) Sweep() error {
+	files, err := filepath.Glob(filepath.Join(l.dir, "*"+lockSuffix))
+	for _, file := range files {
+		lock, e := flock.Try(file)
+		if lock != nil {
+			lock.Discard()
+		}
+		err = errors.Join(err, e)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot clean up locks: %w", err)
+	}
+	return nil
+}
+
+// lockSuffix ends the names of lock files, which are in a folder with others.
+const lockSuffix = ".lock"
+
 func (l *Locks) one(ctx context.Context, name, doing string) (*flock.Lock, error) {
-	path := filepath.Join(l.dir, strings.ReplaceAll(name, "/", "_")+".lock")
+	path := filepath.Join(l.dir, strings.ReplaceAll(name, "/", "_")+lockSuffix)
 	deadline := time.Now().Add(l.wait)
 	pause := time.Millisecond
 	for {
 		lock, err := flock.Try(path)
 		if lock != nil {
-			err = note(lock, doing)
-			if err == nil {
+			// On a full file system nobody learns who holds it.
+			if err = classed(note(lock, doing)); err == nil || fault.Is(err, fault.Exhausted) {
 				return lock, nil
 			}
 			lock.Discard()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -149,5 +150,30 @@ func TestSpecOfANewerBrigIsRefused(t *testing.T) {
 	}
 	if _, err := LoadSpec(root, "web"); err == nil {
 		t.Error("LoadSpec followed a link")
+	}
+}
+
+func TestSweepRemovesOnlyWhatNobodyHolds(t *testing.T) {
+	dir := t.TempDir()
+	locks := NewLocks(dir, 0)
+	held, err := locks.Lock(t.Context(), "start", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Release()
+	for _, name := range []string{"db.lock", "other"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := locks.Sweep(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	if want := []string{filepath.Join(dir, "other"), filepath.Join(dir, "web.lock")}; err != nil || !slices.Equal(left, want) {
+		t.Errorf("after Sweep there are %q, %v, want %q", left, err, want)
+	}
+	if _, err := locks.Lock(t.Context(), "stop", "web"); !fault.Is(err, fault.Busy) {
+		t.Errorf("Lock after Sweep = %v, want busy", err)
 	}
 }

@@ -21,6 +21,8 @@ type change struct {
 	name string // of the directory
 	dir  *os.Root
 	lock *os.File
+
+	unnamed bool // layers were made that no record names yet
 }
 
 // cleanupTime is how long a failed change may take to remove what it made.
@@ -66,17 +68,19 @@ func (c *change) path(parts ...string) string {
 	return path.Join(append([]string{stagingDir, c.name}, parts...)...)
 }
 
-// end takes away what is left of the change.
+// end takes away what is left of the change. Layers that a failed one has made
+// are for Sweep to find, which Pending tells of for as long as there is trash.
 func (c *change) end() {
+	defer c.close()
 	// An empty directory needs no trash. What cannot be removed now waits for Sweep.
-	if c.pool.root.Remove(c.path()) != nil {
-		if id, err := c.pool.throwAway(c.path()); err == nil {
-			ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
-			defer cancel()
-			c.pool.emptyTrash(ctx, []string{id})
-		}
+	if !c.unnamed && c.pool.root.Remove(c.path()) == nil {
+		return
 	}
-	c.close()
+	if id, err := c.pool.throwAway(c.path()); err == nil && !c.unnamed {
+		ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
+		defer cancel()
+		c.pool.emptyTrash(ctx, []string{id})
+	}
 }
 
 // close unlocks the change's directory.
@@ -113,11 +117,26 @@ func (c *change) writeRecord(rec record) error {
 	return syncDir(c.dir, newVolume)
 }
 
+// newActive makes an empty layer over layers, top first, for writing. The caller
+// holds the layers shared until a record names it.
+func (c *change) newActive(content storage.Content, layers []string) (string, error) {
+	c.unnamed = true
+	return c.pool.newActive(content, layers)
+}
+
+// putLayer moves the new layer to the others. The caller holds the layers shared
+// until a record names it.
+func (c *change) putLayer(id string) error {
+	c.unnamed = true
+	return c.pool.root.Rename(c.path(newLayer), path.Join(layersDir, id))
+}
+
 // publish makes the new volume visible. The caller holds the layers shared.
 func (c *change) publish(key storage.Key, rec record) (storage.Volume, error) {
 	if err := c.pool.move(c.path(newVolume), key); err != nil {
 		return nil, err
 	}
+	c.unnamed = false
 	c.pool.step("published")
 	return &volume{pool: c.pool, key: key, last: rec}, nil
 }

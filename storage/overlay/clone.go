@@ -127,7 +127,7 @@ func (c *change) takeActive(ctx context.Context, from storage.Key, live *storage
 // standOn gives the new volume an active layer over layers and a record.
 func (c *change) standOn(content storage.Content, layers []string) (rec record, err error) {
 	rec = record{Content: content, Layers: layers}
-	if rec.Active, err = c.pool.newActive(content, layers); err != nil {
+	if rec.Active, err = c.newActive(content, layers); err != nil {
 		return rec, err
 	}
 	return rec, c.writeRecord(rec)

@@ -45,12 +45,12 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 		return nil, err
 	}
 	defer release()
-	if err := p.root.Rename(c.path(newLayer), path.Join(layersDir, rec.Layers[0])); err != nil {
+	if err := c.putLayer(rec.Layers[0]); err != nil {
 		return nil, err
 	}
 	p.step("layer in place")
 	if key.Class != storage.Images {
-		if rec.Active, err = p.newActive(content, rec.Layers); err != nil {
+		if rec.Active, err = c.newActive(content, rec.Layers); err != nil {
 			return nil, err
 		}
 	}

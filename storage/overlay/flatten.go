@@ -45,6 +45,7 @@ func (c *change) flattenDisk(ctx context.Context, layers []string) ([]string, er
 	// Disks name the disk they stand on by its place beside them, so the new one is
 	// made where it will stay. Sweep knows it by this change if it comes to nothing.
 	id := newID()
+	c.unnamed = true
 	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {
 		return nil, err
 	}
@@ -99,7 +100,7 @@ func (c *change) flattenTree(ctx context.Context, layers []string) ([]string, er
 		return nil, err
 	}
 	id := newID()
-	if err := c.pool.root.Rename(c.path(newLayer), path.Join(layersDir, id)); err != nil {
+	if err := c.putLayer(id); err != nil {
 		return nil, err
 	}
 	c.pool.step("layers merged")

@@ -66,7 +66,7 @@ func (c *change) freezeIdle(ctx context.Context, h *locked) (_ *frozen, err erro
 		return nil, err
 	}
 	f.rec.Layers, f.changed = slices.Clone(f.layers), true
-	f.rec.Active, err = p.newActive(f.rec.Content, f.layers)
+	f.rec.Active, err = c.newActive(f.rec.Content, f.layers)
 	return f, err
 }
 
@@ -94,7 +94,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 		return f, err
 	}
 	id := newID()
-	if err := p.root.Rename(c.path(newLayer), path.Join(layersDir, id)); err != nil {
+	if err := c.putLayer(id); err != nil {
 		f.release()
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (c *change) announce(ctx context.Context, h *locked, layers []string) error
 	}
 	defer release()
 	rec := h.rec.clone()
-	if rec.Next, err = c.pool.newActive(rec.Content, layers); err != nil {
+	if rec.Next, err = c.newActive(rec.Content, layers); err != nil {
 		return err
 	}
 	return c.save(h, rec)

@@ -53,8 +53,7 @@ func (p *Pool) diskName(id string) (string, error) {
 	return "", fault.New(fault.Unavailable, "the layer %q has lost its disk", id)
 }
 
-// newActive makes an empty layer over layers, top first, for writing. The caller
-// holds the layers shared until a record names it.
+// newActive is that of a change, which calls it.
 func (p *Pool) newActive(content storage.Content, layers []string) (id string, err error) {
 	if limit := p.limit(content); len(layers) > limit {
 		return "", fault.New(fault.Exhausted, "it would stand on %d layers, at most %d are possible; stop it and take a snapshot, which merges them", len(layers), limit)

@@ -227,7 +227,7 @@ func (c *change) save(h *locked, rec record) error {
 	if err := rename(c.dir, recordFile, h.dir, recordFile); err != nil {
 		return err
 	}
-	h.rec = rec
+	h.rec, c.unnamed = rec, false
 	if err := syncDir(h.dir, "."); err != nil {
 		return err
 	}

@@ -247,7 +247,7 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 	defer release()
 	rec := h.rec.clone()
 	rec.Layers = slices.Clone(layers)
-	if rec.Active, err = p.newActive(rec.Content, rec.Layers); err != nil {
+	if rec.Active, err = c.newActive(rec.Content, rec.Layers); err != nil {
 		return err
 	}
 	old := h.rec.Active

@@ -53,7 +53,7 @@ func testClone(t *testing.T, d Driver) {
 	}
 	broken := errors.New("cannot edit")
 	p.sweep(t)
-	before := p.list(t, storage.Instances)
+	before, files := p.list(t, storage.Instances), p.files(t)
 	_, err = p.Clone(ctx, storage.Source{Key: web.Key()}, instance("bad"), storage.CloneOptions{Edit: func(*os.Root) error {
 		if got := p.list(t, storage.Instances); !slices.Equal(got, before) {
 			t.Errorf("List during Edit = %q, want %q", got, before)
@@ -66,6 +66,13 @@ func testClone(t *testing.T, d Driver) {
 	}
 	if got := p.list(t, storage.Instances); !slices.Equal(got, before) {
 		t.Errorf("List after a failed Edit = %q, want %q", got, before)
+	}
+	if diff := p.changed(t, files); diff != "" && !p.Pending() {
+		t.Errorf("Pending after a failed Edit = false, and it left %s", diff)
+	}
+	p.sweep(t)
+	if diff := p.changed(t, files); diff != "" {
+		t.Errorf("a sweep after a failed Edit left %s", diff)
 	}
 	p.holds(t, web, map[string]string{"a": "web again"})
 	p.clear(t)

@@ -39,13 +39,22 @@ type Manager interface {
 	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
 
+	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
+	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
+	EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error)
+	Undo(ctx context.Context, name string) (string, error)
+	ForgetUndo(ctx context.Context, name string) error
+
 	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
 	Images(ctx context.Context) ([]images.Image, error)
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
+	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
+
 	Sweep(ctx context.Context) error
+	Tick(ctx context.Context) error
 
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
