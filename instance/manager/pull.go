@@ -41,6 +41,9 @@ func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string
 	if err != nil {
 		return err
 	}
+	if err := roomLike(ctx, from, pool, in); err != nil {
+		return err
+	}
 	task := m.cfg.Progress.Task("Copying the image to pool "+in, 0, false)
 	defer task.Done()
 	err = copyImage(ctx, from, pool, key)
@@ -120,6 +123,9 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		if !fault.Is(err, fault.NotFound) {
 			return nil, err
 		}
+	}
+	if err := roomForImage(ctx, pool, in, &image); err != nil {
+		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
 	op := m.pullOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
