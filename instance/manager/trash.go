@@ -400,13 +400,8 @@ func (m *Manager) discard(ctx context.Context, t trashed) error {
 
 // expire drops what was kept for as long as it had to be.
 func (m *Manager) expire(ctx context.Context) error {
-	// Whatever happens until the next sweep, this much is counted. Freeing space
-	// has to go on where there is none to write that down.
-	var errs []error
-	if err := m.saveClock(ctx); err != nil && !fault.Is(err, fault.Exhausted) {
-		errs = append(errs, err)
-	}
 	passed := m.passed(ctx)
+	var errs []error
 	found, _ := m.findTrash(ctx, "") // Sweep itself tells of pools that cannot be used
 	for _, t := range found {
 		volume, err := m.openTrash(ctx, t)
