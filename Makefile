@@ -6,6 +6,10 @@ DESTDIR ?=
 bindir = $(DESTDIR)$(PREFIX)/bin
 libdir = $(DESTDIR)$(PREFIX)/lib/brig
 sharedir = $(DESTDIR)$(PREFIX)/share
+unitdir = $(DESTDIR)$(PREFIX)/lib/systemd/system
+
+# Only what is installed for this very host is told to its systemd, if it has one.
+systemd = [ -z "$(DESTDIR)" ] && [ -d /run/systemd/system ] && command -v systemctl >/dev/null
 
 # The go command is looked for, or fetched, only by the targets that need it.
 go = "$$(.ci/toolchain)"
@@ -47,12 +51,19 @@ install: build ## Install below PREFIX (/usr/local), itself below DESTDIR
 	bin/brig completion zsh >$(sharedir)/zsh/site-functions/_brig
 	bin/brig completion fish >$(sharedir)/fish/vendor_completions.d/brig.fish
 	install -D -m 644 -t $(sharedir)/doc/brig README.md LICENSE
+	install -d $(unitdir)
+	sed 's|@PREFIX@|$(PREFIX)|g' cmd/brig/systemd/brig-tick.service >$(unitdir)/brig-tick.service
+	install -m 644 cmd/brig/systemd/brig-tick.timer $(unitdir)/brig-tick.timer
+	@if $(systemd); then systemctl daemon-reload && systemctl enable --now brig-tick.timer; fi
 
 uninstall: ## Remove what make install put there; instances stay
+	@if $(systemd); then systemctl disable --now brig-tick.timer || true; fi
+	rm -f $(unitdir)/brig-tick.service $(unitdir)/brig-tick.timer
 	rm -f $(bindir)/brig $(libdir)/brig-keeper $(libdir)/brig-guest \
 		$(sharedir)/bash-completion/completions/brig $(sharedir)/zsh/site-functions/_brig \
 		$(sharedir)/fish/vendor_completions.d/brig.fish $(sharedir)/doc/brig/README.md $(sharedir)/doc/brig/LICENSE
-	rmdir --ignore-fail-on-non-empty $(libdir) $(sharedir)/doc/brig
+	rmdir --ignore-fail-on-non-empty $(libdir) $(sharedir)/doc/brig $(unitdir)
+	@if $(systemd); then systemctl daemon-reload; fi
 
 fmt: ## Format the code
 	$(go) fmt ./...

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,12 +21,10 @@ import (
 	"brig/instance/flock"
 )
 
-var digestForm = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
-
 // CheckDigest tells whether digest is a sha256 digest as the OCI specification
 // writes it. Nothing else ever becomes part of a path.
 func CheckDigest(digest string) error {
-	if digestForm.MatchString(digest) {
+	if isDigest(digest) {
 		return nil
 	}
 	if strings.HasPrefix(digest, "sha512:") {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"regexp"
 	"sync"
 	"syscall"
 
@@ -17,8 +16,6 @@ import (
 )
 
 const lockPrefix = "image-"
-
-var lockName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,99}$`)
 
 // Lock waits for the lock named key, which other processes and goroutines then
 // cannot have until release is called, or this process ends. It is how two
@@ -33,7 +30,7 @@ func (s *Store) Lock(ctx context.Context, key string) (release func(), err error
 }
 
 func (s *Store) lockPath(key string) string {
-	if !lockName.MatchString(key) {
+	if !plain(key, "._-", 100) {
 		sum := sha256.Sum256([]byte(key))
 		key = hex.EncodeToString(sum[:])
 	}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -26,13 +25,11 @@ type name struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
-var aliasForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._/-]{0,62}$`)
-
 // SetAlias gives an image a local name. Errors: invalid for what cannot be a
 // name, not-found without that image, already-exists when the alias means
 // another image.
 func (s *Store) SetAlias(alias, fingerprint string) error {
-	if !aliasForm.MatchString(alias) || fingerprintForm.MatchString(alias) {
+	if !plain(alias, "._/-", 63) || isFingerprint(alias) {
 		return fault.New(fault.Invalid, "cannot name an image %q: want at most 63 letters, digits and -._/, a letter or digit first", alias)
 	}
 	if !s.has(fingerprint) {
@@ -93,7 +90,7 @@ func (s *Store) readName(path string) (name, error) {
 		return name{}, fmt.Errorf("cannot read an image name from %q: %w", path, err)
 	}
 	var n name
-	if err := json.Unmarshal(data, &n); err != nil || s.namePath(n.Name) != path || !fingerprintForm.MatchString(n.Fingerprint) {
+	if err := json.Unmarshal(data, &n); err != nil || s.namePath(n.Name) != path || !isFingerprint(n.Fingerprint) {
 		return name{}, fault.New(fault.Internal, "cannot read an image name: the file %q is damaged", path)
 	}
 	return n, nil

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"brig/instance/fault"
 )
@@ -21,11 +22,16 @@ type Repository struct {
 	Digest string // sha256:HEX, or empty
 }
 
+// The grammar of the OCI distribution specification for names. It is compiled on
+// first use, like every other here: each would be a part of the start of every
+// command.
 var (
-	// The grammar of the OCI distribution specification for names and tags.
-	repositoryForm = regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagForm        = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}$`)
-	hostForm       = regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+	repositoryForm = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*$`)
+	})
+	hostForm = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?|\[[0-9a-f:.]+\])(:[0-9]{1,5})?$`)
+	})
 )
 
 // ParseRepository takes the name of an image in a registry apart: one with the
@@ -48,7 +54,7 @@ func ParseRepository(ref Ref) (Repository, error) {
 	case "index.docker.io", "registry-1.docker.io":
 		r.Host = DockerHost
 	}
-	if !hostForm.MatchString(r.Host) {
+	if !hostForm().MatchString(r.Host) {
 		return bad("want HOST[:PORT] before the first slash")
 	}
 	if path, digest, ok := strings.Cut(r.Path, "@"); ok {
@@ -58,7 +64,7 @@ func ParseRepository(ref Ref) (Repository, error) {
 		r.Path, r.Digest = path, digest
 	}
 	if path, tag, ok := strings.Cut(r.Path, ":"); ok {
-		if !tagForm.MatchString(tag) {
+		if !isTag(tag) {
 			return bad("the tag after the colon has at most 128 letters, digits and -._")
 		}
 		r.Path, r.Tag = path, tag
@@ -66,7 +72,7 @@ func ParseRepository(ref Ref) (Repository, error) {
 	if r.Host == DockerHost && !strings.Contains(r.Path, "/") {
 		r.Path = "library/" + r.Path
 	}
-	if len(r.Path) > 255 || !repositoryForm.MatchString(r.Path) {
+	if len(r.Path) > 255 || !repositoryForm().MatchString(r.Path) {
 		return bad("a repository is at most 255 small letters, digits and -._ with slashes between")
 	}
 	if r.Digest != "" {

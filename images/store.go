@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -53,13 +52,11 @@ type record struct {
 	LastUsedAt struct{} `json:"last_used_at,omitzero"`
 }
 
-var fingerprintForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // Put stores the record of an image and makes its references mean it, and no
 // other image any more. Aliases stay what they are: SetAlias changes them. An
 // image that was there keeps its times and the references it had.
 func (s *Store) Put(img Image) error {
-	if !fingerprintForm.MatchString(img.Fingerprint) {
+	if !isFingerprint(img.Fingerprint) {
 		return fault.New(fault.Internal, "cannot store image %q: not a fingerprint", img.Fingerprint)
 	}
 	old, err := s.read(img.Fingerprint)
@@ -121,7 +118,7 @@ func (s *Store) find(what string) (string, error) {
 			return "", err
 		}
 	}
-	if fingerprintForm.MatchString(what) {
+	if isFingerprint(what) {
 		return what, nil
 	}
 	if len(what) < 6 || strings.Trim(what, "0123456789abcdef") != "" {
@@ -189,7 +186,7 @@ func (s *Store) List() (list []Image, damaged []error) {
 // needs; while somebody fetches an image the latter waits for the next Delete
 // or Sweep. A damaged record can be deleted, one of a newer brig can not.
 func (s *Store) Delete(fingerprint string) error {
-	if !fingerprintForm.MatchString(fingerprint) || !s.has(fingerprint) {
+	if !isFingerprint(fingerprint) || !s.has(fingerprint) {
 		return notFound(fingerprint)
 	}
 	if _, err := s.read(fingerprint); fault.Is(err, fault.Unsupported) {
@@ -215,7 +212,7 @@ func (s *Store) Delete(fingerprint string) error {
 
 // Touch notes that an image was used at a time.
 func (s *Store) Touch(fingerprint string, at time.Time) error {
-	if !fingerprintForm.MatchString(fingerprint) {
+	if !isFingerprint(fingerprint) {
 		return notFound(fingerprint)
 	}
 	err := os.Chtimes(s.recordPath(fingerprint), time.Time{}, usedTime(at))
@@ -252,7 +249,7 @@ func (s *Store) fingerprints() ([]string, error) {
 	var all []string
 	for _, e := range entries {
 		f, ok := strings.CutSuffix(e.Name(), ".json")
-		if ok && fingerprintForm.MatchString(f) {
+		if ok && isFingerprint(f) {
 			all = append(all, f)
 		}
 	}

@@ -97,6 +97,7 @@ type Snapshot struct {
 	Description string
 	CreatedAt   time.Time
 	ExpiresAt   time.Time // zero: never
+	Auto        bool      // taken by a schedule, which may also drop it
 }
 
 // Exit is how an instance ended. The keeper writes it.

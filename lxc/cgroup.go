@@ -1,7 +1,6 @@
 package lxc
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -55,7 +54,7 @@ func parseHierarchies(mountinfo, groups string) hierarchies {
 	for line := range strings.Lines(mountinfo) {
 		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
 		fields, kind := strings.Fields(before), strings.Fields(after)
-		if !ok || len(fields) < 5 || len(kind) < 3 {
+		if !ok || len(fields) < 5 || len(kind) < 3 || kind[0] != "cgroup" && kind[0] != "cgroup2" {
 			continue
 		}
 		options := strings.Split(kind[2], ",")
@@ -71,8 +70,6 @@ func parseHierarchies(mountinfo, groups string) hierarchies {
 			if slices.Contains(options, "devices") {
 				h.devices = true
 			}
-		default:
-			continue
 		}
 		if !slices.Contains(h.dirs, dir) {
 			h.dirs = append(h.dirs, dir)
@@ -109,6 +106,9 @@ func groupOf(groups, kind string, options []string) string {
 
 // unescape undoes the octal escapes of /proc/self/mountinfo.
 func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s // without making a replacer first
+	}
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
@@ -307,9 +307,8 @@ func readPIDs(dir string) ([]int, error) {
 		return nil, err
 	}
 	var pids []int
-	s := bufio.NewScanner(bytes.NewReader(data))
-	for s.Scan() {
-		if pid, err := strconv.Atoi(s.Text()); err == nil && pid > 0 {
+	for line := range strings.Lines(string(data)) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
 			pids = append(pids, pid)
 		}
 	}

@@ -54,18 +54,28 @@ func (d *Driver) Exec(ctx context.Context, m *instance.Machine, c instance.Comma
 	return code, nil
 }
 
-// awake gives the init of a machine that can run commands.
+// awake gives the init of a machine that can run commands. It asks for no more
+// than that, which State would.
 func (d *Driver) awake(m *instance.Machine) (int, error) {
-	s := d.State(m)
+	c, err := d.cgroup(m)
+	if err != nil {
+		return 0, err
+	}
+	alive, frozen, err := c.life()
 	switch {
-	case s.Status == instance.Broken:
-		return 0, fault.New(fault.Internal, "cannot use container %q: %s", m.Name, s.Reason)
-	case s.Status == instance.Frozen:
+	case err != nil:
+		return 0, fmt.Errorf("cannot use container %q: %w", m.Name, err)
+	case frozen:
 		return 0, fault.New(fault.WrongState, "cannot run a command in container %q: it is frozen", m.Name)
-	case s.Status != instance.Running || s.PID == 0:
+	}
+	pid := 0
+	if alive {
+		pid = c.init()
+	}
+	if pid == 0 || !executed(pid, m.Helpers.Keeper) {
 		return 0, fault.New(fault.WrongState, "cannot run a command in container %q: it does not run", m.Name)
 	}
-	return s.PID, nil
+	return pid, nil
 }
 
 // because finds the reason for which liblxc could not enter a container.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -293,10 +294,12 @@ func (Runner) Clean(m *instance.Machine) error {
 		return err
 	}
 	unlock, err := lockRun(m)
-	if err != nil {
+	switch {
+	case err == nil:
+		defer unlock()
+	case !errors.Is(err, fs.ErrNotExist): // it has been deleted meanwhile
 		return err
 	}
-	defer unlock()
 	if _, err := os.Lstat(m.Path(instance.MachineFile)); err == nil {
 		return nil // it has been started again, and has these cgroups
 	}

@@ -29,7 +29,7 @@ import (
 // TestMain is brig-keeper too, for the machines that the tests start.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == "run" {
-		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: runner.Keeper{}}, release))
+		os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{instance.VirtualMachine: runner.Keeper{}}, keeper.Host{Release: release}))
 	}
 	os.Exit(m.Run())
 }

@@ -153,6 +153,12 @@ type Volume interface {
 	// SnapshotDir opens a snapshot's metadata files, read-only.
 	SnapshotDir(ctx context.Context, name string) (*os.Root, error)
 
+	// SnapshotRoot says where a snapshot's data is, for looking at: the directories
+	// and files it names are not to be written to, and stay until the snapshot is
+	// deleted. A Tree has its topmost directory in Lower, or in Upper without Lower
+	// where it is one directory.
+	SnapshotRoot(ctx context.Context, name string) (Root, error)
+
 	// Restore brings the data back to a snapshot; all snapshots, also newer
 	// ones, stay. Metadata files are left as they are: the manager decides what
 	// of the snapshot's files comes back. The volume is not in use.
@@ -166,6 +172,14 @@ type Volume interface {
 
 	// Usage measures the volume. It may be expensive.
 	Usage(ctx context.Context) (Usage, error)
+}
+
+// MetaReader is implemented by volumes that can read a metadata file without
+// opening their directory, which counts where a thousand volumes are looked at.
+type MetaReader interface {
+	// ReadMeta gives what is in a regular file, or an error if that is more than
+	// most bytes.
+	ReadMeta(name string, most int64) ([]byte, error)
 }
 
 // Root is where a volume's data is: the overlay layers or the one directory of
@@ -197,6 +211,7 @@ type SnapshotOptions struct {
 	Description string
 	CreatedAt   time.Time // zero: now
 	ExpiresAt   time.Time // zero: never
+	Auto        bool      // taken by a schedule, not by a person
 	Live        *Live     // non-nil: the volume is in use by a running instance
 }
 
@@ -218,6 +233,7 @@ type Snapshot struct {
 	Description string    `json:"description,omitempty"`
 	CreatedAt   time.Time `json:"created_at"`
 	ExpiresAt   time.Time `json:"expires_at,omitzero"`
+	Auto        bool      `json:"auto,omitempty"`
 }
 
 // Record is how a pool was made: all that is needed to open it again.

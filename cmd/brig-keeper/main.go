@@ -17,5 +17,5 @@ func main() {
 	os.Exit(keeper.Main(os.Args[1:], map[instance.Type]keeper.Runner{
 		instance.Container:      lxc.Runner{},
 		instance.VirtualMachine: runner.Keeper{},
-	}, keeper.Release))
+	}, keeper.Host{Release: keeper.Release, Tidy: keeper.Tidy}))
 }

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"os"
+	"encoding/json"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -28,6 +28,8 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	files := append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "other", Data: []byte("other"), Mode: 0o644})
 	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
 	r.Must(t, "image", "pull", app)
+	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
@@ -40,6 +42,10 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	not := func(f func(*testing.T, *instancetest.Rig) bool) func(*testing.T, *instancetest.Rig) bool {
 		return func(t *testing.T, r *instancetest.Rig) bool { return !f(t, r) }
 	}
+	write := func(text string) []string {
+		return []string{"exec", "web", "--", "/bin/probe", "write", "/data/new", text}
+	}
+	start, stop, restore := []string{"start", "web", "--wait", "ready"}, []string{"stop", "-f", "web"}, []string{"snapshot", "restore", "web", "s1"}
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
 		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
@@ -59,10 +65,42 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"rename": {[][]string{create}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("db", "Stopped")(t, r) && is("web", "")(t, r)
 		}},
-		"delete":       {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, is("web", "")},
+		"transfer": {[][]string{create, snapshot}, []string{"copy", "web", "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "db") && r.Run(t, "snapshot", "restore", "db", "s1").Code == 0
+		}},
+		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
+		}},
+		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			list := trash(t, r)
+			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
+		}},
+		"untrash": {[][]string{create, snapshot, {"delete", "web"}}, []string{"trash", "restore", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, start...).Code == 0 && r.Run(t, restore...).Code == 0
+		}},
+		// Where the first undo was finished, the second takes it back.
+		"undo": {[][]string{create, start, write("before"), stop, snapshot, start, write("after"), stop, restore}, []string{"undo", "web"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			r.Must(t, start...)
+			said := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
+			r.Must(t, "undo", "web")
+			again := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
+			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
+		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
+}
+
+// in tells whether nothing but one instance is in a pool.
+func in(t *testing.T, r *instancetest.Rig, pool, name string) bool {
+	t.Helper()
+	var v struct {
+		UsedBy []string `json:"used_by"`
+	}
+	if err := json.Unmarshal([]byte(r.Must(t, "storage", "info", pool, "-f", "json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Equal(v.UsedBy, []string{"/1.0/instances/" + name})
 }
 
 // TestFailpoints kills brig before and after every step of every operation that
@@ -128,13 +166,13 @@ func TestAnyCommandRecovers(t *testing.T) {
 				r.Must(t, args...)
 			}
 			r.With("BRIG_FAILPOINTS="+point+"=kill").Run(t, all[kind].args...)
-			intents := filepath.Join(r.Dir, "state", "intents")
-			if left, _ := os.ReadDir(intents); len(left) == 0 {
+			intents := filepath.Join(r.Dir, "state", "intents", "*.json")
+			if left, _ := filepath.Glob(intents); len(left) == 0 {
 				t.Fatal("no intent is left: nothing was interrupted")
 			}
 			r.Must(t, "copy", "bystander", "another")
-			r.Must(t, "delete", "another")
-			if left, _ := os.ReadDir(intents); len(left) != 0 {
+			r.Must(t, "delete", "--now", "another")
+			if left, _ := filepath.Glob(intents); len(left) != 0 {
 				t.Errorf("intents left after another command: %v", left)
 			}
 			clear(t, r, other)
@@ -148,9 +186,10 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	t.Helper()
 	for _, name := range []string{"web", "db"} {
 		if _, ok := r.List(t)[name]; ok {
-			r.Must(t, "delete", "-f", name)
+			r.Must(t, "delete", "-f", "--now", name)
 		}
 	}
+	r.Must(t, "trash", "empty", "--all")
 	if r.Run(t, "image", "show", image).Code == 0 {
 		r.Must(t, "image", "delete", image)
 	}

@@ -142,7 +142,7 @@ func (t *tarball) ociScheme(ctx context.Context) (string, error) {
 			return "docker-archive", nil
 		case strings.HasPrefix(n, "blobs/sha256/"):
 			return t.savedOrLayout(ctx)
-		case dockerName.MatchString(n):
+		case dockerName().MatchString(n):
 			return "docker-archive", nil
 		}
 	}

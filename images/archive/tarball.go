@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"sync"
 
 	"brig/images"
 	"brig/images/rootfs"
@@ -98,7 +99,9 @@ func (x *unxz) Close() error {
 }
 
 // dockerName is how older versions of docker name what they save.
-var dockerName = regexp.MustCompile(`^[0-9a-f]{64}(\.json|/json|/layer\.tar|/VERSION)$`)
+var dockerName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{64}(\.json|/json|/layer\.tar|/VERSION)$`)
+})
 
 // firstNames are the first few names of files in the archive.
 func (t *tarball) firstNames(ctx context.Context) ([]string, error) {

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 
 	"brig/instance/fault"
 )
@@ -44,7 +45,7 @@ var moving = []string{"oldoldstable", "oldstable", "stable", "testing", "unstabl
 
 const distroInfo = "/usr/share/distro-info/debian.csv"
 
-var nameForm = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`)
+var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`) })
 
 // parse takes SUITE[/VARIANT] apart. A version number becomes the release's name.
 func parse(name string) (suite string, v variant, err error) {
@@ -53,7 +54,7 @@ func parse(name string) (suite string, v variant, err error) {
 		which = variants[0].name
 	}
 	for _, part := range []string{suite, which} {
-		if len(part) > 64 || !nameForm.MatchString(part) {
+		if len(part) > 64 || !nameForm().MatchString(part) {
 			return "", variant{}, fault.New(fault.Invalid, "cannot find Debian %q: want SUITE or SUITE/VARIANT in small letters, digits, dots and dashes, for example bookworm or trixie/minimal", name)
 		}
 	}
@@ -93,7 +94,7 @@ func readDistroInfo(path string) []release {
 	}
 	var found []release
 	for _, row := range rows {
-		if len(row) >= 3 && nameForm.MatchString(row[2]) && row[2] != "series" && row[2] != "experimental" {
+		if len(row) >= 3 && nameForm().MatchString(row[2]) && row[2] != "series" && row[2] != "experimental" {
 			found = append(found, release{version: row[0], name: row[2]})
 		}
 	}

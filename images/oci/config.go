@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"brig/images"
@@ -55,7 +56,9 @@ func parseConfig(data []byte) (*config, error) {
 	return c, c.checkProcess()
 }
 
-var signalForm = regexp.MustCompile(`^([0-9]{1,2}|(SIG)?[A-Z][A-Z0-9]{1,10}([+-][0-9]{1,2})?)?$`)
+var signalForm = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^([0-9]{1,2}|(SIG)?[A-Z][A-Z0-9]{1,10}([+-][0-9]{1,2})?)?$`)
+})
 
 // checkProcess refuses what no builder writes and what can only be meant for
 // those who copy it elsewhere: to the kernel as strings that end early, to
@@ -82,7 +85,7 @@ func (c *config) checkProcess() error {
 	if dir := path.Clean("/" + p.WorkingDir); strings.HasPrefix(dir+"/", "/proc/") {
 		return fault.New(fault.Invalid, "its WorkingDir is %.60q: /proc is not part of an image", p.WorkingDir)
 	}
-	if !signalForm.MatchString(p.StopSignal) {
+	if !signalForm().MatchString(p.StopSignal) {
 		return fault.New(fault.Invalid, "its StopSignal is %.60q, want a name like SIGTERM or a number", p.StopSignal)
 	}
 	return nil

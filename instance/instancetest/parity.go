@@ -131,6 +131,19 @@ var Table = []Row{
 			t.Errorf("exec -t = %+v, want a terminal of the instance", res)
 		}
 	}},
+	{"what it uses", func(t *testing.T, b *bench) {
+		var info struct {
+			State struct {
+				Processes int
+				Memory    struct{ Usage int64 }
+				CPU       struct{ Usage int64 }
+			}
+		}
+		decode(t, b.Must(t, "info", "app", "-f", "json"), &info)
+		if s := info.State; s.Processes < 1 || s.Memory.Usage < 1<<20 || s.CPU.Usage <= 0 {
+			t.Errorf("info says %+v, want processes, memory and processor time", s)
+		}
+	}},
 	{"pause and resume", func(t *testing.T, b *bench) {
 		b.Must(t, "pause", "app")
 		if got := b.Rig.List(t)["app"].Status; got != "Frozen" {
@@ -190,6 +203,21 @@ var Table = []Row{
 			t.Errorf("exit code %v, want 7", line.ExitCode)
 		}
 		b.Must(t, "delete", "ends")
+	}},
+	{"ephemeral", func(t *testing.T, b *bench) {
+		b.launch(t, "brief", "--ephemeral", "--wait", "ready")
+		b.Must(t, "restart", "brief", "-f")
+		b.ready(t, "brief")
+		b.Must(t, "stop", "brief")
+		if _, there := b.Rig.List(t)["brief"]; there {
+			t.Error("an ephemeral instance is there after its stop")
+		}
+		b.launch(t, "over", "--ephemeral", "--", "exit", "0")
+		b.await(t, "over", "Stopped")
+		b.Must(t, "sweep")
+		if _, there := b.Rig.List(t)["over"]; there {
+			t.Error("an ephemeral instance that ended by itself is there after a sweep")
+		}
 	}},
 	{"reboot from inside", func(t *testing.T, b *bench) {
 		b.launch(t, "again", "--wait", "ready", "--", "boots")

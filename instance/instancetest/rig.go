@@ -92,14 +92,15 @@ func New(t testing.TB, bin string) *Rig {
 	return r
 }
 
-// Empty deletes every instance and every image of the rig.
+// Empty deletes every instance and every image of the rig, for good.
 func (r *Rig) Empty(t testing.TB) {
 	t.Helper()
 	for _, name := range strings.Fields(r.Run(t, "list", "-f", "csv", "-c", "n").Stdout) {
-		if res := r.Run(t, "delete", "-f", name); res.Code != 0 {
-			t.Errorf("delete -f %s = %d: %s", name, res.Code, res.Stderr)
+		if res := r.Run(t, "delete", "-f", "--now", name); res.Code != 0 {
+			t.Errorf("delete -f --now %s = %d: %s", name, res.Code, res.Stderr)
 		}
 	}
+	r.Must(t, "trash", "empty", "--all")
 	for _, image := range r.Images(t) {
 		if res := r.Run(t, "image", "delete", image); res.Code != 0 {
 			t.Errorf("image delete %s = %d: %s", image, res.Code, res.Stderr)

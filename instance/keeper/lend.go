@@ -37,12 +37,17 @@ func Lend(ctx context.Context, m *instance.Machine) error {
 	return nil
 }
 
-// Release gives back what the host lent to m. It is safe to repeat.
+// Release gives back what the host lent to m. It is safe to repeat. A network
+// that nobody uses any more stays until Tidy.
 func Release(ctx context.Context, m *instance.Machine) error {
-	return errors.Join(
-		network.New(store.DirsFor(m.BrigDir), "").Detach(ctx, m.ID),
-		idmap.New("").Release(ctx, m.RunDir),
-	)
+	_, err := network.New(store.DirsFor(m.BrigDir), "").Leave(ctx, m.ID)
+	return errors.Join(err, idmap.New("").Release(ctx, m.RunDir))
+}
+
+// Tidy removes the network if nobody uses it any more, which takes the kernel
+// longer than all the rest.
+func Tidy(ctx context.Context, m *instance.Machine) error {
+	return network.New(store.DirsFor(m.BrigDir), "").Sweep(ctx)
 }
 
 // Save writes machine.json: from then on the machine can be found and cleaned

@@ -15,10 +15,18 @@ import (
 	"brig/instance/fault"
 )
 
+// Host is what lent a machine something (network, ids) and takes it back.
+type Host struct {
+	// Release takes back what was lent to a machine that has ended.
+	Release func(context.Context, *instance.Machine) error
+
+	// Tidy does what nobody should wait for, after Release; it may be nil.
+	Tidy func(context.Context, *instance.Machine) error
+}
+
 // Main is brig-keeper. It runs the verb in args with the runner of the
-// machine's form; release gives back what the host lent to a machine that has
-// ended (network, ids). It returns the exit code.
-func Main(args []string, runners map[instance.Type]Runner, release func(context.Context, *instance.Machine) error) int {
+// machine's form and returns the exit code.
+func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 	if len(args) != 2 {
 		fmt.Fprintln(os.Stderr, "brig-keeper is started by brig, not by hand")
 		return 2
@@ -47,14 +55,14 @@ func Main(args []string, runners map[instance.Type]Runner, release func(context.
 		ended, err = runner.Run(ctx, m, func(err error) { once.Do(func() { tell(err) }) })
 		once.Do(func() { tell(err) })
 		if ended {
-			err = errors.Join(err, finish(ctx, m, runner, release))
+			err = errors.Join(err, finish(ctx, m, runner, host))
 		}
 	case args[0] == verbEnded:
 		// liblxc also calls its hook when a container reboots.
 		if os.Getenv("LXC_TARGET") == "reboot" {
 			return 0
 		}
-		err = finish(ctx, m, runner, release)
+		err = finish(ctx, m, runner, host)
 	default:
 		err = fault.New(fault.Invalid, "unknown verb %q", args[0])
 	}
@@ -66,10 +74,13 @@ func Main(args []string, runners map[instance.Type]Runner, release func(context.
 }
 
 // finish cleans up after a machine that has ended.
-func finish(ctx context.Context, m *instance.Machine, runner Runner, release func(context.Context, *instance.Machine) error) error {
-	err := End(ctx, m, runner.Exit(m), release)
+func finish(ctx context.Context, m *instance.Machine, runner Runner, host Host) error {
+	err := End(ctx, m, runner.Exit(m), host.Release)
 	if c, ok := runner.(Cleaner); ok && err == nil {
 		err = c.Clean(m)
+	}
+	if host.Tidy != nil {
+		err = errors.Join(err, host.Tidy(ctx, m))
 	}
 	return err
 }

@@ -34,6 +34,21 @@ func (m *Manager) withAddress(ctx context.Context, spec *instance.Spec, none boo
 	return do()
 }
 
+// withOldAddress gives spec the address that it has, if that is still free, or
+// another, and calls do as withAddress does.
+func (m *Manager) withOldAddress(ctx context.Context, spec *instance.Spec, do func() error) error {
+	if !spec.Address.IsValid() {
+		return do()
+	}
+	lease, err := m.cfg.Network.Reallocate(ctx, spec.ID, spec.Address, m.claimed)
+	if err != nil {
+		return err
+	}
+	defer lease.Close()
+	spec.MAC, spec.Address = lease.MAC, lease.Address
+	return do()
+}
+
 // claimed lists the addresses of all instances.
 func (m *Manager) claimed() ([]netip.Addr, error) {
 	dir, err := os.Open(m.addressDir())

@@ -7,6 +7,8 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/schedule"
+	"brig/instance/store"
 )
 
 // option is a configuration key that this brig honours.
@@ -14,17 +16,23 @@ type option struct {
 	key   string        // a trailing * stands for any name
 	form  instance.Type // empty: both
 	check func(string) error
+	live  bool // a change counts at once, also for a running instance
 }
 
 // options are the keys, in Incus's words.
 var options = []option{
 	{key: "environment.*", check: anyText},
-	{key: "user.*", check: anyText},
+	{key: "user.*", check: anyText, live: true},
 	{key: "limits.cpu", form: instance.VirtualMachine, check: count},
 	{key: "limits.memory", form: instance.VirtualMachine, check: size},
 	{key: "security.privileged", form: instance.Container, check: boolean},
 	{key: "security.nesting", form: instance.Container, check: boolean},
 	{key: "vm.accel", form: instance.VirtualMachine, check: oneOf("auto", "kvm", "tcg")},
+	{key: "snapshots.schedule", check: parses(schedule.Parse), live: true},
+	{key: "snapshots.schedule.stopped", check: boolean, live: true},
+	{key: "snapshots.pattern", check: parses(snapshotPattern), live: true},
+	{key: "snapshots.keep", check: parses(schedule.ParseKeep), live: true},
+	{key: "snapshots.expiry", check: parses(schedule.ParseSpan), live: true},
 }
 
 // checkConfig refuses keys that are unknown or of the other form, and values
@@ -63,6 +71,18 @@ func findOption(key string) (option, error) {
 }
 
 func anyText(string) error { return nil }
+
+// parses makes a check of a parser.
+func parses[T any](parse func(string) (T, error)) func(string) error {
+	return func(v string) error {
+		_, err := parse(v)
+		return err
+	}
+}
+
+func snapshotPattern(v string) (schedule.Pattern, error) {
+	return schedule.ParsePattern(v, store.CheckSnapshotName)
+}
 
 func boolean(v string) error {
 	return oneOf("true", "false")(v)

@@ -237,9 +237,10 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 	return nil
 }
 
-// dropFiles removes the run and log folders of an instance that is gone.
+// dropFiles removes the run and log folders of an instance that is gone, and what
+// its schedule remembers.
 func (m *Manager) dropFiles(id string) error {
-	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id)} {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}

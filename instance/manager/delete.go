@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -12,12 +11,14 @@ import (
 
 // deleteArgs are all that is needed to carry on with a delete.
 type deleteArgs struct {
-	Spec *instance.Spec
-	Pool string
+	Spec  *instance.Spec
+	Pool  string
+	Trash string // what its volume is called in the trash; empty: it goes for good
+	Note  deletion
 }
 
-// Delete removes an instance with its snapshots. A running one is refused
-// unless forced.
+// Delete moves an instance with its snapshots to the trash, or removes it for
+// good. A running one is refused unless forced.
 func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) error {
 	inst, held, err := m.openLocked(ctx, "delete", name)
 	if err != nil {
@@ -36,62 +37,76 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 			return fmt.Errorf("cannot delete %q: %w", name, err)
 		}
 	}
-	if err := m.perform(ctx, "delete", []string{name}, deleteArgs{inst.spec, inst.pool}); err != nil {
-		return fmt.Errorf("cannot delete %q: %w", name, err)
+	if err := m.remove(ctx, inst, o.Now); err != nil {
+		return err
 	}
 	m.sweepLater()
+	if !o.Now {
+		m.tellOfSpace(ctx, inst)
+	}
 	return nil
+}
+
+// remove deletes a stopped instance. The caller holds its lock.
+func (m *Manager) remove(ctx context.Context, inst *opened, forGood bool) error {
+	name := inst.spec.Name
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
+	if !forGood {
+		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
+		names = append(names, trashLock(args.Trash))
+	}
+	if err := m.perform(ctx, "delete", names, args); err != nil {
+		return fmt.Errorf("cannot delete %q: %w", name, err)
+	}
+	return nil
+}
+
+// dropEphemeral deletes the ephemeral instances that have ended by themselves.
+// One that never ran stays, and so does one that somebody works on.
+func (m *Manager) dropEphemeral(ctx context.Context) error {
+	views, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range views {
+		if !v.Spec.Ephemeral || v.State.Status != instance.Stopped || v.State.ExitCode == nil {
+			continue
+		}
+		held, err := m.tries.Lock(ctx, "delete", v.Spec.Name)
+		if err != nil {
+			continue
+		}
+		inst, err := m.open(ctx, v.Spec.Name)
+		if err == nil && inst.spec.ID == v.Spec.ID && m.state(inst.spec).Status == instance.Stopped {
+			errs = append(errs, m.remove(ctx, inst, true))
+		}
+		held.Release()
+	}
+	return errors.Join(errs...)
+}
+
+// tellOfSpace says how to free what a deleted instance takes, when its pool has
+// next to nothing left: that may be why it was deleted.
+func (m *Manager) tellOfSpace(ctx context.Context, inst *opened) {
+	pool, err := m.pool(ctx, inst.pool)
+	if err != nil {
+		return
+	}
+	if info, err := pool.Info(ctx); err == nil && info.Free < info.Total/50 {
+		m.cfg.Notice(fmt.Sprintf("%s is in the trash and still takes space in pool %s, which is full; brig trash empty %s frees it.", inst.spec.Name, inst.pool, inst.spec.Name))
+	}
 }
 
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
 	return &operation{forward: true, steps: []step{
 		{name: "volume", do: func(ctx context.Context) error {
+			if a.Trash != "" {
+				return m.throwAway(ctx, a)
+			}
 			return m.dropVolume(ctx, a.Pool, instanceKey(a.Spec.Name), a.Spec.ID)
 		}},
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
 		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
 	}}
-}
-
-// sweepLater frees the space of what was deleted without making the caller
-// wait. It is a convenience: what is not freed now is freed by a later command.
-func (m *Manager) sweepLater() {
-	if m.cfg.Sweep == nil || !m.pending() {
-		return
-	}
-	if err := m.cfg.Sweep(); err != nil {
-		m.cfg.Notice(fmt.Sprintf("Deleted data is not freed yet: %v", err))
-	}
-}
-
-// pending tells whether a pool that can be used has something to sweep.
-func (m *Manager) pending() bool {
-	names, err := m.cfg.Pools.Names()
-	if err != nil {
-		return false
-	}
-	return slices.ContainsFunc(names, func(name string) bool {
-		pool, err := m.pool(context.Background(), name)
-		return err == nil && pool.Pending()
-	})
-}
-
-// Sweep frees the space of what was deleted, in all pools that can be used.
-func (m *Manager) Sweep(ctx context.Context) error {
-	m.tidy(ctx)
-	names, err := m.cfg.Pools.Names()
-	if err != nil {
-		return err
-	}
-	errs := []error{m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
-	for _, name := range names {
-		pool, err := m.pool(ctx, name)
-		if err == nil && pool.Pending() {
-			err = pool.Sweep(ctx)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cannot free deleted data in pool %q: %w", name, err))
-		}
-	}
-	return errors.Join(errs...)
 }

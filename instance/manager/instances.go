@@ -115,7 +115,13 @@ func (m *Manager) adopt(ctx context.Context, o *opened, machine *instance.Machin
 // keeper has not done so.
 func (m *Manager) cleanUp(ctx context.Context, machine *instance.Machine) error {
 	exit := instance.Exit{Code: lostExit, At: now(), Reason: "its keeper was lost before it could tell the exit code"}
+	if _, err := os.Lstat(machine.Path(instance.MachineFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
 	if err := keeper.End(ctx, machine, exit, keeper.Release); err != nil {
+		return err
+	}
+	if err := keeper.Tidy(ctx, machine); err != nil {
 		return err
 	}
 	driver, err := m.driver(machine.Type)
@@ -193,6 +199,13 @@ func (m *Manager) lastExit(spec *instance.Spec) *instance.Exit {
 }
 
 func loadSpec(volume storage.Volume, name string) (*instance.Spec, error) {
+	if r, ok := volume.(storage.MetaReader); ok {
+		data, err := r.ReadMeta(store.SpecFile, store.MaxFile)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the configuration of instance %q: %w", name, err)
+		}
+		return store.ParseSpec(data, name)
+	}
 	dir, err := volume.Dir()
 	if err != nil {
 		return nil, fmt.Errorf("cannot open instance %q: %w", name, err)

@@ -42,10 +42,11 @@ func (m *Manager) listPool(ctx context.Context, in string, started map[string]bo
 	if err != nil {
 		return nil, err
 	}
-	names, err := pool.List(ctx, storage.Instances)
+	names, _, err := volumesIn(ctx, pool)
 	if err != nil {
 		return nil, err
 	}
+	names = slices.DeleteFunc(names, halfDone)
 	views := make([]View, len(names))
 	gone := make([]bool, len(names))
 	var wg sync.WaitGroup
@@ -102,7 +103,7 @@ func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, star
 		return v, false
 	}
 	if list, err := volume.Snapshots(ctx); err == nil {
-		v.SnapshotCount = len(list)
+		v.SnapshotCount = len(visible(list))
 	}
 	v.State = instance.State{Status: instance.Stopped}
 	if started[v.Spec.ID] {

@@ -14,6 +14,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/network"
 	"brig/instance/store"
+	"brig/storage"
 )
 
 // Config is what a Manager works with. The composition file of the CLI fills it.
@@ -29,8 +30,10 @@ type Config struct {
 	Disks   DiskMaker
 	Kernels Kernels
 	Network *network.Network
+	Looker  Looker
 
-	Sweep func() error // frees deleted data in a process of its own
+	Sweep func() error     // frees deleted data in a process of its own
+	Clock func() time.Time // what schedules go by; nil: the host's, in its time zone
 
 	Progress   images.Progress
 	Notice     func(text string) // something the user should know, one line
@@ -51,6 +54,25 @@ type Kernels interface {
 	// For chooses the kernel for the file tree of an image: its own, else one
 	// that brig manages, fetched on first use. Tree may be nil.
 	For(ctx context.Context, tree *os.Root, fingerprint string, p images.Progress) (*instance.Kernel, error)
+}
+
+// Looker shows the files in volumes and snapshots, read-only, with owners as the
+// guest sees them, without running anything of the guest.
+type Looker interface {
+	// Open gives the root directory of the files. It ends with done, and with this
+	// process.
+	Open(ctx context.Context, root storage.Root) (dir *os.File, done func() error, err error)
+
+	// Mount shows them at a directory of the host, until Unmount. Subject says what
+	// they are.
+	Mount(ctx context.Context, root storage.Root, target, subject string) error
+	Unmount(ctx context.Context, target string) error
+
+	// Mounted tells where a subject is mounted; empty: nowhere.
+	Mounted(subject string) (target string, err error)
+
+	// Tidy ends what belongs to mounts that were taken away by other means.
+	Tidy(ctx context.Context) error
 }
 
 // KernelInfo is a line of kernel list.
@@ -95,6 +117,9 @@ func New(cfg Config) *Manager {
 	}
 	if m.cfg.Progress == nil {
 		m.cfg.Progress = images.Discard
+	}
+	if m.cfg.Clock == nil {
+		m.cfg.Clock = time.Now
 	}
 	if m.cfg.Notice == nil {
 		m.cfg.Notice = func(string) {}

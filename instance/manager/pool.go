@@ -91,9 +91,10 @@ func (m *Manager) Pools(ctx context.Context) ([]PoolView, error) {
 // PoolView is all that is shown of a pool.
 type PoolView struct {
 	storage.Record
-	Info   storage.Info
-	UsedBy []string // instances
-	Reason string   // why it cannot be used; empty: it can
+	Info    storage.Info
+	UsedBy  []string // instances
+	Trashed []string // instances that were deleted and are still kept
+	Reason  string   // why it cannot be used; empty: it can
 }
 
 // Pool tells about one pool.
@@ -108,7 +109,7 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 		v.Info, err = pool.Info(ctx)
 	}
 	if err == nil {
-		v.UsedBy, err = pool.List(ctx, storage.Instances)
+		v.UsedBy, v.Trashed, err = volumesIn(ctx, pool)
 	}
 	if err != nil {
 		v.Reason = err.Error()
@@ -155,6 +156,9 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	}
 	if len(v.UsedBy) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d instances are in it, %q among them; delete or move them first", name, len(v.UsedBy), v.UsedBy[0])
+	}
+	if len(v.Trashed) > 0 {
+		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
 	}
 	return m.cfg.Pools.Delete(ctx, name)
 }

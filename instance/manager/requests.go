@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"io"
 	"net/netip"
 	"time"
 
@@ -40,6 +41,7 @@ type StopOptions struct {
 // DeleteOptions tell what may be deleted.
 type DeleteOptions struct {
 	Force bool // also a running instance
+	Now   bool // for good, without keeping it in the trash
 }
 
 // CopyRequest names what to copy and what the copy is called.
@@ -47,12 +49,46 @@ type CopyRequest struct {
 	Source   string
 	Snapshot string // empty: the instance as it is now
 	Name     string // empty: a generated one
+
+	Pool         string // empty: that of the source
+	InstanceOnly bool   // leave the snapshots behind; in one pool they always are
+}
+
+// MoveRequest names what to move and where.
+type MoveRequest struct {
+	Source       string
+	Name         string // empty: as it is called
+	Pool         string // empty: where it is
+	InstanceOnly bool   // drop the snapshots
 }
 
 // SnapshotRequest describes a snapshot to be taken.
 type SnapshotRequest struct {
 	Description string
 	ExpiresAt   time.Time // zero: never
+	Auto        bool      // taken by a schedule, which may drop it again
+}
+
+// ConfigChange is what is to become of configuration keys.
+type ConfigChange struct {
+	Set   map[string]string
+	Unset []string
+}
+
+// DiffRequest names two states of an instance to compare.
+type DiffRequest struct {
+	Name string
+	From string // a snapshot; empty: the newest
+	To   string // a snapshot; empty: the instance as it is now
+}
+
+// FileRequest says which file of a snapshot to copy to the host.
+type FileRequest struct {
+	Name, Snapshot string
+	Path           string    // in the instance
+	Target         string    // on the host: a file, or a directory to put it into
+	Output         io.Writer // instead of Target
+	Recursive      bool      // directories, too
 }
 
 // PullOptions narrow down what is pulled.

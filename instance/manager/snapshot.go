@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -12,7 +13,8 @@ import (
 )
 
 // CreateSnapshot keeps the present state of an instance and gives the name of
-// the snapshot: the given one, or snap0, snap1 and so on.
+// the snapshot: the given one, or one by the instance's pattern, or snap0, snap1
+// and so on.
 func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r SnapshotRequest) (string, error) {
 	if snapshot != "" {
 		if err := store.CheckSnapshotName(snapshot); err != nil {
@@ -24,19 +26,27 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 		return "", err
 	}
 	defer held.Release()
-	taken, err := inst.volume.Snapshots(ctx)
+	return m.takeSnapshot(ctx, inst, snapshot, r)
+}
+
+// takeSnapshot is CreateSnapshot of an instance whose lock is held.
+func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot string, r SnapshotRequest) (string, error) {
+	name := inst.spec.Name
+	list, err := inst.volume.Snapshots(ctx)
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
-	has := func(s string) bool {
-		return slices.ContainsFunc(taken, func(t storage.Snapshot) bool { return t.Name == s })
+	taken := make([]string, len(list))
+	for i, s := range list {
+		taken[i] = s.Name
 	}
+	at := m.cfg.Clock()
 	switch {
 	case snapshot == "":
-		for i := 0; snapshot == "" || has(snapshot); i++ {
-			snapshot = fmt.Sprintf("snap%d", i)
+		if snapshot, err = snapshotName(inst.spec.Config, r.Auto, at, taken); err != nil {
+			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 		}
-	case has(snapshot):
+	case slices.Contains(taken, snapshot):
 		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
 	}
 	live, err := m.liveness(inst)
@@ -47,13 +57,31 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 	op := m.snapshotOperation(args)
 	op.steps[0].do = func(ctx context.Context) error {
 		return inst.volume.Snapshot(ctx, snapshot, storage.SnapshotOptions{
-			Description: r.Description, CreatedAt: now(), ExpiresAt: r.ExpiresAt, Live: live,
+			Description: r.Description, CreatedAt: at.UTC().Truncate(time.Millisecond),
+			ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto, Live: live,
 		})
 	}
 	if err := m.performAs(ctx, "snapshot", []string{name}, args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
 	return snapshot, nil
+}
+
+// snapshotName makes a name that is not taken, by the instance's pattern if it
+// has one.
+func snapshotName(config map[string]string, auto bool, at time.Time, taken []string) (string, error) {
+	if text := config["snapshots.pattern"]; text != "" || auto {
+		p, err := snapshotPattern(text)
+		if err != nil {
+			return "", err
+		}
+		return p.Name(at, taken), nil
+	}
+	for i := 0; ; i++ {
+		if name := fmt.Sprintf("snap%d", i); !slices.Contains(taken, name) {
+			return name, nil
+		}
+	}
 }
 
 // snapshotArgs name a snapshot of an instance.
@@ -125,6 +153,7 @@ func snapshots(ctx context.Context, v storage.Volume) ([]instance.Snapshot, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the snapshots of %q: %w", v.Key().Name, err)
 	}
+	list = visible(list)
 	found := make([]instance.Snapshot, len(list))
 	for i, s := range list {
 		found[i] = instance.Snapshot(s)
@@ -132,14 +161,17 @@ func snapshots(ctx context.Context, v storage.Volume) ([]instance.Snapshot, erro
 	return found, nil
 }
 
-// restoreArgs are all that is needed to carry on with a restore.
+// restoreArgs are all that is needed to carry on with a restore, or with the
+// undoing of one.
 type restoreArgs struct {
 	Name, ID, Snapshot string
+	Undo               string // the snapshot of the state before
+	Note               string // its description
 }
 
 // RestoreSnapshot brings an instance back to a snapshot, configuration
-// included. All snapshots stay, newer ones too. A running instance is stopped
-// by force for it and started again.
+// included. All snapshots stay, newer ones too, and Undo brings back the state
+// before. A running instance is stopped by force for it and started again.
 func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) error {
 	if err := store.CheckSnapshotName(snapshot); err != nil {
 		return err
@@ -152,22 +184,7 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) er
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
-	machine, _, err := m.live(inst, "stop")
-	wasRunning := err == nil
-	if wasRunning {
-		if err := m.stop(ctx, inst, machine, StopOptions{Force: true}); err != nil {
-			return fmt.Errorf("cannot restore %q: %w", name, err)
-		}
-	}
-	if err := m.perform(ctx, "restore", []string{name}, restoreArgs{name, inst.spec.ID, snapshot}); err != nil {
-		return fmt.Errorf("cannot restore %q: %w", name, err)
-	}
-	m.sweepLater()
-	held.Release()
-	if wasRunning {
-		return m.Start(ctx, name, StartOptions{})
-	}
-	return nil
+	return m.goBack(ctx, inst, held, "restore", snapshot, fmt.Sprintf("restore to %q", snapshot))
 }
 
 func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
@@ -182,7 +199,12 @@ func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
 }
 
 func (m *Manager) restoreOperation(a restoreArgs) *operation {
-	return &operation{forward: true, steps: []step{
+	return &operation{forward: true, turn: 1, steps: []step{
+		{
+			name: "keep",
+			do:   func(ctx context.Context) error { return m.keepForUndo(ctx, a) },
+			undo: func(ctx context.Context) error { return m.dropForUndo(ctx, a) },
+		},
 		{name: "volume", do: func(ctx context.Context) error {
 			inst, err := m.open(ctx, a.Name)
 			if err != nil {
@@ -191,7 +213,13 @@ func (m *Manager) restoreOperation(a restoreArgs) *operation {
 			return inst.volume.Restore(ctx, a.Snapshot)
 		}},
 		{name: "configuration", do: func(ctx context.Context) error { return m.restoreSpec(ctx, a) }},
-	}}
+		{name: "forget", do: func(ctx context.Context) error {
+			if a.Undo == "" {
+				return nil
+			}
+			return m.forgetUndo(ctx, a.Name, a.Undo)
+		}},
+	}, settled: func(ctx context.Context) bool { return m.restored(ctx, a) }}
 }
 
 // restoreSpec brings back what a snapshot says the instance is. What belongs to
@@ -228,6 +256,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name, snapshot string) err
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
+	if err := m.notMounted(inst, "delete", snapshot); err != nil {
+		return err
+	}
 	if err := inst.volume.DeleteSnapshot(ctx, snapshot); err != nil {
 		return fmt.Errorf("cannot delete snapshot %q of %q: %w", snapshot, name, err)
 	}
@@ -248,6 +279,9 @@ func (m *Manager) RenameSnapshot(ctx context.Context, name, snapshot, to string)
 	}
 	defer held.Release()
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
+		return err
+	}
+	if err := m.notMounted(inst, "rename", snapshot); err != nil {
 		return err
 	}
 	if err := inst.volume.RenameSnapshot(ctx, snapshot, to); err != nil {

@@ -32,6 +32,7 @@ func (m *Manager) Start(ctx context.Context, name string, o StartOptions) error 
 	if err := inst.driver.Check(ctx); err != nil {
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}
+	m.snapshotAtStart(ctx, inst)
 	if err := m.perform(ctx, "start", []string{name}, startArgs{name, inst.spec.ID}); err != nil {
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}

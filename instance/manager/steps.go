@@ -24,11 +24,13 @@ type step struct {
 // recovers it.
 //
 // An operation goes backward when it fails: what its steps did is undone. A
-// forward one (delete, restore) is carried on instead: once its first step is
-// done, whoever comes next repeats its steps until they are all done.
+// forward one (delete, restore) is carried on instead: once its step number turn
+// is done, whoever comes next repeats its steps until they are all done. The
+// steps before that one prepare it, and are undone if it does not come to it.
 type operation struct {
 	steps   []step
 	forward bool
+	turn    int
 	// settled tells a recovering process that the operation had reached its end
 	// and only the intent was left. Nil: never.
 	settled func(context.Context) bool
@@ -67,23 +69,25 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		return err
 	}
 	for i, s := range op.steps {
+		turned := i > op.turn
 		err := m.cfg.Failpoints.hit(kind + "." + s.name + ".before")
-		begun := i > 0
 		if err == nil {
 			err = s.do(ctx)
-			begun = begun || err == nil
 		}
 		if err == nil {
+			turned = i >= op.turn
 			err = m.cfg.Failpoints.hit(kind + "." + s.name + ".after")
 		}
 		if err == nil {
 			continue
 		}
 		defer m.sweepLater()
-		if op.forward && begun {
+		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}
-		if !op.forward {
+		if op.forward {
+			err = errors.Join(err, undo(ctx, op.steps[:i+1]))
+		} else {
 			if undoErr := undo(ctx, op.steps[:i+1]); undoErr != nil {
 				return errors.Join(err, undoErr)
 			}

@@ -60,25 +60,33 @@ func TestForwardOperationKeepsItsIntentOnceBegun(t *testing.T) {
 	broken := errors.New("broken")
 	for name, c := range map[string]struct {
 		steps []error
+		turn  int
+		fail  string
 		left  int
 	}{
-		"first step fails: nothing was done":  {[]error{broken, nil}, 0},
-		"second step fails: to be carried on": {[]error{nil, broken}, 1},
+		"first step fails: nothing was done":  {steps: []error{broken, nil}},
+		"second step fails: to be carried on": {steps: []error{nil, broken}, left: 1},
+		"after the first: to be carried on":   {steps: []error{nil, nil}, fail: "delete.a.after", left: 1},
+		"up to the turn: nothing was done":    {steps: []error{nil, broken, nil}, turn: 1},
+		"after the turn: to be carried on":    {steps: []error{nil, nil, broken}, turn: 1, left: 1},
+		"before the turn: nothing was done":   {steps: []error{nil, nil}, turn: 1, fail: "delete.a.after"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, r := bare(t), new(recorder)
-			op := &operation{forward: true}
+			op := &operation{forward: true, turn: c.turn}
+			m.cfg.Failpoints = Failpoints{c.fail: "error"}
 			for i, err := range c.steps {
 				op.steps = append(op.steps, r.step(string(rune('a'+i)), err))
 			}
-			if err := m.performAs(t.Context(), "delete", []string{"web"}, nil, op); !errors.Is(err, broken) {
+			if err := m.performAs(t.Context(), "delete", []string{"web"}, nil, op); c.fail == "" && !errors.Is(err, broken) || err == nil {
 				t.Errorf("performAs = %v, want %v", err, broken)
 			}
 			if left, err := m.intents.List(); err != nil || len(left) != c.left {
 				t.Errorf("%d intents left (%v), want %d", len(left), err, c.left)
 			}
-			if slices.ContainsFunc(r.log, func(s string) bool { return strings.HasPrefix(s, "undo") }) {
-				t.Errorf("a forward operation was undone: %q", r.log)
+			undone := slices.ContainsFunc(r.log, func(s string) bool { return strings.HasPrefix(s, "undo") })
+			if undone != (c.left == 0) {
+				t.Errorf("steps %q of a forward operation that is to be carried on: %t", r.log, c.left > 0)
 			}
 		})
 	}

@@ -41,14 +41,20 @@ func (l *Lease) Close() {
 // the lease is closed, also to other processes. Exhausted means that the subnet
 // is full.
 func (n *Network) Allocate(ctx context.Context, id string, taken func() ([]netip.Addr, error)) (*Lease, error) {
-	lease, err := n.allocate(ctx, id, taken)
+	return n.Reallocate(ctx, id, netip.Prefix{}, taken)
+}
+
+// Reallocate is Allocate for an instance that had an address and gave it back:
+// it gets that one again if it is in the subnet and free.
+func (n *Network) Reallocate(ctx context.Context, id string, old netip.Prefix, taken func() ([]netip.Addr, error)) (*Lease, error) {
+	lease, err := n.allocate(ctx, id, old, taken)
 	if err != nil {
 		return nil, fmt.Errorf("cannot give instance %q an address: %w", id, err)
 	}
 	return lease, nil
 }
 
-func (n *Network) allocate(ctx context.Context, id string, taken func() ([]netip.Addr, error)) (*Lease, error) {
+func (n *Network) allocate(ctx context.Context, id string, old netip.Prefix, taken func() ([]netip.Addr, error)) (*Lease, error) {
 	if err := checkID(id); err != nil {
 		return nil, err
 	}
@@ -75,7 +81,10 @@ func (n *Network) allocate(ctx context.Context, id string, taken func() ([]netip
 	for _, addr := range addrs {
 		used[addr] = true
 	}
-	addr, ok := free(subnet, id, used)
+	addr, ok := old.Addr(), old.IsValid() && isHost(subnet, old) && !used[old.Addr()]
+	if !ok {
+		addr, ok = free(subnet, id, used)
+	}
 	if !ok {
 		return nil, fault.New(fault.Exhausted, "all addresses of the subnet %v are given; delete instances", subnet)
 	}
@@ -84,6 +93,14 @@ func (n *Network) allocate(ctx context.Context, id string, taken func() ([]netip
 		return nil, classify(err)
 	}
 	return &Lease{Address: netip.PrefixFrom(addr, subnet.Bits()), MAC: MAC(id), lock: lease, network: n}, nil
+}
+
+// isHost tells whether an instance in subnet can have the address: one that
+// free could have given.
+func isHost(subnet, address netip.Prefix) bool {
+	addr := address.Addr()
+	last := add(subnet.Addr(), uint32(1)<<(32-subnet.Bits())-2)
+	return address.Masked() == subnet && addr != subnet.Addr() && addr != gateway(subnet) && !last.Less(addr)
 }
 
 // free finds an address in subnet that is not used: the one that the id leads

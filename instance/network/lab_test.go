@@ -48,6 +48,10 @@ func newLab(t *testing.T) *lab {
 	if err := netns.Set(l.host); err != nil {
 		t.Fatal(err)
 	}
+	// A new namespace starts with what the host's own has.
+	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
 	l.outside = newNamespace(t)
 	l.connect("uplink", l.outside, "outside0", 1400)
 	l.configure("uplink", uplinkAddr)

@@ -268,6 +268,8 @@ func classify(err error) error {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT), errors.Is(err, unix.EAFNOSUPPORT):
 		return fault.New(fault.Unsupported,
 			"%w; the kernel needs bridge, nf_tables, nft_chain_nat, nft_masq and nft_ct", err)
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return fault.Wrap(fault.Exhausted, err)
 	}
 	return err
 }

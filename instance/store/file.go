@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxFile bounds the files that are read whole; none of ours comes near.
-const maxFile = 1 << 20
+// MaxFile bounds the files that are read whole; none of ours comes near.
+const MaxFile = 1 << 20
 
 // WriteFile writes a file below root so that, whatever happens, it holds either
 // what it held before or data, and that it is on disk when WriteFile returns.
@@ -85,9 +85,9 @@ func ReadFile(root *os.Root, name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		err = fault.New(fault.Invalid, "%s is larger than %d bytes", name, maxFile)
+	data, err := io.ReadAll(io.LimitReader(f, MaxFile+1))
+	if err == nil && len(data) > MaxFile {
+		err = fault.New(fault.Invalid, "%s is larger than %d bytes", name, MaxFile)
 	}
 	return data, err
 }
@@ -102,18 +102,26 @@ func LoadSpec(root *os.Root, name string) (*instance.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read the configuration of instance %q: %w", name, err)
 	}
-	var head struct{ Version int }
-	if err := json.Unmarshal(data, &head); err != nil {
-		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
-	}
-	if head.Version > instance.SpecVersion {
-		return nil, fault.New(fault.Unsupported, "cannot use instance %q: its %s has format %d, made by a newer brig; this one knows formats up to %d", name, SpecFile, head.Version, instance.SpecVersion)
-	}
+	return ParseSpec(data, name)
+}
+
+// ParseSpec understands what instance.json of the instance called name says.
+func ParseSpec(data []byte, name string) (*instance.Spec, error) {
 	spec := new(instance.Spec)
-	if err := json.Unmarshal(data, spec); err != nil {
-		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
+	err := json.Unmarshal(data, spec)
+	if err != nil {
+		// A newer brig may have changed what a field holds.
+		var head struct{ Version int }
+		if json.Unmarshal(data, &head) == nil {
+			spec.Version = head.Version
+		}
 	}
-	if !validID(spec.ID) {
+	switch {
+	case spec.Version > instance.SpecVersion:
+		return nil, fault.New(fault.Unsupported, "cannot use instance %q: its %s has format %d, made by a newer brig; this one knows formats up to %d", name, SpecFile, spec.Version, instance.SpecVersion)
+	case err != nil:
+		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
+	case !validID(spec.ID):
 		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: bad id %q", name, SpecFile, spec.ID)
 	}
 	spec.Name = name

@@ -1,13 +1,19 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
 )
 
 // Intent says what a command that changes more than one thing is about to do,
@@ -22,6 +28,13 @@ type Intent struct {
 
 // Intents are kept as files in one folder until their command is done.
 type Intents struct{ dir string }
+
+// A reserve lies in the folder of intents: a file with room for one, for the time
+// when the file system is full. Deleting has to be possible then, too.
+const (
+	reserveFile = "reserve"
+	reserveSize = 64 << 10
+)
 
 // NewIntents keeps intents in dir.
 func NewIntents(dir string) *Intents { return &Intents{dir: dir} }
@@ -40,7 +53,73 @@ func (s *Intents) Begin(i Intent) error {
 	if err != nil {
 		return fmt.Errorf("cannot record the intent to %s: %v", i.Kind, err)
 	}
-	return WriteFile(root, i.ID+".json", data)
+	err = WriteFile(root, i.ID+".json", data)
+	if fault.Is(err, fault.Exhausted) && useReserve(root, i.ID+".json", data) == nil {
+		return nil
+	}
+	if err == nil {
+		makeReserve(root)
+	}
+	return err
+}
+
+// makeReserve makes the reserve if there is none. It is of no use to complain
+// when there is no room for it.
+func makeReserve(root *os.Root) {
+	if _, err := root.Lstat(reserveFile); err == nil {
+		return
+	}
+	WriteFile(root, reserveFile, bytes.Repeat([]byte{' '}, reserveSize))
+}
+
+// useReserve makes the reserve into the file called name. Data is written over
+// what it holds, and what is left of that is white space at the end.
+func useReserve(root *os.Root, name string, data []byte) error {
+	if len(data) > reserveSize {
+		return fault.New(fault.Exhausted, "the reserve holds %d bytes", reserveSize)
+	}
+	if err := takeReserve(root, name+".new"); err != nil {
+		return err
+	}
+	f, err := root.OpenFile(name+".new", os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(append(data, bytes.Repeat([]byte{' '}, reserveSize-len(data))...), 0)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := root.Rename(name+".new", name); err != nil {
+		return err
+	}
+	return syncDir(root, ".")
+}
+
+// How long a command waits for the reserve that another uses.
+const (
+	reserveTries = 200
+	reservePause = 5 * time.Millisecond
+)
+
+func takeReserve(root *os.Root, name string) (err error) {
+	for range reserveTries {
+		if err = root.Rename(reserveFile, name); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		time.Sleep(reservePause)
+	}
+	return err
+}
+
+// keepReserve makes the intent called name into the reserve if it was that
+// before. It tells whether it did.
+func keepReserve(root *os.Root, name string) bool {
+	st, err := root.Lstat(name)
+	if err != nil || st.Size() != reserveSize {
+		return false
+	}
+	_, err = root.Lstat(reserveFile)
+	return errors.Is(err, os.ErrNotExist) && root.Rename(name, reserveFile) == nil
 }
 
 // End forgets an intent, durably. Forgetting it twice is fine.
@@ -50,8 +129,10 @@ func (s *Intents) End(id string) error {
 		return fmt.Errorf("cannot end an intent: %w", err)
 	}
 	defer root.Close()
-	if err := ignoreMissing(root.Remove(id + ".json")); err != nil {
-		return fmt.Errorf("cannot end an intent: %w", err)
+	if name := id + ".json"; !keepReserve(root, name) {
+		if err := ignoreMissing(root.Remove(name)); err != nil {
+			return fmt.Errorf("cannot end an intent: %w", err)
+		}
 	}
 	return syncDir(root, ".")
 }
@@ -60,6 +141,7 @@ func (s *Intents) End(id string) error {
 // running are among them: their locks are held.
 func (s *Intents) List() ([]Intent, error) {
 	entries, err := os.ReadDir(s.dir)
+	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return filepath.Ext(e.Name()) != ".json" })
 	if errors.Is(err, os.ErrNotExist) || len(entries) == 0 && err == nil {
 		return nil, nil
 	}
@@ -73,9 +155,6 @@ func (s *Intents) List() ([]Intent, error) {
 	defer root.Close()
 	var list []Intent
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ".json" {
-			continue
-		}
 		data, err := ReadFile(root, e.Name())
 		if errors.Is(err, os.ErrNotExist) {
 			continue

@@ -88,8 +88,8 @@ func (l *Locks) one(ctx context.Context, name, doing string) (*flock.Lock, error
 	for {
 		lock, err := flock.Try(path)
 		if lock != nil {
-			err = note(lock, doing)
-			if err == nil {
+			// On a full file system nobody learns who holds it.
+			if err = classed(note(lock, doing)); err == nil || fault.Is(err, fault.Exhausted) {
 				return lock, nil
 			}
 			lock.Discard()

@@ -31,6 +31,10 @@ func CheckName(name string) error {
 	return nil
 }
 
+// UndoPrefix begins the names of the snapshots that brig takes by itself, so that
+// what it does can be undone.
+const UndoPrefix = "brig-undo-"
+
 // CheckSnapshotName refuses what cannot be the name of a snapshot: 1 to 63
 // ASCII letters, digits, dots, hyphens and underscores, starting with a letter
 // or digit.
@@ -39,6 +43,9 @@ func CheckSnapshotName(name string) error {
 	for i := range len(name) {
 		c := name[i]
 		ok = ok && (isLetter(c) || isDigit(c) || strings.IndexByte("._-", c) >= 0)
+	}
+	if strings.HasPrefix(name, UndoPrefix) {
+		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: brig keeps such names for itself; see brig undo", name)
 	}
 	if !ok {
 		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: use 1 to 63 letters, digits, dots, hyphens and underscores, starting with a letter or digit", name)

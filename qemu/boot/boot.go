@@ -19,8 +19,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -84,8 +84,20 @@ const (
 	maxInfo     = 64 << 10
 )
 
-// validName is the form of a kernel's name.
-var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._+~-]{0,127}$`)
+// validName tells whether s has the form of a kernel's name: at most 128 letters,
+// digits and ._+~-, a letter or digit first. (A regular expression would be
+// compiled at the start of every command.)
+func validName(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z':
+		case i > 0 && strings.IndexByte("._+~-", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != "" && len(s) <= 128
+}
 
 // List names the kernels of the store and of the host, newest version first.
 func (s *Store) List() ([]Info, error) {
@@ -121,7 +133,7 @@ func (s *Store) stored() ([]Info, error) {
 	}
 	var list []Info
 	for _, e := range entries {
-		if !validName.MatchString(e.Name()) {
+		if !validName(e.Name()) {
 			continue
 		}
 		info, err := s.Info(e.Name())
@@ -158,7 +170,7 @@ func usable(info Info) bool {
 
 // Info describes a kernel of the store. An unknown one is not-found.
 func (s *Store) Info(name string) (Info, error) {
-	if !validName.MatchString(name) {
+	if !validName(name) {
 		return Info{}, fault.New(fault.Invalid, "cannot use the kernel name %q: want letters, digits and . _ + ~ - only", name)
 	}
 	dir := filepath.Join(s.dir, name)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"brig/instance/fault"
 	"brig/instance/run"
@@ -19,10 +20,10 @@ import (
 var metaPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
 
 // packageName is the form of the names of packages that may be asked for.
-var packageName = regexp.MustCompile(`^linux-image-[a-z0-9][a-z0-9.+-]*$`)
+var packageName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^linux-image-[a-z0-9][a-z0-9.+-]*$`) })
 
 // kernelPackage is the form of the names of packages with a kernel's files.
-var kernelPackage = regexp.MustCompile(`^linux-(image|modules)-[0-9][a-z0-9.+-]*$`)
+var kernelPackage = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^linux-(image|modules)-[0-9][a-z0-9.+-]*$`) })
 
 // fetch has the host's apt download the kernel of the first of some packages
 // that it knows, verified as apt verifies, and takes it into the store. Nothing
@@ -98,7 +99,7 @@ func parseDepends(out []byte) []string {
 	lines := bufio.NewScanner(bytes.NewReader(out))
 	for lines.Scan() {
 		name := lines.Text()
-		switch m := kernelPackage.FindStringSubmatch(name); {
+		switch m := kernelPackage().FindStringSubmatch(name); {
 		case m == nil || strings.HasSuffix(name, "-unsigned"):
 		case m[1] == "image":
 			images = append(images, name)

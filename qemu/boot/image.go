@@ -53,7 +53,7 @@ func versionIn(head []byte) (string, error) {
 		text = text[:end]
 	}
 	version := string(text)
-	if !validName.MatchString(version) {
+	if !validName(version) {
 		return "", notKernel
 	}
 	return version, nil

@@ -43,7 +43,7 @@ func (s *Store) Import(ctx context.Context, source string, o ImportOptions) (Inf
 	}
 	st, err := os.Stat(source)
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && packageName.MatchString(source):
+	case errors.Is(err, fs.ErrNotExist) && packageName().MatchString(source):
 		return s.fetch(ctx, []string{source}, o)
 	case errors.Is(err, fs.ErrNotExist):
 		return Info{}, fault.New(fault.NotFound, "cannot import a kernel from %q: there is no such file or directory", source)
@@ -192,7 +192,7 @@ func complete(root *os.Root, info Info) (Info, error) {
 	if info.Name == "" {
 		info.Name = info.Version
 	}
-	if !validName.MatchString(info.Name) {
+	if !validName(info.Name) {
 		return Info{}, fault.New(fault.Invalid, "cannot call a kernel %q: want letters, digits and . _ + ~ - only", info.Name)
 	}
 	if modules, err := fs.Sub(root.FS(), modulesDir); err != nil {

@@ -53,6 +53,7 @@ type Options struct {
 type Pool struct {
 	dir  string
 	root *os.Root
+	at   *os.File // the same directory
 	name string
 	step func(string)
 }
@@ -91,7 +92,10 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
-	if err := p.check(); err != nil {
+	if p.at, err = p.root.Open("."); err == nil {
+		err = p.check()
+	}
+	if err != nil {
 		p.root.Close()
 		return nil, err
 	}

@@ -24,7 +24,10 @@ type volume struct {
 	last record // as it was read last; guarded by mu
 }
 
-var _ storage.Volume = (*volume)(nil)
+var (
+	_ storage.Volume     = (*volume)(nil)
+	_ storage.MetaReader = (*volume)(nil)
+)
 
 func (v *volume) Key() storage.Key { return v.key }
 
@@ -41,6 +44,14 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
 	}
 	return dir, err
+}
+
+func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
+	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	if !fs.ValidPath(name) {
+		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
+	}
+	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
 }
 
 // Root says where the data is. After a machine was told to go on in another disk
@@ -64,18 +75,28 @@ func (v *volume) Root() storage.Root {
 		case rec.Next != "" && !p.written(rec.Active):
 			id = rec.Next
 		}
-		name, err := p.diskName(id)
-		if err != nil {
-			name = storage.DiskQcow2 // whoever opens it will say that it is missing
-		}
-		return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+		return p.diskRoot(id)
 	}
-	var root storage.Root
-	for _, id := range rec.Layers {
-		root.Lower = append(root.Lower, p.path(layersDir, id, rootName))
-	}
+	root := p.treeRoot(rec.Layers)
 	if rec.Active != "" {
 		root.Upper, root.Work = p.path(layersDir, rec.Active, rootName), p.path(layersDir, rec.Active, workName)
+	}
+	return root
+}
+
+// diskRoot is the root of a disk whose topmost layer is id.
+func (p *Pool) diskRoot(id string) storage.Root {
+	name, err := p.diskName(id)
+	if err != nil {
+		name = storage.DiskQcow2 // whoever opens it will say that it is missing
+	}
+	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+}
+
+// treeRoot is the root of a tree of frozen layers.
+func (p *Pool) treeRoot(layers []string) (root storage.Root) {
+	for _, id := range layers {
+		root.Lower = append(root.Lower, p.path(layersDir, id, rootName))
 	}
 	return root
 }
@@ -109,7 +130,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
 		}
 		s := snapshot{ID: newID(), Snapshot: storage.Snapshot{
-			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0),
+			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
 		}}
 		if s.CreatedAt.IsZero() {
 			s.CreatedAt = time.Now().Round(0)
@@ -134,6 +155,9 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 		return err
 	}
 	defer f.release()
+	if err := syncFiles(c.dir, newSnapshot); err != nil {
+		return err
+	}
 	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -175,6 +199,24 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 		return nil, err
 	}
 	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, rec.Snapshots[i].ID))
+}
+
+// SnapshotRoot gives the layers of a snapshot.
+func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
+	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return storage.Root{}, err
+	}
+	i, err := rec.find(name)
+	if err := first(err, ctx.Err()); err != nil {
+		return storage.Root{}, err
+	}
+	layers := rec.Snapshots[i].Layers
+	if rec.Content == storage.Disk {
+		return v.pool.diskRoot(layers[0]), nil
+	}
+	return v.pool.treeRoot(layers), nil
 }
 
 // Restore puts a new active layer over the snapshot's layers.

@@ -223,7 +223,7 @@ func testSnapshots(t *testing.T, d Driver) {
 		o    storage.SnapshotOptions
 	}{
 		{"later", storage.SnapshotOptions{CreatedAt: created.Add(time.Hour)}},
-		{"sooner", storage.SnapshotOptions{CreatedAt: created, ExpiresAt: created.Add(24 * time.Hour), Description: "before the\nupgrade"}},
+		{"sooner", storage.SnapshotOptions{CreatedAt: created, ExpiresAt: created.Add(24 * time.Hour), Description: "before the\nupgrade", Auto: true}},
 	} {
 		if err := v.Snapshot(ctx, s.name, s.o); err != nil {
 			t.Fatalf("Snapshot(%q) = %v", s.name, err)
@@ -235,10 +235,10 @@ func testSnapshots(t *testing.T, d Driver) {
 	if err != nil || len(list) != 3 {
 		t.Fatalf("Snapshots = %+v, %v, want 3", list, err)
 	}
-	if s := list[0]; s.Name != "now" || s.CreatedAt.Before(before.Add(-time.Second)) || s.CreatedAt.After(time.Now()) || !s.ExpiresAt.IsZero() {
+	if s := list[0]; s.Name != "now" || s.CreatedAt.Before(before.Add(-time.Second)) || s.CreatedAt.After(time.Now()) || !s.ExpiresAt.IsZero() || s.Auto {
 		t.Errorf("first snapshot = %+v, want now", s)
 	}
-	if s := list[1]; s.Name != "sooner" || !s.CreatedAt.Equal(created) || !s.ExpiresAt.Equal(created.Add(24*time.Hour)) || s.Description != "before the\nupgrade" {
+	if s := list[1]; s.Name != "sooner" || !s.CreatedAt.Equal(created) || !s.ExpiresAt.Equal(created.Add(24*time.Hour)) || s.Description != "before the\nupgrade" || !s.Auto {
 		t.Errorf("second snapshot = %+v, want sooner", s)
 	}
 	wants(t, "Snapshot of a taken name", v.Snapshot(ctx, "now", storage.SnapshotOptions{}), fault.AlreadyExists)
@@ -248,6 +248,8 @@ func testSnapshots(t *testing.T, d Driver) {
 	wants(t, "Restore of none", v.Restore(ctx, "none"), fault.NotFound)
 	_, err = v.SnapshotDir(ctx, "none")
 	wants(t, "SnapshotDir of none", err, fault.NotFound)
+	_, err = v.SnapshotRoot(ctx, "none")
+	wants(t, "SnapshotRoot of none", err, fault.NotFound)
 
 	if err := v.RenameSnapshot(ctx, "sooner", "renamed"); err != nil {
 		t.Errorf("RenameSnapshot = %v", err)
@@ -290,6 +292,14 @@ func testRestore(t *testing.T, d Driver) {
 		}
 		p.write(t, v, map[string]string{"changed": "after " + name, "new": "after " + name})
 		p.sweep(t)
+	}
+	// A snapshot can be looked into without restoring it.
+	for _, name := range order {
+		root, err := v.SnapshotRoot(t.Context(), name)
+		if err != nil {
+			t.Fatalf("SnapshotRoot(%q) = %v", name, err)
+		}
+		p.shows(t, "snapshot "+name, root, states[name])
 	}
 	// Metadata are the manager's: they stay, and each snapshot has its own.
 	dir, err := v.Dir()

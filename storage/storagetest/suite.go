@@ -238,18 +238,24 @@ func (p *pool) write(t *testing.T, v storage.Volume, files map[string]string) {
 // holds checks what is in a volume. An empty text means that there is no file.
 func (p *pool) holds(t *testing.T, v storage.Volume, files map[string]string) {
 	t.Helper()
+	p.shows(t, v.Key().String(), v.Root(), files)
+}
+
+// shows checks the texts in a root.
+func (p *pool) shows(t *testing.T, what string, root storage.Root, files map[string]string) {
+	t.Helper()
 	names := make([]string, 0, len(files))
 	for name := range files {
 		names = append(names, name)
 	}
-	got, err := p.data.read(v.Root(), names)
+	got, err := p.data.read(root, names)
 	if err != nil {
-		t.Errorf("reading %q: %v", v.Key(), err)
+		t.Errorf("reading %q: %v", what, err)
 		return
 	}
 	for name, want := range files {
 		if got[name] != want {
-			t.Errorf("%q holds %s = %q, want %q", v.Key(), name, got[name], want)
+			t.Errorf("%q holds %s = %q, want %q", what, name, got[name], want)
 		}
 	}
 }

@@ -178,7 +178,29 @@ func (c *bare) end(ctx context.Context) error {
 			errs = append(errs, os.RemoveAll(dir))
 		}
 	}
+	if c.folder != "" {
+		errs = append(errs, removeCgroups(filepath.Base(c.folder)))
+	}
 	return errors.Join(errs...)
+}
+
+// removeCgroups removes the cgroups that liblxc leaves: its monitor could not
+// remove the one that it was in.
+func removeCgroups(name string) error {
+	for _, pattern := range []string{"/sys/fs/cgroup/" + name + ".end", "/sys/fs/cgroup/*/" + name + ".end"} {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, dir := range dirs {
+			for _, d := range []string{filepath.Join(dir, "lxc.pivot"), dir} {
+				if err := unix.Rmdir(d); err != nil && !errors.Is(err, unix.ENOENT) {
+					return fmt.Errorf("cannot remove the cgroup %q: %w", d, err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // bareConfig is the template's configuration without brig's hook, and with names

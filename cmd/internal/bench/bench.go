@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +27,6 @@ type bench struct {
 	work   string // folder with everything, on the file system that is measured
 	brig   string // BRIG_DIR, in there
 	stderr *os.File
-	undo   []func() error
 }
 
 // The images that every section can use.
@@ -41,7 +39,7 @@ const (
 // cleanTime bounds what is cleaned up at the end, also after an interrupt.
 const cleanTime = 5 * time.Minute
 
-func newBench(ctx context.Context, o options) (_ *bench, err error) {
+func newBench(o options) (_ *bench, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("brig can be measured only as root")
 	}
@@ -54,20 +52,15 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	if b.work, err = os.MkdirTemp(o.dir, "brig-bench-"); err != nil {
 		return nil, err
 	}
-	b.undo = append(b.undo, func() error { return os.RemoveAll(b.work) })
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, b.close())
-		}
-	}()
 	b.brig = b.path("brig")
 	// A file, and not a pipe that somebody would have to read meanwhile.
-	b.stderr, err = os.Create(b.path("stderr"))
-	if err != nil {
-		return nil, err
+	if b.stderr, err = os.Create(b.path("stderr")); err == nil {
+		err = os.Mkdir(b.brig, 0o700)
 	}
-	b.undo = append(b.undo, b.stderr.Close, b.empty)
-	return b, os.Mkdir(b.brig, 0o700)
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(b.work))
+	}
+	return b, nil
 }
 
 // prepare gets the images and starts the anchor.
@@ -98,14 +91,13 @@ func (b *bench) importDebian(ctx context.Context) error {
 	return b.do(ctx, "image", "pull", "debian:bookworm", "--alias", debianImage)
 }
 
-// close undoes everything, last first, whatever became of the caller's context.
+// close ends everything and removes it, whatever became of the caller's context.
+// When an instance does not end, its files stay for whoever looks into that.
 func (b *bench) close() error {
-	var errs []error
-	for _, undo := range slices.Backward(b.undo) {
-		errs = append(errs, undo())
+	if err := b.empty(); err != nil {
+		return fmt.Errorf("%s was not removed: %w", b.work, err)
 	}
-	b.undo = nil
-	return errors.Join(errs...)
+	return errors.Join(b.stderr.Close(), os.RemoveAll(b.work))
 }
 
 // empty ends what still runs. Stopped instances are nothing but files in the

@@ -116,5 +116,10 @@ func (b *bench) vmTemplateOf(ctx context.Context, name string) (t vmTemplate, er
 	if err != nil {
 		return t, err
 	}
-	return t, json.Unmarshal(out, &t.backing)
+	if err := json.Unmarshal(out, &t.backing); err != nil {
+		return t, err
+	}
+	// The way there may lead through the folder of the machine's own disk.
+	t.backing.Path = filepath.Clean(t.backing.Path)
+	return t, nil
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -46,12 +45,37 @@ func TestCommandsAskTheManager(t *testing.T) {
 		{"pause web", []string{"pause web"}, "", "Paused web\n"},
 		{"unfreeze db", []string{"resume db"}, "", "Resumed db\n"},
 		{"rename job old", []string{"rename job old"}, "", "Renamed job to old\n"},
-		{"rm job", []string{"delete job {Force:false}"}, "", "Deleted job\n"},
-		{"delete --force web", []string{"delete web {Force:true}"}, "", "Deleted web\n"},
-		{"cp web web2", []string{"copy {Source:web Snapshot: Name:web2}"}, "", "Copied web to web2\n"},
-		{"copy web/clean web3", []string{"copy {Source:web Snapshot:clean Name:web3}"}, "", "Copied web/clean to web3\n"},
-		{"copy web -q", []string{"copy {Source:web Snapshot: Name:}"}, "brave-otter\n", ""},
+		{"rm job", []string{"delete job {Force:false Now:false}"}, "", "Deleted job\n"},
+		{"delete --force web", []string{"delete web {Force:true Now:false}"}, "", "Deleted web\n"},
+		{"delete --now job", []string{"delete job {Force:false Now:true}"}, "", "Deleted job\n"},
+		{"trash restore gone", []string{`restore trash gone ""`}, "", "Restored gone\n"},
+		{"trash restore 4123456789abcdef --as back", []string{`restore trash 4123456789abcdef "back"`}, "", "Restored back\n"},
+		{"trash empty gone", []string{`empty trash ["gone"]`}, "", "Removed for good: 2 instances\n"},
+		{"trash empty --all", []string{`empty trash []`}, "", "Removed for good: 3 instances\n"},
+		{"undo web", []string{"undo web"}, "", "Undid the restore to \"clean\" on web\n"},
+		{"undo web --forget", []string{"forget undo web"}, "", "Forgot the state of web before\n"},
+		{"cp web web2", []string{"copy {Source:web Snapshot: Name:web2 Pool: InstanceOnly:false}"}, "", "Copied web to web2\n"},
+		{"copy web/clean web3", []string{"copy {Source:web Snapshot:clean Name:web3 Pool: InstanceOnly:false}"}, "", "Copied web/clean to web3\n"},
+		{"copy web -q", []string{"copy {Source:web Snapshot: Name: Pool: InstanceOnly:false}"}, "brave-otter\n", ""},
+		{"copy web web2 -s big --instance-only", []string{"copy {Source:web Snapshot: Name:web2 Pool:big InstanceOnly:true}"}, "", "Copied web to web2\n"},
+		{"move job -s big", []string{"move {Source:job Name: Pool:big InstanceOnly:false}"}, "", "Moved job to pool big\n"},
+		{"mv job old", []string{"move {Source:job Name:old Pool: InstanceOnly:false}"}, "", "Renamed job to old\n"},
+		{"move job old --storage big --instance-only", []string{"move {Source:job Name:old Pool:big InstanceOnly:true}"}, "", "Moved job to pool big as old\n"},
+		{"df web db -f csv,noheader", []string{`space ["web" "db"]`}, "db,tank,0,?,?,?,,\nweb,default,2,314572800,293601280,20971520,,\n,default,,42949672960,,20971520,107374182400,64424509440\n,tank,,?,,0,?,?\n", ""},
 		{"snapshot create web clean --description d --expiry 3d", []string{`snapshot web clean "d" expires=true`}, "", "Kept web as clean\n"},
+		{"snapshot create web clean --no-expiry", []string{`snapshot web clean "" expires=false`}, "", "Kept web as clean\n"},
+		{"snapshot create web clean --expiry 2h30m", []string{`snapshot web clean "" expires=true`}, "", "Kept web as clean\n"},
+		{"config set web user.a=b=c limits.cpu=2", []string{"configure web {Set:map[limits.cpu:2 user.a:b=c] Unset:[]}"}, "", "Configured web; it will obey limits.cpu after its next start\n"},
+		{"config set web user.a b", []string{"configure web {Set:map[user.a:b] Unset:[]}"}, "", "Configured web\n"},
+		{"config unset web user.a user.b", []string{"configure web {Set:map[] Unset:[user.a user.b]}"}, "", "Configured web\n"},
+		{"config get web limits.memory", nil, "1GiB\n", ""},
+		{"tick", []string{"tick"}, "", ""},
+		{"snapshot diff web", []string{"diff {Name:web From: To:}"}, "+ /etc/new\n- /etc/old\uFFFD[31m\n~ /srv/data (content, mode)\n", ""},
+		{"snapshot diff web/clean snap0 -f csv", []string{"diff {Name:web From:clean To:snap0}"}, "added,/etc/new,\nremoved,/etc/old\uFFFD[31m,\nchanged,/srv/data,\"content, mode\"\n", ""},
+		{"snapshot mount web/clean /mnt", []string{"mount web clean /mnt"}, "", "Mounted web/clean at /mnt\n"},
+		{"snapshot umount /mnt", []string{"unmount /mnt"}, "", "Unmounted /mnt\n"},
+		{"file pull web/clean/etc/a/b /tmp/x -r", []string{"pull {Name:web Snapshot:clean Path:/etc/a/b Target:/tmp/x Output:<nil> Recursive:true}"}, "", ""},
+		{"file pull web/clean/etc/a -", []string{"pull {Name:web Snapshot:clean Path:/etc/a Target: Output:<nil> Recursive:false}"}, "content", ""},
 		{"snapshot create web -q", []string{`snapshot web  "" expires=false`}, "snap0\n", ""},
 		{"snapshot restore web clean", []string{"restore web clean"}, "", "Restored web to clean\n"},
 		{"snapshot rename web clean pure", []string{"rename snapshot web clean pure"}, "", "Renamed clean of web to pure\n"},
@@ -104,7 +128,22 @@ func TestWrongInputIsRefused(t *testing.T) {
 		{"stop", 2, "needs more arguments: want brig stop NAME..."},
 		{"copy web/", 2, `cannot copy "web/": want NAME or NAME/SNAPSHOT`},
 		{"delete web/clean", 2, "use: brig snapshot delete web clean"},
+		{"trash empty", 2, "give the names of deleted instances, or --all"},
+		{"trash empty gone --all", 2, "give the names of deleted instances, or --all"},
+		{"trash empty gone gone", 2, `"gone" is given twice`},
+		{"trash restore nobody", 3, `there is no "nobody" in the trash`},
 		{"snapshot create web s --expiry 3x", 2, `cannot use the expiry "3x"`},
+		{"snapshot create web s --expiry 3d --no-expiry", 2, "exclude each other"},
+		{"snapshot create web s --expiry 2001-01-01T00:00:00Z", 2, "has passed already"},
+		{"snapshot diff web/", 2, "want NAME or NAME/SNAPSHOT"},
+		{"snapshot diff web -f xml", 2, `unknown format "xml"`},
+		{"snapshot mount web /mnt", 2, "want NAME/SNAPSHOT"},
+		{"file pull web/clean /tmp", 2, "want NAME/SNAPSHOT/PATH"},
+		{"config set web", 2, "needs more arguments"},
+		{"config set web user.a", 2, `cannot use the configuration "user.a"`},
+		{"config set web a=1 a=2", 2, "given twice"},
+		{"config get web limits.cpu", 3, `"limits.cpu" is not set`},
+		{"config get nobody limits.cpu", 3, `there is no instance "nobody"`},
 		{"list -c n!", 2, `unknown column "!" in "n!"`},
 		{"list -c n,,s", 2, "one of them is empty"},
 		{"list -f xml", 2, `unknown format "xml"`},
@@ -216,6 +255,11 @@ func TestCompletion(t *testing.T) {
 		"snapshot restore web ":    "clean\t2024/05/06 07:04 UTC snap0\t2024/05/06 07:05 UTC :4",
 		"snapshot restore web c x": ":4",
 		"copy web/":                "web/clean\t2024/05/06 07:04 UTC web/snap0\t2024/05/06 07:05 UTC :4",
+		"snapshot diff web/clean ": "snap0\t2024/05/06 07:05 UTC :4",
+		"file pull web/":           "web/clean/\t2024/05/06 07:04 UTC web/snap0/\t2024/05/06 07:05 UTC :6",
+		"config unset web ":        "limits.memory user.note :4",
+		"trash restore ":           "gone\tdeleted 2024/05/06 07:20 UTC old\tdeleted :4",
+		"trash empty gone ":        "old\tdeleted :4",
 		"image show ":              "base\tDebian bookworm deb\tDebian bookworm debian:bookworm\tDebian bookworm docker:library/app:1\tApp \uFFFD[31mone :4",
 		"image pull ":              "debian: docker: ghcr: images: quay: :6",
 		"launch base ":             ":4",
@@ -231,27 +275,6 @@ func TestCompletion(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if r := world().run(t, "completion", shell); r.code != 0 || !strings.Contains(r.stdout, "brig") {
 			t.Errorf("completion %s: exit code %d", shell, r.code)
-		}
-	}
-}
-
-func TestParseExpiry(t *testing.T) {
-	now := time.Date(2024, 1, 31, 12, 0, 0, 0, time.UTC)
-	for in, want := range map[string]time.Time{
-		"":      {},
-		"5M":    now.Add(5 * time.Minute),
-		"12H":   now.Add(12 * time.Hour),
-		"1w 2d": now.AddDate(0, 0, 9),
-		"2m":    now.AddDate(0, 2, 0),
-		"1y":    now.AddDate(1, 0, 0),
-	} {
-		if got, err := parseExpiry(in, now); err != nil || !got.Equal(want) {
-			t.Errorf("parseExpiry(%q) = %v, %v, want %v", in, got, err, want)
-		}
-	}
-	for _, in := range []string{" ", "d", "3", "-1d", "0d", "1.5d", "3D", "99999d", "1d,2d", "1ä"} {
-		if got, err := parseExpiry(in, now); !fault.Is(err, fault.Invalid) {
-			t.Errorf("parseExpiry(%q) = %v, %v, want invalid", in, got, err)
 		}
 	}
 }

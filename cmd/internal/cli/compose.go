@@ -22,6 +22,7 @@ import (
 	"brig/qemu"
 	"brig/qemu/boot"
 	"brig/storage"
+	"brig/storage/look"
 	"brig/storage/overlay"
 	"brig/storage/registry"
 )
@@ -56,6 +57,7 @@ func Compose(o Options) (Manager, error) {
 		Disks:      disks{},
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),
+		Looker:     looker{look.NewMounts(filepath.Join(o.Dirs.Run, "looks"))},
 		Sweep:      func() error { return sweepBeside(o) },
 		Progress:   o.Progress,
 		Notice:     o.Notice,
@@ -82,6 +84,17 @@ type files struct{ *archive.Importer }
 
 func (f files) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
 	return f.Open(ctx, ref.Name, o)
+}
+
+// looker gives the manager the views of package look.
+type looker struct{ *look.Mounts }
+
+func (looker) Open(ctx context.Context, root storage.Root) (*os.File, func() error, error) {
+	v, err := look.Open(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	return v.Dir, v.Close, nil
 }
 
 type disks struct{}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -115,6 +116,9 @@ func (s *session) exec(ctx context.Context, name string, args []string, o execOp
 		return err
 	}
 	s.progress.Close()
+	// All that happens from here on happens one after the other. Threads to do it
+	// side by side would take longer to start than they could save.
+	runtime.GOMAXPROCS(1)
 	if wants {
 		return s.execOnTerminal(ctx, m, name, c)
 	}

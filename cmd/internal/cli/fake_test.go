@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -25,6 +26,7 @@ type fake struct {
 	views   []manager.View
 	images  []images.Image
 	kernels []manager.KernelInfo
+	trash   []manager.TrashView
 	options Options
 
 	exec    func(ctx context.Context, name string, c instance.Command) (int, error)
@@ -164,6 +166,92 @@ func (f *fake) RenameSnapshot(_ context.Context, name, snapshot, to string) erro
 	return f.on(name, "rename snapshot %s %s %s", name, snapshot, to)
 }
 
+func (f *fake) Diff(_ context.Context, r manager.DiffRequest, each func(manager.Change) error) error {
+	if err := f.on(r.Name, "diff %+v", r); err != nil {
+		return err
+	}
+	for _, c := range []manager.Change{
+		{Path: "/etc/new", Kind: "added"},
+		{Path: "/etc/old\x1b[31m", Kind: "removed"},
+		{Path: "/srv/data", Kind: "changed", What: []string{"content", "mode"}},
+	} {
+		if err := each(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) MountSnapshot(_ context.Context, name, snapshot, target string) error {
+	return f.on(name, "mount %s %s %s", name, snapshot, target)
+}
+
+func (f *fake) UnmountSnapshot(_ context.Context, target string) error {
+	f.note("unmount %s", target)
+	return nil
+}
+
+func (f *fake) PullFile(_ context.Context, r manager.FileRequest) error {
+	out := r.Output
+	r.Output = nil
+	if out != nil {
+		fmt.Fprint(out, "content")
+	}
+	return f.on(r.Name, "pull %+v", r)
+}
+
+func (f *fake) Trash(_ context.Context, o manager.GetOptions) ([]manager.TrashView, error) {
+	list := slices.Clone(f.trash)
+	for i := range list {
+		if !o.Usage {
+			list[i].Usage = nil
+		}
+	}
+	return list, nil
+}
+
+func (f *fake) RestoreTrash(_ context.Context, what, as string) (*instance.Spec, error) {
+	f.note("restore trash %s %q", what, as)
+	for _, v := range f.trash {
+		if v.Name == what || v.ID == what {
+			return &instance.Spec{Name: cmp.Or(as, v.Name)}, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "there is no %q in the trash", what)
+}
+
+func (f *fake) EmptyTrash(_ context.Context, what []string) (int, error) {
+	f.note("empty trash %q", what)
+	count := 0
+	for _, v := range f.trash {
+		if len(what) == 0 || slices.Contains(what, v.Name) || slices.Contains(what, v.ID) {
+			count++
+		}
+	}
+	return count, nil
+}
+
+func (f *fake) Undo(_ context.Context, name string) (string, error) {
+	return `restore to "clean"`, f.on(name, "undo %s", name)
+}
+
+func (f *fake) ForgetUndo(_ context.Context, name string) error {
+	return f.on(name, "forget undo %s", name)
+}
+
+func (f *fake) Configure(_ context.Context, name string, c manager.ConfigChange) ([]string, error) {
+	var later []string
+	if _, ok := c.Set["limits.cpu"]; ok {
+		later = append(later, "limits.cpu")
+	}
+	return later, f.on(name, "configure %s %+v", name, c)
+}
+
+func (f *fake) Tick(context.Context) error {
+	f.note("tick")
+	return nil
+}
+
 func (f *fake) Images(context.Context) ([]images.Image, error) { return slices.Clone(f.images), nil }
 
 func (f *fake) Image(_ context.Context, name string) (*images.Image, error) {
@@ -212,6 +300,24 @@ func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error)
 	return nil, fault.New(fault.NotFound, "cannot find a pool named %q", name)
 }
 
+func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
+	return f.on(r.Source, "move %+v", r)
+}
+
+func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
+	f.note("space %q", names)
+	return &manager.SpaceView{
+		Instances: []manager.InstanceSpace{
+			{Name: "db", Pool: "tank", Reason: "the dataset tank/brig is not there"},
+			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20}},
+		},
+		Pools: []manager.PoolSpace{
+			{Name: "default", Total: 100 << 30, Free: 60 << 30, Instances: 1, Exclusive: 20 << 20},
+			{Name: "tank", Instances: 1, Reason: "the dataset tank/brig is not there"},
+		},
+	}, nil
+}
+
 func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	f.note("create pool %+v", r)
 	return nil
@@ -245,7 +351,7 @@ func world() *fake {
 				},
 				State:     instance.State{Status: instance.Running, PID: 4711, StartedAt: at(3), Health: "ready"},
 				Pool:      "default",
-				Snapshots: []instance.Snapshot{{Name: "clean", Description: "as new", CreatedAt: at(4)}, {Name: "snap0", CreatedAt: at(5), ExpiresAt: at(50)}},
+				Snapshots: []instance.Snapshot{{Name: "clean", Description: "as new", CreatedAt: at(4)}, {Name: "snap0", CreatedAt: at(5), ExpiresAt: at(50), Auto: true}},
 				Usage:     &storage.Usage{Used: 300 << 20, Exclusive: 12345678},
 				NICs: []manager.NICState{{
 					Name: "eth0", HostName: "veth0123456789a", MAC: "10:66:6a:00:00:01", MTU: 1500, Up: true,
@@ -292,6 +398,11 @@ func world() *fake {
 				App:    &instance.App{Entrypoint: []string{"/app"}, Env: []string{"A=1"}},
 				Layers: []images.Layer{{Digest: "sha256:01", DiffID: "sha256:02", Size: 2048, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}},
 			},
+		},
+		trash: []manager.TrashView{
+			{ID: "4123456789abcdef", Name: "gone", Type: instance.Container, Pool: "default", DeletedAt: at(20), KeptUntil: at(20).AddDate(0, 0, 7), Usage: &storage.Usage{Used: 300 << 20, Exclusive: 12345678}},
+			{ID: "5123456789abcdef", Name: "gone", Type: instance.VirtualMachine, Pool: "fast", DeletedAt: at(19), KeptUntil: at(19).AddDate(0, 0, 7), Usage: &storage.Usage{Used: 10, Exclusive: 10}},
+			{ID: "6123456789abcdef", Name: "old", Pool: "default"},
 		},
 		kernels: []manager.KernelInfo{{Name: "linux-image-6.1.0-32-cloud-amd64", Version: "6.1.0-32-cloud-amd64", Source: "package", Default: true, Size: 9 << 20, Created: at(12)}},
 	}

@@ -17,6 +17,7 @@ type Manager interface {
 	Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error)
 	Copy(ctx context.Context, r manager.CopyRequest) (*instance.Spec, error)
 	Rename(ctx context.Context, name, to string) error
+	Move(ctx context.Context, r manager.MoveRequest) error
 	Delete(ctx context.Context, name string, o manager.DeleteOptions) error
 
 	Start(ctx context.Context, name string, o manager.StartOptions) error
@@ -37,6 +38,16 @@ type Manager interface {
 	RestoreSnapshot(ctx context.Context, name, snapshot string) error
 	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
+	Diff(ctx context.Context, r manager.DiffRequest, each func(manager.Change) error) error
+	MountSnapshot(ctx context.Context, name, snapshot, target string) error
+	UnmountSnapshot(ctx context.Context, target string) error
+	PullFile(ctx context.Context, r manager.FileRequest) error
+
+	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
+	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
+	EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error)
+	Undo(ctx context.Context, name string) (string, error)
+	ForgetUndo(ctx context.Context, name string) error
 
 	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
@@ -44,10 +55,14 @@ type Manager interface {
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
+	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
+
 	Sweep(ctx context.Context) error
+	Tick(ctx context.Context) error
 
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
+	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
 

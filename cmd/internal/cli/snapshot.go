@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -10,24 +8,30 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
+	"brig/instance/schedule"
 )
 
 func newSnapshot(s *session) *cobra.Command {
 	return newGroup("snapshot", "Keep states of instances and go back to them",
-		newSnapshotCreate(s), newSnapshotList(s), newSnapshotRestore(s), newSnapshotRename(s), newSnapshotDelete(s))
+		newSnapshotCreate(s), newSnapshotList(s), newSnapshotRestore(s), newSnapshotRename(s), newSnapshotDelete(s),
+		newSnapshotDiff(s), newSnapshotMount(s), newSnapshotUnmount(s))
 }
 
 func newSnapshotCreate(s *session) *cobra.Command {
 	var description, expiry string
+	var noExpiry bool
 	cmd := &cobra.Command{
 		Use:   "create NAME [SNAPSHOT]",
 		Short: "Keep the present state of an instance",
-		Long:  "Keep the present state of an instance, which may be running. Without a name for it\nthe next free of snap0, snap1... is taken and printed.",
+		Long:  "Keep the present state of an instance, which may be running. Without a name for it\nthe next free of snap0, snap1... is taken and printed. It stays until it is deleted,\nunless it is given an expiry.",
 		Args:  argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if noExpiry && expiry != "" {
+				return fault.New(fault.Invalid, "--expiry and --no-expiry exclude each other")
+			}
 			r := manager.SnapshotRequest{Description: description}
 			var err error
-			if r.ExpiresAt, err = parseExpiry(expiry, time.Now()); err != nil {
+			if r.ExpiresAt, err = schedule.ParseExpiry(expiry, time.Now()); err != nil {
 				return err
 			}
 			wanted, err := chosen(args, 1)
@@ -51,7 +55,8 @@ func newSnapshotCreate(s *session) *cobra.Command {
 		ValidArgsFunction: s.completeInstances(1),
 	}
 	cmd.Flags().StringVar(&description, "description", "", "Describe the snapshot")
-	cmd.Flags().StringVar(&expiry, "expiry", "", "When it may go: like 12H, 3d or 1w 2d (M minutes, H hours, d days, w weeks, m months, y years)")
+	cmd.Flags().StringVar(&expiry, "expiry", "", "When it goes by itself: like 7d, 1w 2d (M minutes, H hours, d days, w weeks, m months, y years), 2h30m or 2031-02-03T04:05:06Z")
+	cmd.Flags().BoolVar(&noExpiry, "no-expiry", false, "Let it stay, which it does anyhow")
 	return cmd
 }
 
@@ -84,11 +89,19 @@ func newSnapshotList(s *session) *cobra.Command {
 }
 
 func snapshotTable(list []instance.Snapshot) *table {
-	t := &table{header: []string{"NAME", "TAKEN AT", "EXPIRES AT", "DESCRIPTION"}}
+	t := &table{header: []string{"NAME", "TAKEN AT", "EXPIRES AT", "DESCRIPTION", "TAKEN BY"}}
 	for _, sn := range list {
-		t.add(sn.Name, timeText(sn.CreatedAt), timeText(sn.ExpiresAt), sn.Description)
+		t.add(sn.Name, timeText(sn.CreatedAt), timeText(sn.ExpiresAt), sn.Description, takenBy(sn))
 	}
 	return t
+}
+
+// takenBy tells whose a snapshot is: a schedule drops its own and no others.
+func takenBy(sn instance.Snapshot) string {
+	if sn.Auto {
+		return "schedule"
+	}
+	return "hand"
 }
 
 func newSnapshotRestore(s *session) *cobra.Command {
@@ -175,39 +188,4 @@ func chosen(args []string, i int) (string, error) {
 		return "", fault.New(fault.Invalid, "cannot use %q as a name: it is empty; leave it out to have one made up", args[i])
 	}
 	return args[i], nil
-}
-
-// parseExpiry adds words like 3d or 2H to now. Nothing means never.
-func parseExpiry(s string, now time.Time) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
-	}
-	bad := fault.New(fault.Invalid, "cannot use the expiry %q: want numbers with M, H, d, w, m or y, for example 1w 2d", s)
-	t := now
-	for word := range strings.FieldsSeq(s) {
-		n, err := strconv.Atoi(word[:len(word)-1])
-		if err != nil || n < 1 || n > 10000 {
-			return time.Time{}, bad
-		}
-		switch word[len(word)-1] {
-		case 'M':
-			t = t.Add(time.Duration(n) * time.Minute)
-		case 'H':
-			t = t.Add(time.Duration(n) * time.Hour)
-		case 'd':
-			t = t.AddDate(0, 0, n)
-		case 'w':
-			t = t.AddDate(0, 0, 7*n)
-		case 'm':
-			t = t.AddDate(0, n, 0)
-		case 'y':
-			t = t.AddDate(n, 0, 0)
-		default:
-			return time.Time{}, bad
-		}
-	}
-	if t.Equal(now) {
-		return time.Time{}, bad
-	}
-	return t, nil
 }

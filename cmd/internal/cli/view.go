@@ -110,6 +110,7 @@ type snapshotJSON struct {
 	CreatedAt   time.Time `json:"created_at"`
 	ExpiresAt   time.Time `json:"expires_at"`
 	Stateful    bool      `json:"stateful"`
+	Auto        bool      `json:"auto"`
 }
 
 // statusCode is Incus's number for a status.
@@ -223,7 +224,7 @@ func scope(a netip.Addr) string {
 func snapshotsJSON(list []instance.Snapshot) []snapshotJSON {
 	out := make([]snapshotJSON, len(list))
 	for i, sn := range list {
-		out[i] = snapshotJSON{Name: sn.Name, Description: sn.Description, CreatedAt: sn.CreatedAt, ExpiresAt: sn.ExpiresAt}
+		out[i] = snapshotJSON{Name: sn.Name, Description: sn.Description, CreatedAt: sn.CreatedAt, ExpiresAt: sn.ExpiresAt, Auto: sn.Auto}
 	}
 	return out
 }
