@@ -154,6 +154,7 @@ func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal 
 	if err := c.empty(ctx); err != nil {
 		return fmt.Errorf("its processes do not end: %w", err)
 	}
+	c.removePayload()
 	gone := func() (bool, error) {
 		_, err := os.Lstat(m.Path(instance.MachineFile))
 		return errors.Is(err, fs.ErrNotExist), ignoreMissing(err)
