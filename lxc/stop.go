@@ -240,9 +240,13 @@ func (c cgroup) empty(ctx context.Context) error {
 	})
 }
 
+// look is the pause between two looks at what nothing announces. It adds to how
+// long starting and stopping take, which is some ten milliseconds.
+const look = 250 * time.Microsecond
+
 // until waits for a condition that nothing announces.
 func until(ctx context.Context, done func() (bool, error)) error {
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
 		if ok, err := done(); ok || err != nil {
