@@ -256,6 +256,15 @@ func (c cgroup) leave() {
 	}
 }
 
+// removePayload removes the cgroups of a container that has ended. liblxc's
+// monitor would do so too before it calls its hook, but looks at each of the
+// dozens of files in each of them first.
+func (c cgroup) removePayload() {
+	for _, base := range c.h.dirs {
+		removeCgroup(filepath.Join(base, c.names.Payload))
+	}
+}
+
 // remove removes the cgroups that are left. Those in use stay.
 func (c cgroup) remove() {
 	for _, base := range c.h.dirs {
