@@ -250,8 +250,9 @@ func TestExecOnATerminal(t *testing.T) {
 		t.Errorf("typed = %d, %q", code, out)
 	}
 
+	// A shell that forks may catch the signal for its child, and lose it.
 	code, out = typed(t, d, m, instance.Command{
-		Args:     []string{"sh", "-c", "echo ready; sleep 1000"},
+		Args:     []string{"sh", "-c", "echo ready; exec sleep 1000"},
 		Terminal: &instance.Terminal{Width: 80, Height: 24},
 	}, "ready", func(in *os.File) { io.WriteString(in, "\x03") })
 	if code != 130 {

@@ -38,3 +38,11 @@ func TestParity(t *testing.T) {
 		})
 	}
 }
+
+func TestSnapshots(t *testing.T) {
+	for _, form := range []instance.Type{instance.Container, instance.VirtualMachine} {
+		t.Run(string(form), func(t *testing.T) {
+			instancetest.Snapshots(t, instancetest.New(t, bin), form)
+		})
+	}
+}

@@ -119,6 +119,8 @@ func TestFullPool(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(r.Dir, "tmp"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	before := instancetest.Look(t, r.Dir)
+	t.Cleanup(func() { instancetest.NoLeak(t, before, r.Dir) })
 	app := probeImage(t, r)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		r.Must(t, "create", app, name)

@@ -204,6 +204,21 @@ var Table = []Row{
 		}
 		b.Must(t, "delete", "ends")
 	}},
+	{"ephemeral", func(t *testing.T, b *bench) {
+		b.launch(t, "brief", "--ephemeral", "--wait", "ready")
+		b.Must(t, "restart", "brief", "-f")
+		b.ready(t, "brief")
+		b.Must(t, "stop", "brief")
+		if _, there := b.Rig.List(t)["brief"]; there {
+			t.Error("an ephemeral instance is there after its stop")
+		}
+		b.launch(t, "over", "--ephemeral", "--", "exit", "0")
+		b.await(t, "over", "Stopped")
+		b.Must(t, "sweep")
+		if _, there := b.Rig.List(t)["over"]; there {
+			t.Error("an ephemeral instance that ended by itself is there after a sweep")
+		}
+	}},
 	{"reboot from inside", func(t *testing.T, b *bench) {
 		b.launch(t, "again", "--wait", "ready", "--", "boots")
 		b.Run(t, "exec", "again", "--", "/bin/probe", "reboot")

@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"brig/instance"
@@ -36,19 +37,53 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 			return fmt.Errorf("cannot delete %q: %w", name, err)
 		}
 	}
-	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
-	if !o.Now {
-		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
-		names = append(names, trashLock(args.Trash))
-	}
-	if err := m.perform(ctx, "delete", names, args); err != nil {
-		return fmt.Errorf("cannot delete %q: %w", name, err)
+	if err := m.remove(ctx, inst, o.Now); err != nil {
+		return err
 	}
 	m.sweepLater()
 	if !o.Now {
 		m.tellOfSpace(ctx, inst)
 	}
 	return nil
+}
+
+// remove deletes a stopped instance. The caller holds its lock.
+func (m *Manager) remove(ctx context.Context, inst *opened, forGood bool) error {
+	name := inst.spec.Name
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
+	if !forGood {
+		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
+		names = append(names, trashLock(args.Trash))
+	}
+	if err := m.perform(ctx, "delete", names, args); err != nil {
+		return fmt.Errorf("cannot delete %q: %w", name, err)
+	}
+	return nil
+}
+
+// dropEphemeral deletes the ephemeral instances that have ended by themselves.
+// One that never ran stays, and so does one that somebody works on.
+func (m *Manager) dropEphemeral(ctx context.Context) error {
+	views, err := m.List(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, v := range views {
+		if !v.Spec.Ephemeral || v.State.Status != instance.Stopped || v.State.ExitCode == nil {
+			continue
+		}
+		held, err := m.tries.Lock(ctx, "delete", v.Spec.Name)
+		if err != nil {
+			continue
+		}
+		inst, err := m.open(ctx, v.Spec.Name)
+		if err == nil && inst.spec.ID == v.Spec.ID && m.state(inst.spec).Status == instance.Stopped {
+			errs = append(errs, m.remove(ctx, inst, true))
+		}
+		held.Release()
+	}
+	return errors.Join(errs...)
 }
 
 // tellOfSpace says how to free what a deleted instance takes, when its pool has

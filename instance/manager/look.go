@@ -40,7 +40,7 @@ func (m *Manager) Diff(ctx context.Context, r DiffRequest, each func(Change) err
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if list = visible(list); len(list) == 0 {
 			return fault.New(fault.NotFound, "it has no snapshots; take one with brig snapshot create %s", r.Name)
 		}
 		r.From = list[len(list)-1].Name

@@ -15,6 +15,11 @@ const stopTimeout = 30 * time.Second
 // Stop stops a running instance: it asks the guest, waits as long as o says,
 // and then ends it by force.
 func (m *Manager) Stop(ctx context.Context, name string, o StopOptions) error {
+	return m.stopNamed(ctx, name, o, false)
+}
+
+// stopNamed is Stop. An ephemeral instance goes unless it is started again.
+func (m *Manager) stopNamed(ctx context.Context, name string, o StopOptions, again bool) error {
 	inst, held, err := m.openLocked(ctx, "stop", name)
 	if err != nil {
 		return err
@@ -26,6 +31,12 @@ func (m *Manager) Stop(ctx context.Context, name string, o StopOptions) error {
 	}
 	if err := m.stop(ctx, inst, machine, o); err != nil {
 		return fmt.Errorf("cannot stop %q: %w", name, err)
+	}
+	if inst.spec.Ephemeral && !again {
+		if err := m.remove(ctx, inst, true); err != nil {
+			return err
+		}
+		m.sweepLater()
 	}
 	return nil
 }
@@ -59,7 +70,7 @@ func (m *Manager) stop(ctx context.Context, inst *opened, machine *instance.Mach
 
 // Restart stops an instance, if it runs, and starts it again.
 func (m *Manager) Restart(ctx context.Context, name string, o StopOptions) error {
-	err := m.Stop(ctx, name, o)
+	err := m.stopNamed(ctx, name, o, true)
 	if err != nil && !fault.Is(err, fault.WrongState) {
 		return err
 	}

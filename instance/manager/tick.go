@@ -71,7 +71,7 @@ func (m *Manager) instances(ctx context.Context) (names []string, err error) {
 		pool, err := m.pool(ctx, in)
 		if err == nil {
 			var found []string
-			found, err = pool.List(ctx, storage.Instances)
+			found, _, err = volumesIn(ctx, pool)
 			names = append(names, found...)
 		}
 		if err != nil {

@@ -266,6 +266,7 @@ type untrashArgs struct {
 // there are several, or with an id, under its old name or another. It has its
 // old address again unless another instance has that now.
 func (m *Manager) RestoreTrash(ctx context.Context, what, as string) (*instance.Spec, error) {
+	m.tidy(ctx) // which may be about this instance
 	found, err := m.inTrash(ctx, what)
 	if err != nil {
 		return nil, err
@@ -353,6 +354,7 @@ func (m *Manager) untrashOperation(a untrashArgs) *operation {
 // those with the given ids, or all when none is given. It gives how many they
 // were. If one is not there, nothing is removed.
 func (m *Manager) EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error) {
+	m.tidy(ctx) // which may bring something back to the trash
 	var found []trashed
 	var errs []error
 	if len(namesOrIDs) == 0 {

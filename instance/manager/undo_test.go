@@ -165,6 +165,7 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 				t.Run(point, func(t *testing.T) {
 					w := restorable(t)
 					began := begun(w, kind)
+					keptBefore := w.undoes()
 					w.cfg.Failpoints = Failpoints{point: "error"}
 					var err error
 					if kind == "undo" {
@@ -180,6 +181,10 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 					if i == 0 || i == 1 && when == "before" {
 						w.recovered()
 						w.holds("web", began)
+						// What undo goes back to is what it was before.
+						if kept := w.undoes(); !slices.Equal(kept, keptBefore) {
+							t.Errorf("kept for undo: %q, want %q", kept, keptBefore)
+						}
 						return
 					}
 					w.cameTo(kind)

@@ -166,6 +166,40 @@ func (f *fake) RenameSnapshot(_ context.Context, name, snapshot, to string) erro
 	return f.on(name, "rename snapshot %s %s %s", name, snapshot, to)
 }
 
+func (f *fake) Diff(_ context.Context, r manager.DiffRequest, each func(manager.Change) error) error {
+	if err := f.on(r.Name, "diff %+v", r); err != nil {
+		return err
+	}
+	for _, c := range []manager.Change{
+		{Path: "/etc/new", Kind: "added"},
+		{Path: "/etc/old\x1b[31m", Kind: "removed"},
+		{Path: "/srv/data", Kind: "changed", What: []string{"content", "mode"}},
+	} {
+		if err := each(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) MountSnapshot(_ context.Context, name, snapshot, target string) error {
+	return f.on(name, "mount %s %s %s", name, snapshot, target)
+}
+
+func (f *fake) UnmountSnapshot(_ context.Context, target string) error {
+	f.note("unmount %s", target)
+	return nil
+}
+
+func (f *fake) PullFile(_ context.Context, r manager.FileRequest) error {
+	out := r.Output
+	r.Output = nil
+	if out != nil {
+		fmt.Fprint(out, "content")
+	}
+	return f.on(r.Name, "pull %+v", r)
+}
+
 func (f *fake) Trash(_ context.Context, o manager.GetOptions) ([]manager.TrashView, error) {
 	list := slices.Clone(f.trash)
 	for i := range list {
@@ -264,6 +298,24 @@ func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error)
 		}
 	}
 	return nil, fault.New(fault.NotFound, "cannot find a pool named %q", name)
+}
+
+func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
+	return f.on(r.Source, "move %+v", r)
+}
+
+func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
+	f.note("space %q", names)
+	return &manager.SpaceView{
+		Instances: []manager.InstanceSpace{
+			{Name: "db", Pool: "tank", Reason: "the dataset tank/brig is not there"},
+			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20}},
+		},
+		Pools: []manager.PoolSpace{
+			{Name: "default", Total: 100 << 30, Free: 60 << 30, Instances: 1, Exclusive: 20 << 20},
+			{Name: "tank", Instances: 1, Reason: "the dataset tank/brig is not there"},
+		},
+	}, nil
 }
 
 func (f *fake) CreatePool(_ context.Context, r storage.Record) error {

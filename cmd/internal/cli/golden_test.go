@@ -47,6 +47,7 @@ func TestOutputIsAsPromised(t *testing.T) {
 		"snapshot-list-csv":   "snapshot list web -f csv",
 		"snapshot-list-json":  "snapshot list web -f json",
 		"snapshot-list-empty": "snapshot list db -f json",
+		"snapshot-diff-json":  "snapshot diff web/clean -f json",
 		"trash-list":          "trash list",
 		"trash-list-csv":      "trash list -f csv",
 		"trash-list-json":     "trash list -f json",
@@ -69,9 +70,15 @@ func TestOutputIsAsPromised(t *testing.T) {
 		"storage-info":        "storage info default",
 		"storage-info-bad":    "storage info tank",
 		"storage-info-yaml":   "storage info tank -f yaml",
+		"df":                  "df",
+		"df-compact":          "df -f compact",
+		"df-csv":              "df -f csv",
+		"df-json":             "df -f json",
+		"df-yaml":             "df -f yaml",
 		"help":                "--help",
 		"help-list":           "list --help",
 		"help-launch":         "launch --help",
+		"help-snapshot-diff":  "snapshot diff --help",
 		"help-exec":           "exec --help",
 	}
 	for name, line := range cases {

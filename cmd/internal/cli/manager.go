@@ -17,6 +17,7 @@ type Manager interface {
 	Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error)
 	Copy(ctx context.Context, r manager.CopyRequest) (*instance.Spec, error)
 	Rename(ctx context.Context, name, to string) error
+	Move(ctx context.Context, r manager.MoveRequest) error
 	Delete(ctx context.Context, name string, o manager.DeleteOptions) error
 
 	Start(ctx context.Context, name string, o manager.StartOptions) error
@@ -37,6 +38,10 @@ type Manager interface {
 	RestoreSnapshot(ctx context.Context, name, snapshot string) error
 	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
+	Diff(ctx context.Context, r manager.DiffRequest, each func(manager.Change) error) error
+	MountSnapshot(ctx context.Context, name, snapshot, target string) error
+	UnmountSnapshot(ctx context.Context, target string) error
+	PullFile(ctx context.Context, r manager.FileRequest) error
 
 	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
 	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
@@ -57,6 +62,7 @@ type Manager interface {
 
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
+	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
 

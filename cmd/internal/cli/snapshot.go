@@ -13,7 +13,8 @@ import (
 
 func newSnapshot(s *session) *cobra.Command {
 	return newGroup("snapshot", "Keep states of instances and go back to them",
-		newSnapshotCreate(s), newSnapshotList(s), newSnapshotRestore(s), newSnapshotRename(s), newSnapshotDelete(s))
+		newSnapshotCreate(s), newSnapshotList(s), newSnapshotRestore(s), newSnapshotRename(s), newSnapshotDelete(s),
+		newSnapshotDiff(s), newSnapshotMount(s), newSnapshotUnmount(s))
 }
 
 func newSnapshotCreate(s *session) *cobra.Command {

@@ -1,0 +1,194 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"brig/instance/fault"
+	"brig/instance/manager"
+)
+
+const diffLong = `List the paths that differ between two snapshots of an instance, or between a
+snapshot and the instance as it is now, whether it runs or not. Nothing is
+restored. Without A it is the newest snapshot. A line begins with + for what B
+has and A has not, - for what A has and B has not, and ~ for what changed.`
+
+func newSnapshotDiff(s *session) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:     "diff NAME[/A] [B]",
+		Short:   "List what differs between two snapshots, or a snapshot and now",
+		Long:    diffLong,
+		Example: "  brig snapshot diff web/clean          # what has changed since\n  brig snapshot diff web/clean upgraded",
+		Args:    argsOf(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, from, given := strings.Cut(args[0], "/")
+			if name == "" || given && from == "" {
+				return fault.New(fault.Invalid, "cannot compare %q: want NAME or NAME/SNAPSHOT", args[0])
+			}
+			f := format{kind: kind}
+			if kind != "text" {
+				var err error
+				if f, err = parseFormat(kind); err != nil {
+					return err
+				}
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			return s.diff(cmd, m, f, manager.DiffRequest{Name: name, From: from, To: at(args, 1)})
+		},
+		ValidArgsFunction: s.completeDiff,
+	}
+	formatFlag(cmd, &kind)
+	flag := cmd.Flags().Lookup("format")
+	flag.DefValue, flag.Usage, kind = "text", "Format: text, table, compact, csv, json or yaml; add ,header or ,noheader", "text"
+	return cmd
+}
+
+// signs are what lines of text begin with.
+var signs = map[string]string{"added": "+", "removed": "-", "changed": "~"}
+
+func (s *session) diff(cmd *cobra.Command, m Manager, f format, r manager.DiffRequest) error {
+	list := []manager.Change{}
+	if f.kind != "text" {
+		err := m.Diff(cmd.Context(), r, func(c manager.Change) error {
+			list = append(list, c)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		t := &table{header: []string{"CHANGE", "PATH", "WHAT"}}
+		for _, c := range list {
+			t.add(string(c.Kind), c.Path, strings.Join(c.What, ", "))
+		}
+		return s.print(f, t, list)
+	}
+	out := bufio.NewWriter(s.Stdout)
+	err := m.Diff(cmd.Context(), r, func(c manager.Change) error {
+		what := ""
+		if len(c.What) > 0 {
+			what = " (" + strings.Join(c.What, ", ") + ")"
+		}
+		_, err := fmt.Fprintf(out, "%s %s%s\n", signs[string(c.Kind)], printable(c.Path), what)
+		return err
+	})
+	if err != nil {
+		out.Flush()
+		return err
+	}
+	return out.Flush()
+}
+
+// completeDiff completes NAME/A and then another snapshot of NAME.
+func (s *session) completeDiff(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) == 1 {
+		name, from, _ := strings.Cut(args[0], "/")
+		return without(s.snapshotNames(cmd, name), []string{from}), nothing
+	}
+	return s.completeInstanceOrSnapshot(cmd, args, begun)
+}
+
+func newSnapshotMount(s *session) *cobra.Command {
+	return &cobra.Command{
+		Use:   "mount NAME/SNAPSHOT DIR",
+		Short: "Show the files of a snapshot at a directory of the host",
+		Long:  "Show the files of a snapshot at a directory of the host, read-only, with owners as\nthe instance sees them. They stay there until brig snapshot unmount DIR.",
+		Args:  argsOf(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, snapshot, _ := strings.Cut(args[0], "/")
+			if name == "" || snapshot == "" {
+				return fault.New(fault.Invalid, "cannot mount %q: want NAME/SNAPSHOT", args[0])
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			if err := m.MountSnapshot(cmd.Context(), name, snapshot, args[1]); err != nil {
+				return err
+			}
+			s.say("Mounted %s at %s", args[0], args[1])
+			return nil
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return nil, cobra.ShellCompDirectiveFilterDirs
+			}
+			return s.completeInstanceOrSnapshot(cmd, args, begun)
+		},
+	}
+}
+
+func newSnapshotUnmount(s *session) *cobra.Command {
+	return &cobra.Command{
+		Use:     "unmount DIR",
+		Aliases: []string{"umount"},
+		Short:   "Take away what snapshot mount put at a directory",
+		Args:    argsOf(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			if err := m.UnmountSnapshot(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			s.say("Unmounted %s", args[0])
+			return nil
+		},
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, nothing
+			}
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+	}
+}
+
+func newFile(s *session) *cobra.Command {
+	return newGroup("file", "Copy files out of snapshots", newFilePull(s))
+}
+
+func newFilePull(s *session) *cobra.Command {
+	var recursive bool
+	cmd := &cobra.Command{
+		Use:     "pull NAME/SNAPSHOT/PATH DEST",
+		Short:   "Copy a file of a snapshot to the host",
+		Long:    "Copy a file of a snapshot to the host, whether the instance runs or not. DEST is a\nfile, a directory to put it into, or - for standard output.",
+		Example: "  brig file pull web/clean/etc/fstab .\n  brig file pull -r db/nightly/var/lib/postgresql ./rescued",
+		Args:    argsOf(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			parts := strings.SplitN(args[0], "/", 3)
+			if len(parts) < 3 || parts[0] == "" || parts[1] == "" {
+				return fault.New(fault.Invalid, "cannot copy %q: want NAME/SNAPSHOT/PATH", args[0])
+			}
+			r := manager.FileRequest{Name: parts[0], Snapshot: parts[1], Path: "/" + parts[2], Target: args[1], Recursive: recursive}
+			if args[1] == "-" {
+				r.Target, r.Output = "", s.Stdout
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			return m.PullFile(cmd.Context(), r)
+		},
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return nil, cobra.ShellCompDirectiveDefault
+			}
+			list, _ := s.completeInstanceOrSnapshot(cmd, args, begun)
+			for i := range list {
+				name, about, _ := strings.Cut(list[i], "\t")
+				list[i] = cobra.CompletionWithDesc(name+"/", about)
+			}
+			return list, nothing | cobra.ShellCompDirectiveNoSpace
+		},
+	}
+	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "Copy a directory with all that is in it")
+	return cmd
+}

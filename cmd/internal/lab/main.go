@@ -1,0 +1,66 @@
+// The program lab builds the guest that tests run in, and runs tests or a shell
+// in it: lab build, lab shell [PACKAGE...], lab test PACKAGE [ARGUMENT...].
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"brig/storage/storagetest/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := work(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "lab:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// gigabyte is what the disks for trying things out are made of.
+const gigabyte = 1 << 30
+
+func work(ctx context.Context, args []string) error {
+	usage := errors.New("usage: lab build | lab shell [PACKAGE...] | lab test PACKAGE [ARGUMENT...]")
+	if len(args) == 0 {
+		return usage
+	}
+	o := lab.Options{Disks: []int64{4 * gigabyte, 4 * gigabyte}}
+	switch args[0] {
+	case "build":
+		_, err := lab.Build(ctx, os.Stderr)
+		return err
+	case "shell":
+		for _, p := range args[1:] {
+			o.Tests = append(o.Tests, lab.Binary{Package: p})
+		}
+		return lab.Shell(ctx, o, os.Stderr)
+	case "test":
+		if len(args) < 2 {
+			return usage
+		}
+		o.Tests = []lab.Binary{{Package: args[1], Args: args[2:]}}
+		return test(ctx, o)
+	}
+	return usage
+}
+
+func test(ctx context.Context, o lab.Options) error {
+	if tree := os.Getenv("BRIG_TEST_DEBIAN"); tree != "" {
+		o.Trees = map[string]string{"debian": tree}
+		o.Env = append(o.Env, "BRIG_TEST_DEBIAN="+lab.Tree("debian"))
+	}
+	results, err := lab.Do(ctx, o, io.Discard, os.Stdout)
+	if err == nil && results[0].Code != 0 {
+		err = fmt.Errorf("the tests ended with code %d", results[0].Code)
+	}
+	return err
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/storage/storagetest/lab/plan"
+)
+
+// grace is how long the output of what outlived a command is read.
+const grace = 5 * time.Second
+
+func drained() time.Time { return time.Now().Add(grace) }
+
+// openPort opens the port for events, which udev names when it gets to it.
+func openPort() (*os.File, error) {
+	path := filepath.Join("/dev/virtio-ports", plan.Port)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Minute); ; <-tick.C {
+		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+		if err == nil || time.Now().After(end) {
+			return f, err
+		}
+	}
+}
+
+// shell runs a shell on the console until it ends.
+func shell(w plan.Window) error {
+	console, err := os.OpenFile("/dev/ttyS0", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	size := unix.Winsize{Row: uint16(w.Rows), Col: uint16(w.Cols)}
+	if err := unix.IoctlSetWinsize(int(console.Fd()), unix.TIOCSWINSZ, &size); err != nil {
+		return fmt.Errorf("cannot set the size of the console: %w", err)
+	}
+	cmd := exec.Command("/bin/bash", "-l")
+	cmd.Dir = "/root"
+	cmd.Env = append(os.Environ(), "HOME=/root", "USER=root", "LANG=C.UTF-8", "TERM="+w.Term, plan.Inner+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = console, console, console
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	cmd.Wait() // however the shell ends, so does the machine
+	return nil
+}
+
+// powerOff does not wait for services: nothing of the guest is kept.
+func powerOff() error {
+	return unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+}

@@ -1,0 +1,100 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Run runs the tests of o in the guest, one subtest a package, and fails where
+// they fail or where there were none. It skips without root, which the guest is
+// built as.
+func Run(t *testing.T, o Options) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: builds the lab")
+	}
+	if os.Getenv("BRIG_LAB") == "" {
+		t.Skip("BRIG_LAB is not set: make lab-test runs what needs the guest, which takes long to build")
+	}
+	if Inside() {
+		t.Fatal("lab.Run is called in the lab itself")
+	}
+	ctx := t.Context()
+	if end, ok := t.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end.Add(-reserve))
+		defer cancel()
+	}
+	log := &tail{}
+	out := io.Discard
+	if testing.Verbose() {
+		out = t.Output()
+	}
+	results, err := Do(ctx, o, log, out)
+	if err != nil {
+		t.Errorf("%v\n%s", err, log)
+	}
+	for i, r := range results {
+		t.Run(o.Tests[i].Package, func(t *testing.T) { r.check(t) })
+	}
+}
+
+// reserve is the time left to tell what happened when a test runs out of time.
+const reserve = 10 * time.Second
+
+// outcome is the line for a test, or a part of one.
+var outcome = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+)`)
+
+func (r Result) check(t *testing.T) {
+	t.Helper()
+	count := map[string]int{}
+	var skipped []string
+	for _, m := range outcome.FindAllSubmatch(r.Output, -1) {
+		count[string(m[1])]++
+		if string(m[1]) == "SKIP" {
+			skipped = append(skipped, string(m[2]))
+		}
+	}
+	output := r.Output
+	if testing.Verbose() {
+		output = nil // it was shown as it came
+	}
+	t.Logf("in the lab: %d passed, %d failed, %d skipped %s", count["PASS"], count["FAIL"], count["SKIP"], strings.Join(skipped, " "))
+	switch {
+	case r.Code != 0:
+		t.Errorf("in the lab the tests ended with code %d\n%s", r.Code, output)
+	case count["PASS"] == 0:
+		t.Errorf("in the lab no test passed\n%s", output)
+	}
+}
+
+// tail keeps the end of what is written to it.
+type tail struct {
+	mu  sync.Mutex // guards buf
+	buf bytes.Buffer
+}
+
+const maxTail = 16 << 10
+
+func (l *tail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.buf.Write(p)
+	if extra := l.buf.Len() - maxTail; extra > 0 {
+		l.buf.Next(extra)
+	}
+	return len(p), nil
+}
+
+func (l *tail) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
