@@ -25,6 +25,8 @@ type Rig struct {
 	Bin string   // folder with brig, brig-keeper and brig-guest
 	Dir string   // BRIG_DIR
 	Env []string // beside that of the test
+
+	Prefix []string // command and arguments that run brig's
 }
 
 // With gives the same rig with more in the environment of its commands.
@@ -179,7 +181,8 @@ func CheckFailure(t testing.TB, res Result, code int, words []string, args ...st
 
 // Command prepares a brig command.
 func (r *Rig) Command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(r.Bin, "brig"), args...)
+	line := slices.Concat(r.Prefix, []string{filepath.Join(r.Bin, "brig")}, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "BRIG_DIR="+r.Dir, "TMPDIR="+filepath.Join(r.Dir, "tmp"))
 	cmd.Env = append(cmd.Env, r.Env...)
 	cmd.WaitDelay = 5 * time.Second
