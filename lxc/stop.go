@@ -154,6 +154,7 @@ func (d *Driver) end(ctx context.Context, m *instance.Machine, c cgroup, signal 
 	if err := c.empty(ctx); err != nil {
 		return fmt.Errorf("its processes do not end: %w", err)
 	}
+	c.removePayload()
 	gone := func() (bool, error) {
 		_, err := os.Lstat(m.Path(instance.MachineFile))
 		return errors.Is(err, fs.ErrNotExist), ignoreMissing(err)
@@ -239,9 +240,13 @@ func (c cgroup) empty(ctx context.Context) error {
 	})
 }
 
+// look is the pause between two looks at what nothing announces. It adds to how
+// long starting and stopping take, which is some ten milliseconds.
+const look = 250 * time.Microsecond
+
 // until waits for a condition that nothing announces.
 func until(ctx context.Context, done func() (bool, error)) error {
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
 		if ok, err := done(); ok || err != nil {

@@ -182,6 +182,24 @@ type MetaReader interface {
 	ReadMeta(name string, most int64) ([]byte, error)
 }
 
+// Limiter is a Volume whose size can be limited. Not every volume of a driver
+// that has it can be: SetLimit gives unsupported, and why, for the others.
+type Limiter interface {
+	// SetLimit keeps the volume from growing beyond max bytes, counted as the
+	// pool's Info.Limits says. Zero lifts the limit. The volume may be in use, and
+	// may be larger already: then it cannot grow.
+	SetLimit(ctx context.Context, max int64) error
+
+	// Limit gives the limit and what counts against it.
+	Limit(ctx context.Context) (Limit, error)
+}
+
+// Limit of a volume in bytes.
+type Limit struct {
+	Max  int64 // 0: there is none
+	Used int64 // 0 where nothing counts without a limit
+}
+
 // Root is where a volume's data is: the overlay layers or the one directory of
 // a Tree, with file ids as the guest sees them, or the file of a Disk.
 type Root struct {
@@ -258,7 +276,7 @@ type Info struct {
 	Source       string // path, device or dataset
 	Total        int64  // bytes
 	Free         int64  // bytes
-	Limits       string // how the size of a volume is limited
+	Limits       string // how the limits of volumes are kept, or why they cannot be; for people
 	Capabilities Capabilities
 }
 

@@ -266,6 +266,7 @@ type untrashArgs struct {
 // there are several, or with an id, under its old name or another. It has its
 // old address again unless another instance has that now.
 func (m *Manager) RestoreTrash(ctx context.Context, what, as string) (*instance.Spec, error) {
+	m.tidy(ctx) // which may be about this instance
 	found, err := m.inTrash(ctx, what)
 	if err != nil {
 		return nil, err
@@ -353,6 +354,7 @@ func (m *Manager) untrashOperation(a untrashArgs) *operation {
 // those with the given ids, or all when none is given. It gives how many they
 // were. If one is not there, nothing is removed.
 func (m *Manager) EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error) {
+	m.tidy(ctx) // which may bring something back to the trash
 	var found []trashed
 	var errs []error
 	if len(namesOrIDs) == 0 {
@@ -398,13 +400,8 @@ func (m *Manager) discard(ctx context.Context, t trashed) error {
 
 // expire drops what was kept for as long as it had to be.
 func (m *Manager) expire(ctx context.Context) error {
-	// Whatever happens until the next sweep, this much is counted. Freeing space
-	// has to go on where there is none to write that down.
-	var errs []error
-	if err := m.saveClock(ctx); err != nil && !fault.Is(err, fault.Exhausted) {
-		errs = append(errs, err)
-	}
 	passed := m.passed(ctx)
+	var errs []error
 	found, _ := m.findTrash(ctx, "") // Sweep itself tells of pools that cannot be used
 	for _, t := range found {
 		volume, err := m.openTrash(ctx, t)

@@ -1,0 +1,383 @@
+// Package btrfs is the pool driver for btrfs. A volume is a subvolume with the
+// metadata files beside rootfs/ or the disk; images are read-only subvolumes,
+// instances snapshots of them, and what a snapshot of a volume costs is one ioctl.
+// Nothing here runs btrfs-progs but the making of a file system. Quota groups stay
+// off until the first limit is set, and then are simple ones. A disk is a raw file
+// that is copied on write and checksummed. DESIGN.md tells what is on disk, why
+// death at any point does no harm, and has the figures behind these choices.
+package btrfs
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+)
+
+// What is in a pool's directory beside the directories of the volume classes.
+const (
+	poolFile    = "pool.json"
+	reserveFile = "reserve"
+	stagingDir  = "staging"
+	trashDir    = "trash"
+)
+
+// formatVersion is the layout that this driver writes. A pool or volume with a
+// larger one was made by a newer brig and is left alone.
+const formatVersion = 1
+
+var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
+
+// Options change a pool. The zero value is a pool named "default".
+type Options struct {
+	Name string
+
+	// Step, if set, is called after each step that changes the pool on disk, with
+	// the step's name. Tests kill the program there.
+	Step func(step string)
+
+	medium string // the device or file that the pool has for itself
+}
+
+// Pool is a pool in a directory on btrfs. It holds no state beside its open
+// directory, so any number of them, in any number of programs, may use one.
+type Pool struct {
+	dir    string
+	root   *os.Root
+	name   string
+	medium string
+	step   func(string)
+}
+
+var _ storage.Pool = (*Pool)(nil)
+
+// header is the content of pool.json.
+type header struct {
+	Version int    `json:"version"`
+	Driver  string `json:"driver"`
+	UUID    string `json:"uuid"`
+}
+
+// Open opens the pool in dir, which is on btrfs, and makes it if there is none
+// yet: in a directory that is missing or empty. The caller closes it.
+func Open(dir string, o Options) (_ *Pool, err error) {
+	defer fail(&err, "cannot open the pool in %q", dir)
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, err
+	}
+	p := &Pool{dir: dir, name: o.Name, medium: o.medium, step: o.Step}
+	if p.name == "" {
+		p.name = "default"
+	}
+	if p.step == nil {
+		p.step = func(string) {}
+	}
+	p.root, err = os.OpenRoot(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		// Guests' set-user-id programs must be out of reach for the host's users.
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		p.root, err = os.OpenRoot(dir)
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err)
+	}
+	if err := p.check(); err != nil {
+		p.root.Close()
+		return nil, err
+	}
+	return p, nil
+}
+
+// Close lets go of the pool's directory.
+func (p *Pool) Close() error { return p.root.Close() }
+
+// check reads pool.json, or makes the pool.
+func (p *Pool) check() error {
+	b, err := readFile(p.root, poolFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return p.create()
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unavailable, err)
+	}
+	var h header
+	if err := json.Unmarshal(b, &h); err != nil {
+		return fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
+	}
+	if h.Driver != "btrfs" || h.Version > formatVersion {
+		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
+	}
+	return p.checkFileSystem()
+}
+
+// checkFileSystem refuses what is not btrfs.
+func (p *Pool) checkFileSystem() error {
+	st, err := p.statfs()
+	if err != nil {
+		return err
+	}
+	if st.Type != unix.BTRFS_SUPER_MAGIC {
+		return fault.New(fault.Unsupported, "its file system is not btrfs: give a directory on btrfs, a block device, or a size for a file")
+	}
+	return nil
+}
+
+// create makes the pool in a directory that holds nothing else. Two programs may
+// do so at once; the one that comes second finds what the first made.
+func (p *Pool) create() error {
+	known := []string{stagingDir, trashDir}
+	for _, c := range classes {
+		known = append(known, string(c))
+	}
+	entries, err := readDir(p.root, ".")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		name := e.Name()
+		if !slices.Contains(known, name) && name != reserveFile && !strings.HasPrefix(name, poolFile) {
+			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", name)
+		}
+	}
+	if err := p.checkFileSystem(); err != nil {
+		return err
+	}
+	if err := p.root.Chmod(".", 0o700); err != nil {
+		return err
+	}
+	for _, name := range known {
+		if err := p.root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	p.step("pool directories")
+	if err := p.makeReserve(); err != nil {
+		return err
+	}
+	return p.writeHeader()
+}
+
+// writeHeader writes pool.json unless another program has done so meanwhile.
+func (p *Pool) writeHeader() error {
+	temporary := poolFile + "." + newID()
+	if err := writeFile(p.root, temporary, header{Version: formatVersion, Driver: "btrfs", UUID: newID() + newID()}); err != nil {
+		return err
+	}
+	p.step("pool header")
+	err := p.root.Link(temporary, poolFile)
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	return errors.Join(err, p.root.Remove(temporary), p.syncAll())
+}
+
+// Info describes the pool.
+func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
+	defer fail(&err, "cannot tell about pool %q", p.name)
+	st, err := p.statfs()
+	if err != nil {
+		return storage.Info{}, err
+	}
+	limits, err := p.limits()
+	if err != nil {
+		return storage.Info{}, err
+	}
+	return storage.Info{
+		Name:   p.name,
+		Driver: "btrfs",
+		Source: cmp.Or(p.medium, p.dir),
+		Total:  int64(st.Blocks) * st.Bsize,
+		Free:   int64(st.Bavail) * st.Bsize,
+		Limits: limits,
+		Capabilities: storage.Capabilities{
+			Contents:      []storage.Content{storage.Tree, storage.Disk},
+			InstantClone:  true,
+			LiveSnapshots: true,
+		},
+	}, ctx.Err()
+}
+
+// List names the volumes of a class: the directories that have a record.
+func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
+	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
+		return nil, err
+	}
+	names, err := withFile(p.root, string(class), volumeFile)
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err)
+	}
+	return names, ctx.Err()
+}
+
+// Open gives a volume.
+func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
+	defer fail(&err, "cannot open volume %q", key)
+	if err := first(key.Check(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	rec, err := p.load(key)
+	if err != nil {
+		return nil, err
+	}
+	return &volume{pool: p, key: key, rec: rec}, nil
+}
+
+// Rename gives a volume another name.
+func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
+	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	to := storage.Key{Class: key.Class, Name: name}
+	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+		return err
+	}
+	v, err := p.load(key)
+	if err != nil {
+		return err
+	}
+	if err := p.idle(key, v.Content); err != nil {
+		return err
+	}
+	if err := p.move(key.String(), to.String()); err != nil {
+		return err
+	}
+	p.step("renamed")
+	return p.syncDir(string(key.Class))
+}
+
+// move renames from to to, if there is nothing yet. What is left there of
+// something deleted is taken away.
+func (p *Pool) move(from, to string) error {
+	dir, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	fd := int(dir.Fd())
+	err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EEXIST) && from != to {
+		if gone, _ := p.half(to); gone {
+			if err := ignoreMissing(p.discard(to)); err != nil {
+				return err
+			}
+			err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)
+		}
+	}
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return fault.New(fault.AlreadyExists, "there is %q already", path.Base(to))
+	case errors.Is(err, fs.ErrNotExist):
+		return fault.New(fault.NotFound, "there is no %q", from)
+	case err != nil:
+		return fmt.Errorf("rename: %w", err)
+	}
+	return nil
+}
+
+// Delete removes a volume from sight.
+func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
+	defer fail(&err, "cannot delete volume %q", key)
+	if err := first(key.Check(), ctx.Err()); err != nil {
+		return err
+	}
+	switch rec, err := p.load(key); {
+	case fault.Is(err, fault.Unavailable) && p.has(key.String()):
+		// Its record is damaged. This is how one gets rid of it.
+	case err != nil:
+		return err
+	default:
+		if err := p.idle(key, rec.Content); err != nil {
+			return err
+		}
+	}
+	if err := p.drop(key.String(), volumeFile); err != nil {
+		return err
+	}
+	p.step("deleted")
+	return p.syncDir(string(key.Class))
+}
+
+// has tells whether there is something with this name.
+func (p *Pool) has(name string) bool {
+	_, err := p.root.Lstat(name)
+	return err == nil
+}
+
+// syncDir makes the names in a directory of the pool durable.
+func (p *Pool) syncDir(name string) error {
+	d, err := p.root.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// syncAll makes everything in the file system durable.
+func (p *Pool) syncAll() error {
+	d, err := p.root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return syncAll(d)
+}
+
+func (p *Pool) path(parts ...string) string {
+	return filepath.Join(append([]string{p.dir}, parts...)...)
+}
+
+// newID makes a name that nothing else has.
+func newID() string {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// first gives the first error.
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fail adds what could not be done to *err, and its class when the cause tells.
+func fail(err *error, format string, args ...any) {
+	if *err == nil {
+		return
+	}
+	class := fault.Of(*err)
+	if class == fault.Internal {
+		switch {
+		case noSpace(*err), errors.Is(*err, unix.EMFILE):
+			class = fault.Exhausted
+		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.EUCLEAN), errors.Is(*err, unix.ENOTTY):
+			class = fault.Unavailable
+		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
+			class = fault.Forbidden
+		}
+	}
+	*err = fault.New(class, format+": %w", append(args, *err)...)
+}
+
+// noSpace tells whether err is that of a full file system.
+func noSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
