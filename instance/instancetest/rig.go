@@ -257,10 +257,10 @@ func (r *Rig) List(t testing.TB) map[string]Line {
 // Await waits until what tells true, or fails the test after a while.
 func Await(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for pause := time.Millisecond; !is(); pause = min(2*pause, 100*time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within two minutes", what)
+			t.Fatalf("%s: not within five minutes", what)
 		}
 		<-time.After(pause)
 	}
