@@ -145,14 +145,19 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 	if _, err := v.pool.load(v.key); err != nil {
 		return nil, err
 	}
-	names, err := withFile(v.pool.root, path.Join(v.key.String(), snapshotsDir), snapshotFile)
+	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir))
 	if err != nil {
 		return nil, ignoreMissing(err)
 	}
+	defer dir.Close()
+	names, err := withFile(dir, ".", snapshotFile)
+	if err != nil {
+		return nil, err
+	}
 	list := make([]storage.Snapshot, 0, len(names))
 	for _, name := range names {
-		rec, err := v.pool.loadSnapshot(v.key, name)
-		if fault.Is(err, fault.NotFound) {
+		rec, err := readSnapshot(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err := first(err, ctx.Err()); err != nil {
