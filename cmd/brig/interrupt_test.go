@@ -63,7 +63,7 @@ func TestInterrupt(t *testing.T) {
 					res := interrupt(t, r, after, signal, "launch", app, "web", "--wait", "ready")
 					codes[res.Code]++
 					interrupted(t, r, signal, res)
-					if res := r.Run(t, "delete", "-f", "web"); res.Code != 0 && res.Code != 3 {
+					if res := r.Run(t, "delete", "-f", "--now", "web"); res.Code != 0 && res.Code != 3 {
 						t.Errorf("delete -f web = %d: %s", res.Code, res.Stderr)
 					}
 					if !cached {

@@ -45,9 +45,10 @@ func TestMedian(t *testing.T) {
 func TestSidesTakeTurnsAndWarmUpDoesNotCount(t *testing.T) {
 	var order []string
 	count := 0.0
+	var measured bench
 	a := func(context.Context) (float64, error) { order = append(order, "a"); count++; return count, nil }
 	b := func(context.Context) (float64, error) { order = append(order, "b"); return 7, nil }
-	medians, err := byTurns(t.Context(), 1, 3, a, b)
+	medians, err := measured.byTurns(t.Context(), 1, 3, a, b)
 	if err != nil || !slices.Equal(medians, []float64{3, 7}) {
 		t.Errorf("byTurns = %v, %v, want [3 7]", medians, err)
 	}
@@ -56,7 +57,7 @@ func TestSidesTakeTurnsAndWarmUpDoesNotCount(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := byTurns(ctx, 0, 1, a); !errors.Is(err, context.Canceled) {
+	if _, err := measured.byTurns(ctx, 0, 1, a); !errors.Is(err, context.Canceled) {
 		t.Errorf("byTurns after the end of its context = %v, want %v", err, context.Canceled)
 	}
 }
