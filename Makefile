@@ -17,7 +17,7 @@ go = "$$(.ci/toolchain)"
 export GOTOOLCHAIN = local
 
 .DEFAULT_GOAL = build
-.PHONY: help first-pet build test bench lab lab-shell install uninstall fmt fmt-check vet clean
+.PHONY: help first-pet build test bench lab lab-test lab-shell install uninstall fmt fmt-check vet clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,10 @@ bench: ## Measure brig beside the raw tools it stands on
 lab: ## Build the guest that tests of ZFS, LVM, cgroup v2 and KVM run in
 	@.ci/setup build run test
 	PATH="$$(dirname $(go)):$$PATH" $(go) run ./cmd/internal/lab build
+
+lab-test: ## Run the tests that need that guest in it
+	@.ci/setup build run test
+	@BRIG_LAB=1 .ci/test ./storage/storagetest/lab
 
 lab-shell: ## A root shell in that guest, with two empty disks; PACKAGES="./lxc" adds compiled tests
 	@.ci/setup build run test

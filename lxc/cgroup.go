@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -255,6 +256,15 @@ func (c cgroup) leave() {
 	}
 }
 
+// removePayload removes the cgroups of a container that has ended. liblxc's
+// monitor would do so too before it calls its hook, but looks at each of the
+// dozens of files in each of them first.
+func (c cgroup) removePayload() {
+	for _, base := range c.h.dirs {
+		removeCgroup(filepath.Join(base, c.names.Payload))
+	}
+}
+
 // remove removes the cgroups that are left. Those in use stay.
 func (c cgroup) remove() {
 	for _, base := range c.h.dirs {
@@ -264,21 +274,40 @@ func (c cgroup) remove() {
 	}
 }
 
-// removeCgroup removes a cgroup and those below it.
+// removeTime bounds how long a cgroup may stay in use by processes that ended.
+const removeTime = 200 * time.Millisecond
+
+// removeCgroup removes a cgroup and those below it. The kernel keeps one for a
+// moment after the last process in it was killed.
 func removeCgroup(dir string) {
-	if unix.Rmdir(dir) == nil {
-		return
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			removeCgroup(filepath.Join(dir, e.Name()))
+	for deadline := time.Now().Add(removeTime); ; <-time.After(time.Millisecond) {
+		err := unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				removeCgroup(filepath.Join(dir, e.Name()))
+			}
+		}
+		if unix.Rmdir(dir) == nil {
+			return
+		}
+		pids, err := readPIDs(dir)
+		if err != nil || slices.ContainsFunc(pids, lives) || time.Now().After(deadline) {
+			return
 		}
 	}
-	unix.Rmdir(dir)
+}
+
+// lives tells whether a process runs a program and is not just ending.
+func lives(pid int) bool {
+	_, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	return err == nil
 }
 
 func readPIDs(dir string) ([]int, error) {

@@ -17,6 +17,8 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/lxc/runtime"
+
+	"golang.org/x/sys/unix"
 )
 
 // Spawn starts brig-keeper for a machine and returns when the machine runs.
@@ -80,11 +82,16 @@ func (d *Driver) Start(ctx context.Context, m *instance.Machine) error {
 	return nil
 }
 
-// abandon ends what a failed start has left.
+// abandon ends what a failed start has left. One that was cancelled has come as
+// far as it came: its init may be well.
 func (d *Driver) abandon(ctx context.Context, m *instance.Machine, c cgroup) error {
+	signal := unix.Signal(0)
+	if ctx.Err() != nil {
+		signal = unix.SIGKILL
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if err := d.end(ctx, m, c, 0); err != nil {
+	if err := d.end(ctx, m, c, signal); err != nil {
 		return fmt.Errorf("cannot clean up after it: %w", err)
 	}
 	return nil

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
@@ -95,7 +94,6 @@ func start(ctx context.Context, m *instance.Machine) error {
 	if err := limitFiles(); err != nil {
 		return fmt.Errorf("its limit on open files cannot be set: %w", err)
 	}
-	debug.FreeOSMemory()
 	err = runtime.Open(config.PublicDir(m)).Start(m.Path(config.File), config.Init(m))
 	if err == nil {
 		err = c.executed(ctx, log)

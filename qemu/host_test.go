@@ -206,6 +206,9 @@ func (h *host) machine(name string) *instance.Machine {
 		Kernel:  &h.kernel,
 		Helpers: instance.Helpers{Keeper: h.keeper, Guest: h.guest},
 	}
+	if accel := os.Getenv("BRIG_TEST_ACCEL"); accel != "" {
+		m.Config["vm.accel"] = accel
+	}
 	t.Cleanup(func() {
 		if err := h.driver.Stop(context.Background(), m, instance.StopOptions{Force: true}); err != nil {
 			t.Errorf("cannot end %s: %v", name, err)

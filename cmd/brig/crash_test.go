@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -27,6 +28,8 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	files := append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "other", Data: []byte("other"), Mode: 0o644})
 	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
 	r.Must(t, "image", "pull", app)
+	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
@@ -62,12 +65,18 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"rename": {[][]string{create}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("db", "Stopped")(t, r) && is("web", "")(t, r)
 		}},
+		"transfer": {[][]string{create, snapshot}, []string{"copy", "web", "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "db") && r.Run(t, "snapshot", "restore", "db", "s1").Code == 0
+		}},
+		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
+		}},
 		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
 			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
 		}},
 		"untrash": {[][]string{create, snapshot, {"delete", "web"}}, []string{"trash", "restore", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, restore...).Code == 0
+			return is("web", "Stopped")(t, r) && len(trash(t, r)) == 0 && r.Run(t, start...).Code == 0 && r.Run(t, restore...).Code == 0
 		}},
 		// Where the first undo was finished, the second takes it back.
 		"undo": {[][]string{create, start, write("before"), stop, snapshot, start, write("after"), stop, restore}, []string{"undo", "web"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
@@ -80,6 +89,18 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
+}
+
+// in tells whether nothing but one instance is in a pool.
+func in(t *testing.T, r *instancetest.Rig, pool, name string) bool {
+	t.Helper()
+	var v struct {
+		UsedBy []string `json:"used_by"`
+	}
+	if err := json.Unmarshal([]byte(r.Must(t, "storage", "info", pool, "-f", "json")), &v); err != nil {
+		t.Fatal(err)
+	}
+	return slices.Equal(v.UsedBy, []string{"/1.0/instances/" + name})
 }
 
 // TestFailpoints kills brig before and after every step of every operation that

@@ -119,6 +119,8 @@ func TestFullPool(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(r.Dir, "tmp"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	before := instancetest.Look(t, r.Dir)
+	t.Cleanup(func() { instancetest.NoLeak(t, before, r.Dir) })
 	app := probeImage(t, r)
 	for _, name := range []string{"a", "b", "c", "d"} {
 		r.Must(t, "create", app, name)
@@ -162,4 +164,37 @@ func fill(t *testing.T, dir string) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func TestBtrfsPool(t *testing.T) {
+	r := instancetest.New(t, bin)
+	image := probeImage(t, r)
+	r.Must(t, "storage", "create", "fast", "btrfs", "--size", "1GiB")
+	r.Must(t, "launch", image, "web", "-s", "fast", "--wait", "ready")
+	for _, state := range []string{"one", "two", "three"} {
+		r.Must(t, "exec", "web", "--", "/bin/probe", "write", "/data/state", state)
+		r.Must(t, "snapshot", "create", "web", state)
+	}
+	is := func(want string) {
+		t.Helper()
+		if got := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/state"); got != want {
+			t.Errorf("the state is %q, want %q", got, want)
+		}
+	}
+	r.Must(t, "snapshot", "restore", "web", "one")
+	is("one")
+	r.Must(t, "snapshot", "restore", "web", "three")
+	is("three")
+	r.Must(t, "undo", "web")
+	is("one")
+	r.Must(t, "delete", "-f", "web")
+	if res := r.Run(t, "storage", "delete", "fast"); res.Code != 4 {
+		t.Errorf("deleting a pool with trash in it = %d: %s, want 4", res.Code, res.Stderr)
+	}
+	r.Must(t, "trash", "restore", "web")
+	r.Must(t, "move", "web", "-s", "default")
+	r.Must(t, "start", "web", "--wait", "ready")
+	is("one")
+	r.Must(t, "delete", "-f", "--now", "web")
+	r.Must(t, "storage", "delete", "fast")
 }

@@ -25,6 +25,8 @@ type Rig struct {
 	Bin string   // folder with brig, brig-keeper and brig-guest
 	Dir string   // BRIG_DIR
 	Env []string // beside that of the test
+
+	Prefix []string // command and arguments that run brig's
 }
 
 // With gives the same rig with more in the environment of its commands.
@@ -179,7 +181,8 @@ func CheckFailure(t testing.TB, res Result, code int, words []string, args ...st
 
 // Command prepares a brig command.
 func (r *Rig) Command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(r.Bin, "brig"), args...)
+	line := slices.Concat(r.Prefix, []string{filepath.Join(r.Bin, "brig")}, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "BRIG_DIR="+r.Dir, "TMPDIR="+filepath.Join(r.Dir, "tmp"))
 	cmd.Env = append(cmd.Env, r.Env...)
 	cmd.WaitDelay = 5 * time.Second
@@ -254,10 +257,10 @@ func (r *Rig) List(t testing.TB) map[string]Line {
 // Await waits until what tells true, or fails the test after a while.
 func Await(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(2 * time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for pause := time.Millisecond; !is(); pause = min(2*pause, 100*time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within two minutes", what)
+			t.Fatalf("%s: not within five minutes", what)
 		}
 		<-time.After(pause)
 	}

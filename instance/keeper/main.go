@@ -137,14 +137,9 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 	if _, err := os.Lstat(m.Path(instance.MachineFile)); os.IsNotExist(err) {
 		return nil
 	}
-	if _, err := os.Lstat(m.Path(instance.ExitFile)); os.IsNotExist(err) {
-		data, err := json.Marshal(exit)
-		if err == nil {
-			err = writeFile(m.Path(instance.ExitFile), data)
-		}
-		if err != nil {
-			return fmt.Errorf("cannot record the exit of instance %q: %w", m.Name, err)
-		}
+	full, err := record(m, exit)
+	if err != nil {
+		return err
 	}
 	if err := release(ctx, m); err != nil {
 		return err
@@ -161,10 +156,33 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 			return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
 		}
 	}
+	if full {
+		// There may be room now. If not, it is not worth a machine that cannot end.
+		_, _ = record(m, exit)
+	}
 	if err := os.Remove(m.Path(instance.MachineFile)); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
 	}
 	return nil
+}
+
+// record notes the exit of m, unless one is noted. It tells whether there was no
+// room for that.
+func record(m *instance.Machine, exit instance.Exit) (full bool, err error) {
+	if _, err := os.Lstat(m.Path(instance.ExitFile)); !os.IsNotExist(err) {
+		return false, nil
+	}
+	data, err := json.Marshal(exit)
+	if err == nil {
+		err = writeFile(m.Path(instance.ExitFile), data)
+	}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return true, nil
+	case err != nil:
+		return false, fmt.Errorf("cannot record the exit of instance %q: %w", m.Name, err)
+	}
+	return false, nil
 }
 
 // removeFile removes a run file. A folder stays: the root file system may be

@@ -30,8 +30,8 @@ type report struct {
 
 // Spawn writes machine.json and starts brig-keeper for m in a session of its
 // own. It returns when the keeper says that m runs, or why it does not. A
-// cancelled ctx ends the keeper; what the keeper had started by then is for
-// the caller to stop.
+// cancelled ctx ends the keeper and all that was starting m; what runs inside
+// of m by then is for the caller to stop.
 func Spawn(ctx context.Context, m *instance.Machine) error {
 	if err := Save(m); err != nil {
 		return err
@@ -50,7 +50,7 @@ func Spawn(ctx context.Context, m *instance.Machine) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOMAXPROCS=2"}
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOMAXPROCS=1", runDirVariable + "=" + m.RunDir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()
@@ -62,7 +62,7 @@ func Spawn(ctx context.Context, m *instance.Machine) error {
 	line, err := io.ReadAll(io.LimitReader(r, 64<<10))
 	if ctx.Err() != nil {
 		cmd.Wait()
-		return fmt.Errorf("cannot start instance %q: %w", m.Name, ctx.Err())
+		return errors.Join(fmt.Errorf("cannot start instance %q: %w", m.Name, ctx.Err()), abortCancelled(ctx, m))
 	}
 	if err := heard(line, err, filepath.Join(m.LogDir, "keeper.log")); err != nil {
 		cmd.Wait()

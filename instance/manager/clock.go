@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/fault"
 	"brig/instance/store"
 )
 
@@ -45,14 +46,18 @@ func (c clock) at(boot string, uptime time.Duration, wall time.Time) clock {
 	return later
 }
 
+// saveEvery is how much of the count may be lost when the host is turned off.
+const saveEvery = time.Hour
+
 // passed gives the count now. What cannot be read starts it anew: what is kept
 // is kept longer then.
 func (m *Manager) passed(ctx context.Context) time.Duration {
 	was, is := m.readClock()
-	if was.Boot == is.Boot {
+	if was.Boot == is.Boot && is.Uptime-was.Uptime < saveEvery {
 		return is.Passed
 	}
-	if err := m.saveClock(ctx); err != nil {
+	// Where there is no room to write it down, it goes on in this boot.
+	if err := m.saveClock(ctx); err != nil && !fault.Is(err, fault.Exhausted) {
 		m.cfg.Notice(fmt.Sprintf("Deleted instances may be kept longer than they have to be: %v", err))
 	}
 	return is.Passed

@@ -32,6 +32,11 @@ func (m *Manager) ensureDisk(ctx context.Context, image *images.Image, in string
 	if err != nil {
 		return err
 	}
+	if like, err := pool.Open(ctx, treeKey(image.Fingerprint)); err == nil {
+		if err := roomLike(ctx, like, pool, in); err != nil {
+			return fmt.Errorf("cannot make the disk of image %q: %w", short(image.Fingerprint), err)
+		}
+	}
 	task := m.cfg.Progress.Task("Making the disk", 0, false)
 	defer task.Done()
 	_, err = pool.Create(ctx, key, storage.Disk, func(dir *os.Root) error {

@@ -46,6 +46,7 @@ func (m *Manager) listPool(ctx context.Context, in string, started map[string]bo
 	if err != nil {
 		return nil, err
 	}
+	names = slices.DeleteFunc(names, halfDone)
 	views := make([]View, len(names))
 	gone := make([]bool, len(names))
 	var wg sync.WaitGroup

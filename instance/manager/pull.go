@@ -41,6 +41,9 @@ func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string
 	if err != nil {
 		return err
 	}
+	if err := roomLike(ctx, from, pool, in); err != nil {
+		return err
+	}
 	task := m.cfg.Progress.Task("Copying the image to pool "+in, 0, false)
 	defer task.Done()
 	err = copyImage(ctx, from, pool, key)
@@ -80,6 +83,7 @@ func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key 
 // pullArgs are all that is needed to undo a pull.
 type pullArgs struct {
 	ID          string
+	Name        string // the canonical one of what was asked for
 	Pool        string
 	Fingerprint string // empty if it is known only after unpacking
 }
@@ -103,7 +107,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		return nil, err
 	}
 	image := remote.Image()
-	a := pullArgs{ID: newID(), Pool: in, Fingerprint: image.Fingerprint}
+	a := pullArgs{ID: newID(), Name: name, Pool: in, Fingerprint: image.Fingerprint}
 	names := []string{"image:" + name}
 	if a.Fingerprint != "" {
 		// The same image may be fetched under another name.
@@ -120,6 +124,9 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		if !fault.Is(err, fault.NotFound) {
 			return nil, err
 		}
+	}
+	if err := roomForImage(ctx, pool, in, &image); err != nil {
+		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
 	op := m.pullOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
@@ -191,7 +198,7 @@ func (m *Manager) record(image images.Image, name string) (*images.Image, error)
 }
 
 // pullOperation is what recovery needs of a pull: its volume is dropped unless
-// the image was recorded.
+// the image was recorded. Then it is kept under the name that was wanted.
 func (m *Manager) pullOperation(a pullArgs) *operation {
 	drop := func(ctx context.Context) error {
 		pool, err := m.pool(ctx, a.Pool)
@@ -207,7 +214,11 @@ func (m *Manager) pullOperation(a pullArgs) *operation {
 			if made, err := m.madeBy(ctx, pool, key); err != nil || made != a.ID {
 				continue
 			}
-			if _, err := m.cfg.Images.Get(name); err == nil {
+			if image, err := m.cfg.Images.Get(name); err == nil {
+				// It is whole, perhaps but for its name.
+				if _, err := m.record(image, a.Name); err != nil {
+					return err
+				}
 				continue
 			}
 			if err := pool.Delete(ctx, key); err != nil && !fault.Is(err, fault.NotFound) {

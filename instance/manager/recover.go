@@ -55,6 +55,8 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"restore":      build(m.restoreOperation),
 		"undo":         build(m.restoreOperation),
 		"rename":       build(m.renameOperation),
+		"transfer":     build(m.transferOperation),
+		"move":         build(m.moveOperation),
 		"delete":       build(m.deleteOperation),
 		"untrash":      build(m.untrashOperation),
 		"pull":         build(m.pullOperation),

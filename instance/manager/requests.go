@@ -49,6 +49,17 @@ type CopyRequest struct {
 	Source   string
 	Snapshot string // empty: the instance as it is now
 	Name     string // empty: a generated one
+
+	Pool         string // empty: that of the source
+	InstanceOnly bool   // leave the snapshots behind; in one pool they always are
+}
+
+// MoveRequest names what to move and where.
+type MoveRequest struct {
+	Source       string
+	Name         string // empty: as it is called
+	Pool         string // empty: where it is
+	InstanceOnly bool   // drop the snapshots
 }
 
 // SnapshotRequest describes a snapshot to be taken.

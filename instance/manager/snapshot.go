@@ -200,7 +200,11 @@ func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
 
 func (m *Manager) restoreOperation(a restoreArgs) *operation {
 	return &operation{forward: true, turn: 1, steps: []step{
-		{name: "keep", do: func(ctx context.Context) error { return m.keepForUndo(ctx, a) }},
+		{
+			name: "keep",
+			do:   func(ctx context.Context) error { return m.keepForUndo(ctx, a) },
+			undo: func(ctx context.Context) error { return m.dropForUndo(ctx, a) },
+		},
 		{name: "volume", do: func(ctx context.Context) error {
 			inst, err := m.open(ctx, a.Name)
 			if err != nil {

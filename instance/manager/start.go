@@ -67,7 +67,12 @@ func (m *Manager) startOperation(a startArgs) *operation {
 		},
 		settled: func(ctx context.Context) bool {
 			o, err := m.open(ctx, a.Name)
-			return err == nil && o.spec.ID == a.ID && m.state(o.spec).Status == instance.Running
+			if err != nil || o.spec.ID != a.ID {
+				return false
+			}
+			// One that is still starting may yet fail.
+			state := m.state(o.spec)
+			return state.Status == instance.Running && state.PID != 0
 		},
 	}
 }
@@ -125,6 +130,9 @@ func (m *Manager) halt(ctx context.Context, a startArgs) error {
 	}
 	driver, err := m.driver(machine.Type)
 	if err != nil {
+		return err
+	}
+	if err := keeper.Abort(ctx, machine); err != nil {
 		return err
 	}
 	if err := driver.Stop(ctx, machine, instance.StopOptions{Force: true}); err != nil {

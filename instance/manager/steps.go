@@ -26,7 +26,7 @@ type step struct {
 // An operation goes backward when it fails: what its steps did is undone. A
 // forward one (delete, restore) is carried on instead: once its step number turn
 // is done, whoever comes next repeats its steps until they are all done. The
-// steps up to that one change nothing that anybody sees unless they succeed.
+// steps before that one prepare it, and are undone if it does not come to it.
 type operation struct {
 	steps   []step
 	forward bool
@@ -85,7 +85,9 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}
-		if !op.forward {
+		if op.forward {
+			err = errors.Join(err, undo(ctx, op.steps[:i+1]))
+		} else {
 			if undoErr := undo(ctx, op.steps[:i+1]); undoErr != nil {
 				return errors.Join(err, undoErr)
 			}

@@ -21,12 +21,6 @@ import (
 	"brig/storage/registry"
 )
 
-// containers is the form of the instances in these tests. They are never
-// started, so nothing but their form is asked of a driver.
-type containers struct{ instance.Driver }
-
-func (containers) Type() instance.Type { return instance.Container }
-
 // world is a manager with a pool on disk and an image in it.
 type world struct {
 	*Manager
@@ -42,8 +36,9 @@ func newWorld(t *testing.T) *world {
 	dirs := store.DirsFor(t.TempDir())
 	w.Manager = New(Config{
 		Dirs:    dirs,
-		Drivers: []instance.Driver{containers{}},
+		Drivers: []instance.Driver{idle{}},
 		Images:  images.OpenStore(filepath.Join(dirs.State, "images"), filepath.Join(dirs.Run, "locks")),
+		Looker:  &elsewhere{},
 		Network: network.New(dirs, filepath.Join(t.TempDir(), "host")),
 		Notice:  func(text string) { w.notices = append(w.notices, text) },
 		Pools: registry.New(registry.Options{

@@ -135,6 +135,20 @@ func (m *Manager) keepForUndo(ctx context.Context, a restoreArgs) error {
 	return err
 }
 
+// dropForUndo drops it when the state did not change after all: what was kept
+// before it is worth more.
+func (m *Manager) dropForUndo(ctx context.Context, a restoreArgs) error {
+	inst, err := m.open(ctx, a.Name)
+	if err != nil {
+		return err
+	}
+	err = inst.volume.DeleteSnapshot(ctx, a.Undo)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
 // forgetUndo drops the snapshots for Undo but one.
 func (m *Manager) forgetUndo(ctx context.Context, name, but string) error {
 	inst, err := m.open(ctx, name)

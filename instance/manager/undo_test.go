@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
@@ -139,19 +140,23 @@ func TestSnapshotsForUndoAreOutOfReach(t *testing.T) {
 func TestSnapshotsForUndoExpire(t *testing.T) {
 	w := restorable(t)
 	ctx := t.Context()
+	w.create("gone", "x")
+	w.must(w.Delete(ctx, "gone", DeleteOptions{}))
 	w.must(w.RestoreSnapshot(ctx, "web", "one"))
 	fresh := w.undoes()
-	inst, err := w.open(ctx, "web")
-	w.must(err)
-	old := store.UndoPrefix + "old"
-	w.must(inst.volume.Snapshot(ctx, old, storage.SnapshotOptions{
-		Description: `{"before":"restore","deleted_at":"2020-01-01T00:00:00Z","passed":-999999999999999}`,
-	}))
-	w.must(w.Sweep(ctx))
-	if got := w.undoes(); !slices.Equal(got, fresh) {
-		t.Errorf("kept for undo after a sweep: %q, want %q", got, fresh)
+	for what, expire := range map[string]func(context.Context) error{"sweep": w.Sweep, "tick": w.Tick} {
+		inst, err := w.open(ctx, "web")
+		w.must(err)
+		w.must(inst.volume.Snapshot(ctx, store.UndoPrefix+"old", storage.SnapshotOptions{
+			Description: `{"before":"restore","deleted_at":"2020-01-01T00:00:00Z","passed":-999999999999999}`,
+		}))
+		w.must(expire(ctx))
+		if got := w.undoes(); !slices.Equal(got, fresh) {
+			t.Errorf("kept for undo after a %s: %q, want %q", what, got, fresh)
+		}
+		w.snapshotsAre("one", "two")
 	}
-	w.snapshotsAre("one", "two")
+	w.is("the trash", w.inTheTrash(), []string{"gone"})
 }
 
 // TestInterruptedRestoreIsRecovered lets each step of a restore, and of its
@@ -165,6 +170,7 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 				t.Run(point, func(t *testing.T) {
 					w := restorable(t)
 					began := begun(w, kind)
+					keptBefore := w.undoes()
 					w.cfg.Failpoints = Failpoints{point: "error"}
 					var err error
 					if kind == "undo" {
@@ -180,6 +186,10 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 					if i == 0 || i == 1 && when == "before" {
 						w.recovered()
 						w.holds("web", began)
+						// What undo goes back to is what it was before.
+						if kept := w.undoes(); !slices.Equal(kept, keptBefore) {
+							t.Errorf("kept for undo: %q, want %q", kept, keptBefore)
+						}
 						return
 					}
 					w.cameTo(kind)

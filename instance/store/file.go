@@ -20,6 +20,9 @@ const MaxFile = 1 << 20
 // WriteFile writes a file below root so that, whatever happens, it holds either
 // what it held before or data, and that it is on disk when WriteFile returns.
 func WriteFile(root *os.Root, name string, data []byte) error {
+	if made, err := createFile(root, name, data); made || err != nil {
+		return err
+	}
 	tmp := name + ".new"
 	f, err := root.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -40,6 +43,39 @@ func WriteFile(root *os.Root, name string, data []byte) error {
 		err = errors.Join(fmt.Errorf("cannot write %s: %w", name, classed(err)), ignoreMissing(root.Remove(tmp)))
 	}
 	return err
+}
+
+// createFile is WriteFile for a name that is not there yet: who is killed in it
+// leaves nothing. It makes no file where there is one, or where the file system
+// knows no files without a name.
+func createFile(root *os.Root, name string, data []byte) (made bool, err error) {
+	dir, err := root.Open(filepath.Dir(name))
+	if err != nil {
+		return false, fmt.Errorf("cannot write %s: %w", name, classed(err))
+	}
+	defer dir.Close()
+	fd, err := unix.Openat(int(dir.Fd()), ".", unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return false, nil
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", fd), int(dir.Fd()), filepath.Base(name), unix.AT_SYMLINK_FOLLOW)
+	}
+	switch {
+	case err == nil:
+		err = dir.Sync()
+	case errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOENT): // the latter without /proc
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("cannot write %s: %w", name, classed(err))
+	}
+	return true, nil
 }
 
 // ReadFile reads a regular file below root, at most 1 MiB.

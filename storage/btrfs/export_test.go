@@ -41,5 +41,5 @@ func Groups(dir string) (int, error) {
 	defer f.Close()
 	n := 0
 	key := searchKey{tree: quotaTree, minType: groupInfo, maxType: groupInfo, minOffset: groupOf(0), maxOffset: ^uint64(0)}
-	return n, search(f, key, fewItems, func(item) error { n++; return nil })
+	return n, search(f, key, func(item) error { n++; return nil })
 }

@@ -212,17 +212,24 @@ type item struct {
 	data           []byte // valid until the next item
 }
 
-// Sizes of what one search ioctl gives. An item fits into the smaller.
+// Sizes of what one search gives at a time. Every item fits into the smaller.
 const (
 	fewItems  = 64 << 10
 	manyItems = 1 << 20
 )
 
-// search calls f with every item in the range of key, in order, asking for size
-// bytes at a time.
-func search(dir *os.File, key searchKey, size int, f func(it item) error) error {
-	const keySize, headerSize = 104, 32
-	buf := make([]byte, keySize+8+size)
+// searchHead is what is in front of the items in the buffer of a search: the key
+// and the size of what follows.
+const searchHead = 104 + 8
+
+// search calls f with every item in the range of key, in order.
+func search(dir *os.File, key searchKey, f func(it item) error) error {
+	return searchWith(dir, key, make([]byte, searchHead+fewItems), f)
+}
+
+// searchWith is search with a buffer.
+func searchWith(dir *os.File, key searchKey, buf []byte, f func(it item) error) error {
+	const headerSize = 32
 	args := (*searchKey)(unsafe.Pointer(&buf[0]))
 	if key.maxTransid == 0 {
 		key.maxTransid = ^uint64(0)
@@ -230,7 +237,7 @@ func search(dir *os.File, key searchKey, size int, f func(it item) error) error 
 	for {
 		*args = key
 		args.items = ^uint32(0)
-		binary.NativeEndian.PutUint64(buf[keySize:], uint64(size))
+		binary.NativeEndian.PutUint64(buf[searchHead-8:], uint64(len(buf)-searchHead))
 		if err := ioctl(dir, "searching a tree", iocTreeSearchV2, unsafe.Pointer(&buf[0])); err != nil {
 			return err
 		}
@@ -238,7 +245,7 @@ func search(dir *os.File, key searchKey, size int, f func(it item) error) error 
 			return nil
 		}
 		var it item
-		rest := buf[keySize+8:]
+		rest := buf[searchHead:]
 		for range args.items {
 			if len(rest) < headerSize {
 				return fault.New(fault.Internal, "a search gave more than fits")

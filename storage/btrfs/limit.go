@@ -56,7 +56,7 @@ func groupOf(subvolume uint64) uint64 { return 1<<48 | 1<<47 | subvolume }
 func quotasOf(f *os.File) (quotas, error) {
 	mode := noQuotas
 	key := searchKey{tree: quotaTree, minType: quotaStatus, maxType: quotaStatus, maxOffset: math.MaxUint64}
-	err := search(f, key, fewItems, func(it item) error {
+	err := search(f, key, func(it item) error {
 		if len(it.data) < 24 {
 			return nil
 		}
@@ -187,7 +187,7 @@ func removeGroup(dir *os.File) error {
 // related gives the members of a group, or the groups that a subvolume is in.
 func related(f *os.File, id uint64) (ids []uint64, err error) {
 	key := searchKey{tree: quotaTree, minObject: id, maxObject: id, minType: groupRelation, maxType: groupRelation, maxOffset: math.MaxUint64}
-	err = search(f, key, fewItems, func(it item) error {
+	err = search(f, key, func(it item) error {
 		ids = append(ids, it.offset)
 		return nil
 	})
@@ -297,7 +297,7 @@ func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 		return limit, err
 	}
 	key := searchKey{tree: quotaTree, minType: groupInfo, maxType: groupLimits, minOffset: rec.Group, maxOffset: rec.Group}
-	err = search(data, key, fewItems, func(it item) error {
+	err = search(data, key, func(it item) error {
 		switch {
 		case it.offset != rec.Group:
 		case it.kind == groupInfo && len(it.data) >= 16:

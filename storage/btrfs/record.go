@@ -51,7 +51,7 @@ type snapshotRecord struct {
 
 // load reads the record of a volume. A missing volume is not-found.
 func (p *Pool) load(key storage.Key) (rec record, err error) {
-	err = p.read(path.Join(key.String(), volumeFile), &rec)
+	err = read(p.root, path.Join(key.String(), volumeFile), &rec)
 	if errors.Is(err, fs.ErrNotExist) {
 		if !p.has(string(key.Class)) {
 			return rec, fault.New(fault.Unavailable, "the pool is gone")
@@ -71,14 +71,22 @@ func (p *Pool) load(key storage.Key) (rec record, err error) {
 }
 
 // loadSnapshot reads the record of a snapshot.
-func (p *Pool) loadSnapshot(key storage.Key, name string) (rec snapshotRecord, err error) {
-	err = p.read(path.Join(snapshotPath(key, name), snapshotFile), &rec)
+func (p *Pool) loadSnapshot(key storage.Key, name string) (snapshotRecord, error) {
+	rec, err := readSnapshot(p.root, snapshotPath(key, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := p.load(key); err != nil {
 			return rec, err
 		}
 		return rec, fault.New(fault.NotFound, "there is no snapshot %q", name)
 	}
+	return rec, err
+}
+
+// readSnapshot reads the record of the snapshot in a directory, which has its
+// name.
+func readSnapshot(root *os.Root, dir string) (rec snapshotRecord, err error) {
+	name := path.Base(dir)
+	err = read(root, path.Join(dir, snapshotFile), &rec)
 	rec.Name = name
 	if err == nil && rec.Version > formatVersion {
 		err = fault.New(fault.Unsupported, "snapshot %q was written by a newer brig in format %d", name, rec.Version)
@@ -135,8 +143,8 @@ func isSubvolume(f *os.File) (bool, error) {
 }
 
 // read reads a record.
-func (p *Pool) read(name string, to any) error {
-	b, err := readFile(p.root, name)
+func read(root *os.Root, name string, to any) error {
+	b, err := readFile(root, name)
 	if err != nil {
 		return err
 	}

@@ -259,7 +259,7 @@ const wakeAfter = 300 * time.Millisecond
 // not freed yet.
 func destroyed(f *os.File) (ids []uint64, err error) {
 	key := searchKey{tree: rootTree, minObject: orphans, maxObject: orphans, minType: orphanItem, maxType: orphanItem, maxOffset: ^uint64(0)}
-	return ids, search(f, key, fewItems, func(it item) error {
+	return ids, search(f, key, func(it item) error {
 		ids = append(ids, it.offset)
 		return nil
 	})
@@ -289,7 +289,7 @@ type nested struct {
 func subvolumesIn(f *os.File, id uint64) ([]nested, error) {
 	var found []nested
 	key := searchKey{tree: rootTree, minObject: id, maxObject: id, minType: rootRef, maxType: rootRef, maxOffset: ^uint64(0)}
-	return found, search(f, key, fewItems, func(it item) error {
+	return found, search(f, key, func(it item) error {
 		if it.kind != rootRef || len(it.data) < 18 {
 			return nil
 		}
@@ -309,7 +309,7 @@ func directory(top *os.File, id, inode uint64) (*os.File, error) {
 	for at := inode; at != rootInode; {
 		key := searchKey{tree: id, minObject: at, maxObject: at, minType: inodeRef, maxType: inodeRef, maxOffset: ^uint64(0)}
 		parent := uint64(0)
-		err := search(top, key, fewItems, func(it item) error {
+		err := search(top, key, func(it item) error {
 			if it.kind != inodeRef || len(it.data) < 10 || len(it.data) < 10+int(binary.LittleEndian.Uint16(it.data[8:])) {
 				return nil
 			}

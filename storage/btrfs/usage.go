@@ -29,7 +29,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err := first(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
-	m := &meter{ctx: ctx, extents: map[uint64]bool{}}
+	m := &meter{ctx: ctx, extents: map[uint64]bool{}, buf: make([]byte, searchHead+manyItems)}
 	if m.shared, err = p.sharedUpTo(ctx, rec); err != nil {
 		return storage.Usage{}, err
 	}
@@ -93,12 +93,17 @@ func (p *Pool) history(key storage.Key, data *os.File) ([]*subvolInfo, error) {
 		return nil, err
 	}
 	history := []*subvolInfo{info}
-	names, err := withFile(p.root, path.Join(key.String(), snapshotsDir), snapshotFile)
-	if ignoreMissing(err) != nil {
+	dir, err := p.root.OpenRoot(path.Join(key.String(), snapshotsDir))
+	if err != nil {
+		return history, ignoreMissing(err)
+	}
+	defer dir.Close()
+	names, err := withFile(dir, ".", snapshotFile)
+	if err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		f, err := p.root.OpenFile(path.Join(snapshotPath(key, name), dataName), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		f, err := dir.OpenFile(path.Join(name, dataName), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -144,6 +149,7 @@ type meter struct {
 	ctx     context.Context
 	shared  uint64          // what was written up to this transaction is shared
 	extents map[uint64]bool // those counted
+	buf     []byte
 	usage   storage.Usage
 }
 
@@ -163,7 +169,7 @@ func (m *meter) subvolume(f *os.File, id, after uint64) error {
 	m.add(nodeSize, ^uint64(0))
 	inode, written := uint64(0), uint64(0)
 	key := searchKey{tree: id, minObject: rootInode, maxObject: ^uint64(0), maxType: 255, maxOffset: ^uint64(0), minTransid: after + 1}
-	err := search(f, key, manyItems, func(it item) error {
+	err := searchWith(f, key, m.buf, func(it item) error {
 		if it.kind == inodeItem && len(it.data) >= 16 {
 			inode, written = it.object, binary.LittleEndian.Uint64(it.data[8:])
 		}

@@ -49,7 +49,32 @@ func (p *Pool) metadata(from storage.Source) (*os.Root, error) {
 // Root says where the data is. It stays the same for as long as the volume has its
 // name.
 func (v *volume) Root() storage.Root {
-	p, data := v.pool, dataPath(v.source())
+	root := v.rootAt(v.source())
+	if v.key.Class == storage.Images && v.rec.Content == storage.Tree {
+		root.Lower, root.Upper = []string{root.Upper}, ""
+	}
+	return root
+}
+
+// SnapshotRoot says where the data of a snapshot is.
+func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
+	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+		return storage.Root{}, err
+	}
+	if _, err := v.pool.loadSnapshot(v.key, name); err != nil {
+		return storage.Root{}, err
+	}
+	root := v.rootAt(storage.Source{Key: v.key, Snapshot: name})
+	if v.rec.Content == storage.Tree {
+		root.Lower, root.Upper = []string{root.Upper}, ""
+	}
+	return root, nil
+}
+
+// rootAt says where the data of the volume or of one of its snapshots is.
+func (v *volume) rootAt(source storage.Source) storage.Root {
+	p, data := v.pool, dataPath(source)
 	if v.rec.Content == storage.Disk {
 		name := storage.DiskRaw
 		if !p.has(path.Join(data, name)) {
@@ -57,11 +82,7 @@ func (v *volume) Root() storage.Root {
 		}
 		return storage.Root{DiskPath: p.path(data, name), DiskFormat: qcow2.FormatOf(name)}
 	}
-	tree := p.path(data, storage.RootName)
-	if v.key.Class == storage.Images {
-		return storage.Root{Lower: []string{tree}}
-	}
-	return storage.Root{Upper: tree}
+	return storage.Root{Upper: p.path(data, storage.RootName)}
 }
 
 // Snapshot makes a read-only snapshot of the subvolume beside its record.
@@ -82,7 +103,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 		return err
 	}
 	rec := snapshotRecord{Version: formatVersion, Snapshot: storage.Snapshot{
-		Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0),
+		Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
 	}}
 	if rec.CreatedAt.IsZero() {
 		rec.CreatedAt = time.Now().Round(0)
@@ -124,14 +145,19 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 	if _, err := v.pool.load(v.key); err != nil {
 		return nil, err
 	}
-	names, err := withFile(v.pool.root, path.Join(v.key.String(), snapshotsDir), snapshotFile)
+	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir))
 	if err != nil {
 		return nil, ignoreMissing(err)
 	}
+	defer dir.Close()
+	names, err := withFile(dir, ".", snapshotFile)
+	if err != nil {
+		return nil, err
+	}
 	list := make([]storage.Snapshot, 0, len(names))
 	for _, name := range names {
-		rec, err := v.pool.loadSnapshot(v.key, name)
-		if fault.Is(err, fault.NotFound) {
+		rec, err := readSnapshot(dir, name)
+		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err := first(err, ctx.Err()); err != nil {

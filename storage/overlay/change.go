@@ -100,21 +100,22 @@ func (c *change) makeVolume() (meta *os.Root, err error) {
 	return c.dir.OpenRoot(path.Join(newVolume, metaDir))
 }
 
-// writeRecord writes the record of the new volume.
+// writeRecord writes the record of the new volume. From then on Sweep finds it,
+// while it need not survive a power cut before publish: nor does the change.
 func (c *change) writeRecord(rec record) error {
 	b, err := encode(rec)
 	if err != nil {
 		return err
 	}
 	name := path.Join(newVolume, recordFile)
-	if err := writeFile(c.dir, name+".new", b); err != nil {
+	if err := c.dir.WriteFile(name+".new", b, 0o600); err != nil {
 		return err
 	}
 	if err := c.dir.Rename(name+".new", name); err != nil {
 		return err
 	}
 	c.pool.step("new record written")
-	return syncDir(c.dir, newVolume)
+	return nil
 }
 
 // newActive makes an empty layer over layers, top first, for writing. The caller
@@ -133,6 +134,9 @@ func (c *change) putLayer(id string) error {
 
 // publish makes the new volume visible. The caller holds the layers shared.
 func (c *change) publish(key storage.Key, rec record) (storage.Volume, error) {
+	if err := syncFiles(c.dir, newVolume); err != nil {
+		return nil, err
+	}
 	if err := c.pool.move(c.path(newVolume), key); err != nil {
 		return nil, err
 	}

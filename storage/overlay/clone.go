@@ -43,9 +43,9 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		if err := o.Edit(meta); err != nil {
 			return nil, err
 		}
-		if err := syncFiles(c.dir, path.Join(newVolume, metaDir)); err != nil {
-			return nil, err
-		}
+	}
+	if err := syncFiles(c.dir, path.Join(newVolume, metaDir)); err != nil {
+		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -140,7 +140,7 @@ const (
 )
 
 // copyFiles copies the metadata files in the directory from into the directory
-// to, and syncs them.
+// to. The caller syncs them, when all that belongs to a change is written.
 func (p *Pool) copyFiles(from, to string) error {
 	entries, err := readDir(p.root, from)
 	if err != nil {
@@ -157,7 +157,7 @@ func (p *Pool) copyFiles(from, to string) error {
 			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
 		}
 	}
-	return syncDir(p.root, to)
+	return nil
 }
 
 func (p *Pool) copyMeta(from, to string) (err error) {
@@ -178,8 +178,6 @@ func (p *Pool) copyMeta(from, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	if _, err := io.Copy(w, io.LimitReader(r, maxFileSize)); err != nil {
-		return err
-	}
-	return w.Sync()
+	_, err = io.Copy(w, io.LimitReader(r, maxFileSize))
+	return err
 }

@@ -155,6 +155,9 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 		return err
 	}
 	defer f.release()
+	if err := syncFiles(c.dir, newSnapshot); err != nil {
+		return err
+	}
 	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -154,8 +155,15 @@ func (r *Registry) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	r.mu.Lock()
+	pool := r.open[name]
 	delete(r.open, name)
 	r.mu.Unlock()
+	// What a pool holds open keeps its file system in use.
+	if c, ok := pool.(io.Closer); ok {
+		if err := c.Close(); err != nil {
+			return fmt.Errorf("cannot delete pool %q: %w", name, err)
+		}
+	}
 	if err := driver.Destroy(ctx, record); err != nil {
 		return fmt.Errorf("cannot delete pool %q: %w", name, err)
 	}

@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"path"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -129,13 +128,12 @@ func (c *copier) directory(src, dst int, name, where string) error {
 // file copies the data of a regular file: by sharing its blocks where the file
 // system can, else without its holes.
 func (c *copier) file(src, dst int, name string) error {
-	fd, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOATIME|unix.O_CLOEXEC, 0)
+	from, err := openFile(src, name)
 	if err != nil {
 		return err
 	}
-	from := os.NewFile(uintptr(fd), name)
 	defer from.Close()
-	fd, err = unix.Openat(dst, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(dst, name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -199,12 +197,11 @@ func copyData(ctx context.Context, from, to *os.File, size int64) error {
 }
 
 func copyLink(src, dst int, name string) error {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(src, name, buf)
+	to, err := readLink(src, name)
 	if err != nil {
 		return err
 	}
-	return unix.Symlinkat(string(buf[:n]), dst, name)
+	return unix.Symlinkat(to, dst, name)
 }
 
 // attributes copies everything about a file but its data. An empty name means the
@@ -253,19 +250,12 @@ func procPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 // copyXattrs copies all extended attributes, security.capability and overlayfs's
 // own included.
 func copyXattrs(from, to string) error {
-	size, err := unix.Listxattr(from, nil)
-	if errors.Is(err, unix.ENOTSUP) || size == 0 && err == nil {
-		return nil
-	}
+	names, err := xattrNames(from)
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, size)
-	if size, err = unix.Listxattr(from, buf); err != nil {
-		return err
-	}
 	value := make([]byte, 64<<10)
-	for _, name := range strings.Split(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
+	for _, name := range names {
 		n, err := unix.Getxattr(from, name, value)
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

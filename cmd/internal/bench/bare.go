@@ -82,7 +82,8 @@ func (b *bench) startBare(ctx context.Context, t template) (c *bare, err error) 
 	go func() {
 		// Never unlocked: no other goroutine may run in this namespace.
 		goruntime.LockOSThread()
-		failed <- c.start(ctx, b, t, file)
+		// Interrupted half way, there would be a container that nobody knows.
+		failed <- c.start(context.WithoutCancel(ctx), b, t, file)
 	}()
 	return c, <-failed
 }

@@ -143,10 +143,15 @@ func (b *bench) machine() string {
 // slow is how many rounds an operation gets that takes seconds.
 func (b *bench) slow() int { return max(1, b.rounds/3) }
 
-// command prepares a brig command.
+// endTime is how long a brig command may take to clean up when it is interrupted.
+const endTime = time.Minute
+
+// command prepares a brig command. When ctx ends it is asked to end.
 func (b *bench) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "brig"), args...)
 	cmd.Env = append(os.Environ(), "BRIG_DIR="+b.brig)
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = endTime
 	return cmd
 }
 

@@ -24,7 +24,7 @@ func (b *bench) changes(ctx context.Context) ([]row, error) {
 		megabytes int
 		rounds    int
 	}{{"100 MB", 100, b.rounds}, {"1 GB", 1000, b.slow()}} {
-		m, err := byTurns(ctx, 1, size.rounds,
+		m, err := b.byTurns(ctx, 1, size.rounds,
 			b.afterChange(size.megabytes, "snapshot", "create", "changed", "now"),
 			b.afterChange(size.megabytes, "snapshot", "restore", "changed", "before"),
 			b.afterChange(size.megabytes, "copy", "changed", "copied"),

@@ -13,7 +13,7 @@ import (
 
 // version measures what every command costs at least.
 func (b *bench) version(ctx context.Context) ([]row, error) {
-	m, err := byTurns(ctx, 5, 3*b.rounds,
+	m, err := b.byTurns(ctx, 5, 3*b.rounds,
 		func(ctx context.Context) (float64, error) { return b.timeBrig(ctx, "version") },
 		func(ctx context.Context) (float64, error) { return b.time(ctx, exec.CommandContext(ctx, "true")) },
 	)
@@ -43,7 +43,7 @@ func (b *bench) launch(ctx context.Context) ([]row, error) {
 		}
 		return c.took, c.end(ctx)
 	}
-	m, err := byTurns(ctx, 3, b.rounds, brig, floor)
+	m, err := b.byTurns(ctx, 3, b.rounds, brig, floor)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +64,7 @@ func (b *bench) exec(ctx context.Context) (_ []row, err error) {
 		return nil, err
 	}
 	worker := &bare{folder: config.PublicDir(m)}
-	medians, err := byTurns(ctx, 5, 3*b.rounds,
+	medians, err := b.byTurns(ctx, 5, 3*b.rounds,
 		func(ctx context.Context) (float64, error) { return b.timeBrig(ctx, "exec", "worker", "--", "true") },
 		func(ctx context.Context) (float64, error) {
 			return b.time(ctx, worker.attach(ctx, "true"))
@@ -126,7 +126,7 @@ func (b *bench) stop(ctx context.Context) ([]row, error) {
 		bareMonitors = append(bareMonitors, memory)
 		return c.kill()
 	}
-	m, err := byTurns(ctx, 1, b.slow(), brig, floor)
+	m, err := b.byTurns(ctx, 1, b.slow(), brig, floor)
 	if err != nil {
 		return nil, err
 	}

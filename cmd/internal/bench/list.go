@@ -33,7 +33,7 @@ func (b *bench) list(ctx context.Context) (rows []row, err error) {
 	if err := b.create(ctx, listed[running:]); err != nil {
 		return nil, err
 	}
-	m, err := byTurns(ctx, 5, b.rounds,
+	m, err := b.byTurns(ctx, 5, b.rounds,
 		func(ctx context.Context) (float64, error) { return b.timeBrig(ctx, "list") },
 		func(ctx context.Context) (float64, error) { return b.timeBrig(ctx, "list", "-f", "csv", "-c", "n") },
 	)

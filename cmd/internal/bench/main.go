@@ -22,13 +22,14 @@ import (
 
 // options are the command line's.
 type options struct {
-	bin    string
-	dir    string
-	cache  string
-	kernel string
-	only   string
-	rounds int
-	many   int
+	bin     string
+	dir     string
+	cache   string
+	kernel  string
+	only    string
+	rounds  int
+	verbose bool
+	many    int
 }
 
 func main() {
@@ -40,6 +41,7 @@ func main() {
 	flag.StringVar(&o.kernel, "kernel", "", "kernel for virtual machines, as brig kernel import takes it")
 	flag.StringVar(&o.only, "only", "", "measure only these, with commas between: "+strings.Join(names(), ", "))
 	flag.IntVar(&o.rounds, "rounds", 15, "rounds of quick operations; slow ones get a third")
+	flag.BoolVar(&o.verbose, "v", false, "tell each single measurement; rounds below 1 are for warming up")
 	flag.IntVar(&o.many, "many", 1000, "stopped instances to list")
 	flag.Parse()
 	err := benchmark(ctx, o)

@@ -15,7 +15,7 @@ type side func(ctx context.Context) (float64, error)
 // byTurns runs the sides one after the other, round by round, so that what else
 // goes on here hits all of them alike. It gives the medians, without the rounds
 // that are only for warming up.
-func byTurns(ctx context.Context, warmup, rounds int, sides ...side) ([]float64, error) {
+func (b *bench) byTurns(ctx context.Context, warmup, rounds int, sides ...side) ([]float64, error) {
 	samples := make([][]float64, len(sides))
 	for round := range warmup + rounds {
 		for i, run := range sides {
@@ -25,6 +25,9 @@ func byTurns(ctx context.Context, warmup, rounds int, sides ...side) ([]float64,
 			got, err := run(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("round %d: %w", round+1, err)
+			}
+			if b.verbose {
+				b.say("  round %d, side %d: %s", round+1-warmup, i+1, number(got))
 			}
 			if round >= warmup {
 				samples[i] = append(samples[i], got)

@@ -44,7 +44,7 @@ func (b *bench) unpack(ctx context.Context) (_ []row, err error) {
 		defer func() { err = errors.Join(err, os.RemoveAll(dir), b.calm(ctx)) }()
 		return timed(func() error { return tool(ctx, "tar", "-x", "-f", plain, "-C", dir, "--numeric-owner") })
 	}
-	m, err := byTurns(ctx, 1, b.slow(), brig, inflate, untar)
+	m, err := b.byTurns(ctx, 1, b.slow(), brig, inflate, untar)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (b *bench) vm(ctx context.Context) ([]row, error) {
 		bares = append(bares, memory)
 		return took, err
 	}
-	m, err := byTurns(ctx, 1, b.slow(), brig, floor)
+	m, err := b.byTurns(ctx, 1, b.slow(), brig, floor)
 	if err != nil {
 		return nil, err
 	}

@@ -22,6 +22,7 @@ import (
 	"brig/qemu"
 	"brig/qemu/boot"
 	"brig/storage"
+	"brig/storage/btrfs"
 	"brig/storage/look"
 	"brig/storage/overlay"
 	"brig/storage/registry"
@@ -75,7 +76,10 @@ func pools(o Options) *registry.Registry {
 			Description: "Made on first use",
 			Config:      map[string]string{"source": filepath.Join(o.Dirs.State, "pools", manager.DefaultPool)},
 		},
-		Drivers: map[string]registry.Driver{"overlay": overlay.Driver{}},
+		Drivers: map[string]registry.Driver{
+			"overlay": overlay.Driver{},
+			"btrfs":   btrfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
+		},
 	})
 }
 

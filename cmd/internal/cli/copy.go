@@ -11,17 +11,26 @@ import (
 )
 
 func newCopy(s *session) *cobra.Command {
-	return &cobra.Command{
+	var pool string
+	var alone bool
+	cmd := &cobra.Command{
 		Use:     "copy NAME[/SNAPSHOT] [NEW]",
 		Aliases: []string{"cp"},
 		Short:   "Copy an instance, as it is or as a snapshot has it",
-		Long:    "Copy an instance, as it is or as a snapshot has it. The copy is stopped. Without a\nNEW name one is made up and printed.",
+		Long: `Copy an instance, as it is or as a snapshot has it. The copy is stopped. Without a
+NEW name one is made up and printed.
+
+A copy in the same pool takes no time and no space, and has no snapshots. To
+another pool the data is copied, with the snapshots, and compared in the end; the
+instance has to be stopped for that, unless it is a snapshot that is copied.`,
+		Example: "  brig copy web web2\n  brig copy web/clean web3 -s big",
 		Args:    argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := copyRequest(args)
 			if err != nil {
 				return err
 			}
+			r.Pool, r.InstanceOnly = pool, alone
 			m, err := s.manager()
 			if err != nil {
 				return err
@@ -38,6 +47,17 @@ func newCopy(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeInstanceOrSnapshot,
 	}
+	s.targetFlags(cmd, &pool, &alone)
+	return cmd
+}
+
+// targetFlags are those of commands that write to another pool.
+func (s *session) targetFlags(cmd *cobra.Command, pool *string, alone *bool) {
+	cmd.Flags().StringVarP(pool, "storage", "s", "", "Pool to put it in (default: the one it is in)")
+	cmd.Flags().BoolVar(alone, "instance-only", false, "Leave the snapshots behind")
+	cmd.RegisterFlagCompletionFunc("storage", func(cmd *cobra.Command, _ []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return s.completePools(cmd, nil, word)
+	})
 }
 
 func copyRequest(args []string) (manager.CopyRequest, error) {

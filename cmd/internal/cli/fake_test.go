@@ -300,6 +300,24 @@ func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error)
 	return nil, fault.New(fault.NotFound, "cannot find a pool named %q", name)
 }
 
+func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
+	return f.on(r.Source, "move %+v", r)
+}
+
+func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
+	f.note("space %q", names)
+	return &manager.SpaceView{
+		Instances: []manager.InstanceSpace{
+			{Name: "db", Pool: "tank", Reason: "the dataset tank/brig is not there"},
+			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20}},
+		},
+		Pools: []manager.PoolSpace{
+			{Name: "default", Total: 100 << 30, Free: 60 << 30, Instances: 1, Exclusive: 20 << 20},
+			{Name: "tank", Instances: 1, Reason: "the dataset tank/brig is not there"},
+		},
+	}, nil
+}
+
 func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	f.note("create pool %+v", r)
 	return nil

@@ -17,6 +17,7 @@ type Manager interface {
 	Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error)
 	Copy(ctx context.Context, r manager.CopyRequest) (*instance.Spec, error)
 	Rename(ctx context.Context, name, to string) error
+	Move(ctx context.Context, r manager.MoveRequest) error
 	Delete(ctx context.Context, name string, o manager.DeleteOptions) error
 
 	Start(ctx context.Context, name string, o manager.StartOptions) error
@@ -61,6 +62,7 @@ type Manager interface {
 
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
+	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
 

@@ -26,8 +26,11 @@ func newStorageCreate(s *session) *cobra.Command {
 		Short: "Make a pool",
 		Long: `Make a pool. The drivers and what they take:
 
-  overlay  source=FOLDER            any ext4 or xfs folder, empty or missing`,
-		Example: "  brig storage create big overlay source=/srv/brig",
+  overlay  source=FOLDER            any ext4 or xfs folder, empty or missing
+  btrfs    source=FOLDER            an empty folder on btrfs
+           source=DEVICE            a block device; force=true if it holds something
+           size=20GiB               a file that is made for it`,
+		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, err := parseConfig(args[2:])

@@ -53,7 +53,10 @@ func work(ctx context.Context, args []string) error {
 	return usage
 }
 
+// test gives the tests what they ask the environment for.
 func test(ctx context.Context, o lab.Options) error {
+	o.Programs = map[string]string{"brig-guest": "brig/cmd/brig-guest"}
+	o.Env = append(o.Env, "BRIG_TEST_GUEST="+lab.File("brig-guest"))
 	if tree := os.Getenv("BRIG_TEST_DEBIAN"); tree != "" {
 		o.Trees = map[string]string{"debian": tree}
 		o.Env = append(o.Env, "BRIG_TEST_DEBIAN="+lab.Tree("debian"))

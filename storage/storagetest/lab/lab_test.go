@@ -71,7 +71,7 @@ func TestMachinesOnKVM(t *testing.T) {
 		Files:    map[string]string{"bookworm.raw": disk},
 		Programs: map[string]string{"brig-guest": "brig/cmd/brig-guest"},
 		Memory:   3072,
-		Env:      []string{"BRIG_TEST_CACHE=" + filepath.Dir(File("x")), "BRIG_TEST_GUEST=" + File("brig-guest")},
+		Env:      []string{"BRIG_TEST_CACHE=" + filepath.Dir(File("x")), "BRIG_TEST_GUEST=" + File("brig-guest"), "BRIG_TEST_ACCEL=kvm"},
 	})
 }
 
@@ -84,7 +84,7 @@ func TestKVMInside(t *testing.T) {
 		t.Fatalf("/boot has the kernels %q, %v", kernels, err)
 	}
 	tool(t, "modprobe", "kvm_amd")
-	out := tool(t, "timeout", "60", "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
+	out := tool(t, "timeout", "300", "qemu-system-x86_64", "-nodefaults", "-no-reboot", "-display", "none",
 		"-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256", "-kernel", kernels[0],
 		"-append", "console=ttyS0 panic=-1", "-serial", "stdio")
 	for _, want := range []string{"Hypervisor detected: KVM", "Unable to mount root fs"} {

@@ -93,7 +93,8 @@ func sparse(path string, size int64) error {
 	return errors.Join(f.Truncate(size), f.Close())
 }
 
-// arguments are those of QEMU.
+// arguments are those of QEMU. The processor has page tables of four levels as most
+// have: over five, machines that run in the guest by KVM crash or stand still.
 func (m *machine) arguments() []string {
 	memory := m.memory
 	if memory == 0 {
@@ -101,7 +102,7 @@ func (m *machine) arguments() []string {
 	}
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max",
+		"-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off",
 		"-smp", strconv.Itoa(processors), "-m", strconv.Itoa(memory),
 		"-kernel", m.image.Kernel, "-initrd", filepath.Join(m.dir, "initramfs"), "-append", commandLine,
 		"-device", "virtio-rng-pci",

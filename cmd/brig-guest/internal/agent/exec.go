@@ -88,9 +88,9 @@ type command struct {
 // start starts p with the streams that r asks for.
 func start(p *program.Program, r *wire.Exec, w *wire.FrameWriter) (*command, error) {
 	c := &command{w: w}
-	open := c.openPipes
+	open, terminal := c.openPipes, program.NoTerminal
 	if r.Terminal != nil {
-		open = c.openTerminal
+		open, terminal = c.openTerminal, program.OwnTerminal
 	}
 	theirs, err := open(r)
 	defer closeAll(theirs)
@@ -98,7 +98,7 @@ func start(p *program.Program, r *wire.Exec, w *wire.FrameWriter) (*command, err
 		c.close()
 		return nil, err
 	}
-	c.proc, err = p.Start(theirs, r.Terminal != nil)
+	c.proc, err = p.Start(theirs, terminal)
 	if err != nil {
 		c.close()
 		return nil, err

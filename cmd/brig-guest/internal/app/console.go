@@ -2,7 +2,6 @@ package app
 
 import (
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
 
@@ -34,17 +33,21 @@ func isConsole(f *os.File) bool {
 	return unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(5, 1)
 }
 
-// letTerminalGo gives up a terminal that process 1's session owns, for the main
-// process to have it. The hangup that comes with it means nobody.
-func letTerminalGo() {
-	sid, err := unix.IoctlGetInt(0, unix.TIOCGSID)
-	if err != nil {
-		return
+// takeTerminal makes the standard input the terminal of process 1's session, if
+// it can be. The kernel's console can not.
+func takeTerminal() bool {
+	if isConsole(os.Stdin) {
+		return false
 	}
-	if own, err := unix.Getsid(0); err != nil || own != sid || own != os.Getpid() {
-		return
+	if sid, err := unix.IoctlGetInt(0, unix.TIOCGSID); err == nil {
+		return sid == os.Getpid()
 	}
-	signal.Ignore(unix.SIGHUP)
-	unix.IoctlSetInt(0, unix.TIOCNOTTY, 0)
-	signal.Reset(unix.SIGHUP)
+	return unix.IoctlSetInt(0, unix.TIOCSCTTY, 0) == nil
+}
+
+// hungUp tells whether nobody is at the other end of the terminal any more.
+func hungUp() bool {
+	poll := []unix.PollFd{{Fd: 0, Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n == 1 && poll[0].Revents&unix.POLLHUP != 0
 }

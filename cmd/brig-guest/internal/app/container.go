@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +26,11 @@ func Container() int {
 }
 
 func container() (int, error) {
+	// liblxc has the kernel end its containers with its monitor. The machine
+	// outlives that. Whichever thread this is, the first one has to be told.
+	if _, _, errno := syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, 0, 0); errno != 0 {
+		return 0, fmt.Errorf("cannot outlive the monitor: %w", errno)
+	}
 	// What liblxc may have left open is not for the image.
 	if err := unix.CloseRange(3, ^uint(0), unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return 0, fmt.Errorf("cannot close inherited files: %w", err)

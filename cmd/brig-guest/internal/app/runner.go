@@ -28,7 +28,8 @@ type runner struct {
 	started  func()          // called once it runs
 	reaped   func(pid int)   // called for every other process that ended
 
-	main     int // process id; 0 while idle
+	main     int  // process id; 0 while idle
+	shares   bool // the terminal is that of process 1's session
 	stopWith syscall.Signal
 }
 
@@ -39,7 +40,6 @@ func (r *runner) run() int {
 		r.say("%v; using SIGTERM", err)
 		r.stopWith = unix.SIGTERM
 	}
-	letTerminalGo()
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
 	signals := make(chan os.Signal, 64)
@@ -63,6 +63,9 @@ func (r *runner) run() int {
 			sig := s.(syscall.Signal)
 			if sig == unix.SIGPWR {
 				sig = r.stopWith
+			}
+			if sig == unix.SIGHUP && r.shares && hungUp() {
+				continue
 			}
 			if r.end(sig) {
 				return 0
@@ -90,18 +93,27 @@ func (r *runner) start() (code int, err error) {
 		r.say("nothing to run in this image; idle until stopped")
 		return 0, nil
 	}
-	console, terminal := openConsole()
+	console, isTerminal := openConsole()
+	terminal := program.NoTerminal
+	switch {
+	case isTerminal && takeTerminal():
+		// What hangs up a terminal ends its session's leader. That is us, and
+		// who is at the other end may go without the machine.
+		terminal, r.shares = program.SharedTerminal, true
+	case isTerminal:
+		terminal = program.OwnTerminal
+	}
 	p, err := program.Resolve(program.Spec{
 		Args: r.process.Args, Base: r.process.Env, User: r.process.User, Dir: r.process.Dir,
-		MakeDir: true, Hostname: r.hostname, Terminal: terminal,
+		MakeDir: true, Hostname: r.hostname, Terminal: isTerminal,
 	})
 	if err != nil {
 		return exitOf(err), err
 	}
 	proc, err := p.Start(console, terminal)
-	if err != nil && terminal {
+	if err != nil && isTerminal {
 		// The terminal may be another session's.
-		proc, err = p.Start(console, false)
+		proc, err = p.Start(console, program.NoTerminal)
 	}
 	if err != nil {
 		return exitOf(err), err

@@ -256,6 +256,21 @@ func TestTerminalBecomesTheMainProcess(t *testing.T) {
 	}
 }
 
+// TestMachineOutlivesItsTerminal hangs up, as the death of liblxc's monitor does.
+func TestMachineOutlivesItsTerminal(t *testing.T) {
+	master, slave := terminal(t)
+	child := start(t, sh(`echo up; while :; do sleep 60; done`), slave)
+	slave.Close()
+	expect(t, master, "up")
+	master.Close()
+	if err := child.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, errs := child.end(t); code != 128+int(unix.SIGTERM) {
+		t.Errorf("exit code %d, said %q, want that of SIGTERM, not of the hangup", code, errs)
+	}
+}
+
 func terminal(t *testing.T) (master, slave *os.File) {
 	t.Helper()
 	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)

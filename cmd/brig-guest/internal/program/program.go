@@ -97,9 +97,19 @@ func directory(s Spec, u guest.User) (string, error) {
 	return s.Dir, nil
 }
 
-// Start starts p as the leader of a session of its own. With terminal its
-// standard input becomes the session's terminal.
-func (p *Program) Start(files []*os.File, terminal bool) (*os.Process, error) {
+// Terminal is how a program has the terminal that is its standard input.
+type Terminal int
+
+// The ways to have a terminal.
+const (
+	NoTerminal     Terminal = iota // as a file like any other
+	OwnTerminal                    // it belongs to a session that the program leads
+	SharedTerminal                 // it belongs to our session, and is in the program's hands
+)
+
+// Start starts p, as the leader of a session of its own unless it shares the
+// terminal of ours.
+func (p *Program) Start(files []*os.File, terminal Terminal) (*os.Process, error) {
 	for _, f := range files {
 		p.own(f)
 	}
@@ -108,10 +118,14 @@ func (p *Program) Start(files []*os.File, terminal bool) (*os.Process, error) {
 		Env:   p.Env,
 		Files: files,
 		Sys: &syscall.SysProcAttr{
-			Setsid:     true,
-			Setctty:    terminal,
+			Setsid:     terminal != SharedTerminal,
+			Setctty:    terminal == OwnTerminal,
+			Foreground: terminal == SharedTerminal,
 			Credential: &syscall.Credential{Uid: p.User.UID, Gid: p.User.GID, Groups: p.User.Groups},
 		},
+	}
+	if terminal == SharedTerminal {
+		attr.Sys.Ctty = int(files[0].Fd())
 	}
 	proc, err := os.StartProcess(p.Path, p.Args, attr)
 	if err != nil {

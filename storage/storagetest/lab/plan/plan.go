@@ -9,7 +9,7 @@ const (
 	Trees = "/srv"                        // one file system for each of Plan.Trees
 	Port  = "org.brig.lab"                // name of the serial port for events
 	File  = "plan.json"                   // the plan, in Share
-	Inner = "BRIG_LAB"                    // environment of what runs inside
+	Inner = "BRIG_LAB_INSIDE"             // set in the environment of what runs inside
 	Disk  = "/dev/disk/by-id/virtio-disk" // and a number: the empty disks
 )
 

@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"brig/instance/instancetest"
+)
+
+// smallFolder gives a rig whose BRIG_DIR is a small file system of its own, in a
+// mount namespace that all its commands are run in.
+func smallFolder(t *testing.T, megabytes int) *instancetest.Rig {
+	t.Helper()
+	r := instancetest.New(t, bin)
+	image := filepath.Join(t.TempDir(), "disk")
+	f, err := os.Create(image)
+	if err == nil {
+		err = f.Truncate(int64(megabytes) << 20)
+		f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-m", "0", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	const script = `mount -o loop "$0" "$1" && mkdir "$1/tmp" && echo mounted && exec cat`
+	holder := exec.Command("unshare", "-m", "--propagation", "private", "/bin/sh", "-c", script, image, r.Dir)
+	stdin, err := holder.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := holder.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	holder.Stderr = os.Stderr
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	inside := *r
+	inside.Prefix = []string{"nsenter", "-t", strconv.Itoa(holder.Process.Pid), "-m", "--"}
+	t.Cleanup(func() {
+		inside.Empty(t)
+		stdin.Close()
+		holder.Wait()
+	})
+	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil || line != "mounted\n" {
+		t.Fatalf("the small disk is not mounted: %q, %v", line, err)
+	}
+	return &inside
+}
+
+// inside runs a program where the rig's commands run.
+func inside(t *testing.T, r *instancetest.Rig, args ...string) (string, error) {
+	t.Helper()
+	out, err := exec.Command(r.Prefix[0], append(r.Prefix[1:], args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// inFolder lists what is in the rig's BRIG_DIR.
+func inFolder(t *testing.T, r *instancetest.Rig) []string {
+	t.Helper()
+	out, err := inside(t, r, "find", r.Dir, "-not", "-path", "*/log/*")
+	if err != nil {
+		t.Fatalf("find: %v: %s", err, out)
+	}
+	return slices.Sorted(strings.SplitSeq(out, "\n"))
+}
+
+func TestFullDisk(t *testing.T) {
+	r := smallFolder(t, 64)
+	app := instancetest.NewRegistry(t).Add("app", "1", probe(t, r))
+	r.Must(t, "launch", app, "web", "--wait", "ready")
+	r.Must(t, "create", app, "off")
+	r.Must(t, "snapshot", "create", "off", "s1")
+	r.Must(t, "sweep")
+	before := inFolder(t, r)
+	noise := make([]byte, 100<<20)
+	rand.Read(noise)
+	for what, c := range map[string]struct {
+		data []byte
+		says string
+	}{
+		"more than fits":           {noise, "free some space"},
+		"more than its size tells": {bytes.Repeat([]byte("more and more\n"), 10<<20), "no space left"},
+	} {
+		image := instancetest.MakeImage(t, instancetest.ImageConfig{Cmd: []string{"/big"}}, []instancetest.File{{Name: "big", Data: c.data, Mode: 0o755}})
+		for _, ref := range []string{image.Layout(t, t.TempDir(), "1"), instancetest.NewRegistry(t).Add("big", "1", image)} {
+			r.Fails(t, 7, []string{c.says, ref}, "launch", ref, "big")
+			r.Must(t, "sweep")
+			for _, file := range inFolder(t, r) {
+				if !slices.Contains(before, file) {
+					t.Errorf("the failed launch of %s (%s) left %s", ref, what, file)
+				}
+			}
+		}
+	}
+	if !works(t, r, "web") {
+		t.Error("the running instance does not work any more")
+	}
+
+	// Not one block is left.
+	if out, err := inside(t, r, "dd", "if=/dev/zero", "of="+r.Dir+"/fill", "bs=4k"); err == nil || !strings.Contains(out, "No space left") {
+		t.Fatalf("the disk cannot be filled: %v: %s", err, out)
+	}
+	r.Must(t, "list")
+	r.Must(t, "info", "web")
+	r.Must(t, "image", "list")
+	r.Must(t, "snapshot", "list", "off")
+	r.Fails(t, 7, []string{"space"}, "create", app, "another")
+	r.Must(t, "stop", "-f", "web")
+	r.Must(t, "snapshot", "delete", "off", "s1")
+	r.Must(t, "delete", "--now", "web")
+	r.Must(t, "delete", "--now", "off")
+	r.Must(t, "sweep")
+	if left := r.List(t); len(left) != 0 {
+		t.Errorf("after deleting all on a full disk there are %v", left)
+	}
+	if out, err := inside(t, r, "rm", r.Dir+"/fill"); err != nil {
+		t.Fatalf("rm: %v: %s", err, out)
+	}
+	r.Must(t, "launch", app, "web", "--wait", "ready")
+	if !works(t, r, "web") {
+		t.Error("with space again, a new instance does not work")
+	}
+}

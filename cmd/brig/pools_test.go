@@ -1,0 +1,226 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/instancetest"
+)
+
+// spaceLine is a line of df.
+type spaceLine struct {
+	Name      string `json:"name"`
+	Pool      string `json:"pool"`
+	Snapshots int    `json:"snapshots"`
+	Used      int64  `json:"used"`
+	Shared    int64  `json:"shared"`
+	Exclusive int64  `json:"exclusive"`
+	Total     int64  `json:"total"`
+	Free      int64  `json:"free"`
+	Reason    string `json:"reason"`
+}
+
+// space gives the lines of df by instance and by pool.
+func space(t *testing.T, r *instancetest.Rig) (instances, pools map[string]spaceLine) {
+	t.Helper()
+	var df struct{ Instances, Pools []spaceLine }
+	if err := json.Unmarshal([]byte(r.Must(t, "df", "-f", "json")), &df); err != nil {
+		t.Fatal(err)
+	}
+	byName := func(list []spaceLine) map[string]spaceLine {
+		m := map[string]spaceLine{}
+		for _, l := range list {
+			m[l.Name] = l
+		}
+		return m
+	}
+	return byName(df.Instances), byName(df.Pools)
+}
+
+func TestCopyAndMoveBetweenPools(t *testing.T) {
+	r := instancetest.New(t, bin)
+	app := probeImage(t, r)
+	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
+	t.Cleanup(func() { r.Empty(t) })
+	put := func(text string) {
+		t.Helper()
+		r.Must(t, "start", "web", "--wait", "ready")
+		r.Must(t, "exec", "web", "--", "/bin/probe", "write", "/data/new", text)
+		r.Must(t, "stop", "-f", "web")
+	}
+	said := func(name string) string {
+		t.Helper()
+		r.Must(t, "start", name, "--wait", "ready")
+		text := r.Must(t, "exec", name, "--", "/bin/probe", "read", "/data/new")
+		r.Must(t, "stop", "-f", name)
+		return text
+	}
+	r.Must(t, "create", app, "web")
+	for _, text := range []string{"one", "two", "three"} {
+		put(text)
+		if text != "three" {
+			r.Must(t, "snapshot", "create", "web", text, "--description", "it says "+text)
+		}
+	}
+	snapshots := r.Must(t, "snapshot", "list", "web", "-f", "csv")
+
+	r.Must(t, "start", "web", "--wait", "ready")
+	address := r.Must(t, "list", "web", "-f", "csv", "-c", "4")
+	for _, args := range [][]string{{"copy", "web", "db", "-s", "far"}, {"move", "web", "-s", "far"}} {
+		r.Fails(t, 4, []string{"web", "running", "far", "brig stop web"}, args...)
+	}
+	r.Must(t, "copy", "web/one", "old", "-s", "far")
+	r.Must(t, "stop", "-f", "web")
+	r.Must(t, "copy", "web", "db", "-s", "far")
+	r.Must(t, "copy", "web", "alone", "-s", "far", "--instance-only")
+	for name, want := range map[string]string{"old": "one", "db": "three", "alone": "three"} {
+		if got := said(name); got != want {
+			t.Errorf("%s says %q, want %q", name, got, want)
+		}
+	}
+	if got := r.Must(t, "snapshot", "list", "db", "-f", "csv"); got != snapshots {
+		t.Errorf("snapshots of the copy:\n%swant:\n%s", got, snapshots)
+	}
+	if got := r.Must(t, "snapshot", "list", "alone", "-f", "csv"); got != "" {
+		t.Errorf("snapshots of a copy without: %s", got)
+	}
+
+	r.Must(t, "move", "web", "-s", "far")
+	if got := r.Must(t, "snapshot", "list", "web", "-f", "csv"); got != snapshots {
+		t.Errorf("snapshots after the move:\n%swant:\n%s", got, snapshots)
+	}
+	r.Must(t, "start", "web", "--wait", "ready")
+	if got := r.Must(t, "list", "web", "-f", "csv", "-c", "4"); got != address || address == "" {
+		t.Errorf("address after the move: %q, want %q", got, address)
+	}
+	r.Must(t, "stop", "-f", "web")
+	r.Must(t, "snapshot", "restore", "web", "one")
+	if got := said("web"); got != "one" {
+		t.Errorf("web says %q after the move and restore, want one", got)
+	}
+	r.Must(t, "snapshot", "restore", "web", "two")
+	r.Must(t, "move", "web", "moved", "--storage", "default", "--instance-only")
+	r.Must(t, "move", "moved", "again")
+	if got := said("again"); got != "two" {
+		t.Errorf("again says %q, want two", got)
+	}
+	r.Fails(t, 2, []string{"default", "again"}, "move", "again", "-s", "default")
+	r.Fails(t, 4, []string{"db"}, "move", "again", "db", "-s", "far")
+	r.Fails(t, 3, []string{"nowhere"}, "move", "again", "-s", "nowhere")
+	r.Fails(t, 3, []string{"nobody"}, "df", "nobody")
+
+	instances, pools := space(t, r)
+	for name, pool := range map[string]string{"again": "default", "db": "far", "alone": "far", "old": "far"} {
+		if i := instances[name]; i.Pool != pool || i.Used <= 0 || i.Exclusive <= 0 || i.Used != i.Shared+i.Exclusive || i.Reason != "" {
+			t.Errorf("df of %s: %+v, want it in %s", name, i, pool)
+		}
+	}
+	if db := instances["db"]; db.Snapshots != 2 {
+		t.Errorf("df of db: %+v, want 2 snapshots", db)
+	}
+	for _, name := range []string{"default", "far"} {
+		if p := pools[name]; p.Total <= 0 || p.Free <= 0 || p.Free > p.Total {
+			t.Errorf("df of pool %s: %+v", name, p)
+		}
+	}
+}
+
+// smallDisk mounts a small ext4 that only the calling test and what it starts can
+// see, on a thread that goes with the test.
+func smallDisk(t *testing.T, megabytes int64) string {
+	t.Helper()
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	file, place := filepath.Join(dir, "fs"), filepath.Join(dir, "place")
+	err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, megabytes<<20), os.Mkdir(place, 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range [][]string{{"mkfs.ext4", "-q", "-m", "0", "-F", file}, {"mount", "-o", "loop", file, place}} {
+		if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v %s", cmd, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(place, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	return place
+}
+
+func TestFullSecondPool(t *testing.T) {
+	place := smallDisk(t, 64)
+	r := instancetest.New(t, bin)
+	app := probeImage(t, r)
+	large := instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}},
+		append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "large", Data: noise(70 << 20), Mode: 0o644}))
+	r.Must(t, "storage", "create", "small", "overlay", "source="+filepath.Join(place, "pool"))
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "small") })
+	t.Cleanup(func() { r.Empty(t) })
+	r.Must(t, "launch", app, "web", "-s", "small", "--wait", "ready")
+	r.Must(t, "create", app, "off", "-s", "small")
+	r.Must(t, "snapshot", "create", "off", "s1")
+	r.Must(t, "create", large, "big")
+
+	// What cannot fit is refused before anything is written.
+	_, pools := space(t, r)
+	free := pools["small"].Free
+	r.Fails(t, 7, []string{"needs", "small", "free"}, "create", large, "other", "-s", "small")
+	r.Fails(t, 7, []string{"needs", "small", "free"}, "copy", "big", "other", "-s", "small")
+	r.Fails(t, 7, []string{"needs", "small", "free"}, "move", "big", "-s", "small")
+	if _, pools = space(t, r); pools["small"].Free != free {
+		t.Errorf("pool small has %d bytes free after refused commands, had %d", pools["small"].Free, free)
+	}
+
+	filler := filepath.Join(place, "filler")
+	fill(t, place)
+	r.Fails(t, 7, []string{"small"}, "copy", "big", "other", "-s", "small")
+	if got := r.Must(t, "list", "-f", "csv", "-c", "n"); got != "big\noff\nweb\n" {
+		t.Errorf("list on a full pool: %q", got)
+	}
+	if _, pools = space(t, r); pools["small"].Reason != "" || pools["small"].Free > 1<<20 {
+		t.Errorf("df of a full pool: %+v", pools["small"])
+	}
+	r.Must(t, "stop", "-f", "web")
+	r.Must(t, "snapshot", "delete", "off", "s1")
+	r.Must(t, "move", "off", "-s", "default")
+	r.Must(t, "delete", "--now", "web")
+	r.Must(t, "image", "delete", app)
+	r.Must(t, "sweep")
+	if _, pools = space(t, r); pools["small"].Free < 1<<20 {
+		t.Errorf("pool small has %d bytes free after all was deleted", pools["small"].Free)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(r.Must(t, "list", "off", "-f", "csv", "-c", "s")); got != "STOPPED" {
+		t.Errorf("off is %q after it was moved off the full pool", got)
+	}
+}
+
+// noise is data that cannot be compressed.
+func noise(n int) []byte {
+	b := make([]byte, n)
+	state := uint64(1)
+	for i := range b {
+		state = state*6364136223846793005 + 1442695040888963407
+		b[i] = byte(state >> 56)
+	}
+	return b
+}

@@ -1,0 +1,107 @@
+package cli
+
+import (
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"brig/instance/manager"
+)
+
+func newDF(s *session) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "df [NAME...]",
+		Short: "Show how much space instances take up",
+		Long: `Show how much space instances take up with their snapshots: all that they use, how
+much of it they share with images and other instances, and how much would be free
+if they were deleted. A line for each pool tells its size, what is used of it and
+what is free. What is shared counts for each instance that uses it, so the sum of
+USED may be more than a pool holds.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := parseFormat(kind)
+			if err != nil {
+				return err
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			v, err := m.Space(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			return s.print(f, spaceTable(v, f.kind == "csv"), spaceOf(v))
+		},
+		ValidArgsFunction: s.completeInstances(-1),
+	}
+	formatFlag(cmd, &kind)
+	return cmd
+}
+
+// space is what df tells in JSON.
+type space struct {
+	Instances []instanceSpace `json:"instances"`
+	Pools     []poolSpace     `json:"pools"`
+}
+
+type instanceSpace struct {
+	Name      string `json:"name"`
+	Pool      string `json:"pool"`
+	Snapshots int    `json:"snapshots"`
+	Used      int64  `json:"used"`
+	Shared    int64  `json:"shared"`
+	Exclusive int64  `json:"exclusive"`
+	Reason    string `json:"reason"`
+}
+
+type poolSpace struct {
+	Name      string `json:"name"`
+	Instances int    `json:"instances"`
+	Total     int64  `json:"total"`
+	Used      int64  `json:"used"`
+	Free      int64  `json:"free"`
+	Exclusive int64  `json:"exclusive"`
+	Reason    string `json:"reason"`
+}
+
+func spaceOf(v *manager.SpaceView) space {
+	s := space{Instances: []instanceSpace{}, Pools: []poolSpace{}}
+	for _, i := range v.Instances {
+		s.Instances = append(s.Instances, instanceSpace{
+			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots,
+			Used: i.Usage.Used, Shared: i.Usage.Used - i.Usage.Exclusive, Exclusive: i.Usage.Exclusive, Reason: i.Reason,
+		})
+	}
+	for _, p := range v.Pools {
+		s.Pools = append(s.Pools, poolSpace{
+			Name: p.Name, Instances: p.Instances, Total: p.Total, Used: p.Total - p.Free, Free: p.Free,
+			Exclusive: p.Exclusive, Reason: p.Reason,
+		})
+	}
+	return s
+}
+
+// spaceTable has a line for each instance and below them one for each pool, which
+// has no name. Exact makes all sizes plain numbers of bytes.
+func spaceTable(v *manager.SpaceView, exact bool) *table {
+	t := &table{header: []string{"NAME", "POOL", "SNAPSHOTS", "USED", "SHARED", "EXCLUSIVE", "TOTAL", "FREE"}}
+	text := func(n int64, reason string) string {
+		switch {
+		case reason != "":
+			return "?"
+		case exact:
+			return strconv.FormatInt(n, 10)
+		}
+		return sizeText(n)
+	}
+	for _, i := range v.Instances {
+		t.add(i.Name, i.Pool, strconv.Itoa(i.Snapshots), text(i.Usage.Used, i.Reason),
+			text(i.Usage.Used-i.Usage.Exclusive, i.Reason), text(i.Usage.Exclusive, i.Reason), "", "")
+	}
+	for _, p := range v.Pools {
+		t.add("", p.Name, "", text(p.Total-p.Free, p.Reason), "", text(p.Exclusive, ""),
+			text(p.Total, p.Reason), text(p.Free, p.Reason))
+	}
+	return t
+}

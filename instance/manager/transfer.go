@@ -1,0 +1,226 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+	"brig/storage/transfer"
+)
+
+// transferArgs are all that is needed to copy an instance to another pool, or to
+// undo that. The copy is called Part, which is no name of an instance, until it
+// is complete.
+type transferArgs struct {
+	Spec         *instance.Spec // of the copy
+	Source       string
+	Snapshot     string // empty: as it is now
+	InstanceOnly bool
+	From, To     string // pools
+	Part         string
+}
+
+// partPrefix begins the names of volumes that are being made.
+const partPrefix = "part_"
+
+// halfDone tells whether a volume is no instance yet.
+func halfDone(volume string) bool { return strings.HasPrefix(volume, partPrefix) }
+
+// copyAcross makes the copy of src that spec describes in another pool.
+func (m *Manager) copyAcross(ctx context.Context, src *opened, spec *instance.Spec, r CopyRequest) error {
+	a := transferArgs{
+		Spec: spec, Source: r.Source, Snapshot: r.Snapshot, InstanceOnly: r.InstanceOnly,
+		From: src.pool, To: r.Pool, Part: partPrefix + newID(),
+	}
+	if r.Snapshot == "" {
+		if err := m.atRest(src, "copied"); err != nil {
+			return err
+		}
+	}
+	if err := m.roomFor(ctx, src, a); err != nil {
+		return err
+	}
+	err := m.withAddress(ctx, spec, !spec.Address.IsValid(), func() error {
+		return m.perform(ctx, "transfer", []string{spec.Name, r.Source}, a)
+	})
+	if err != nil {
+		m.sweepLater()
+	}
+	return err
+}
+
+// Move brings a stopped instance with its snapshots to another pool, or gives it
+// another name, or both. It stays the same instance: id, MAC and address do not
+// change.
+func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
+	if r.Name == "" {
+		r.Name = r.Source
+	}
+	if err := store.CheckName(r.Name); err != nil {
+		return err
+	}
+	src, held, err := m.openLocked(ctx, "move", r.Source, r.Name)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	if r.Pool == "" || r.Pool == src.pool {
+		held.Release()
+		if r.Name == r.Source {
+			return fault.New(fault.Invalid, "cannot move %q: it is in pool %q and has that name already; give another name, or another pool with --storage", r.Source, src.pool)
+		}
+		return m.Rename(ctx, r.Source, r.Name)
+	}
+	if r.Name != r.Source {
+		if err := m.nameIsFree(ctx, r.Name); err != nil {
+			return err
+		}
+	}
+	spec := *src.spec
+	spec.Name = r.Name
+	a := transferArgs{
+		Spec: &spec, Source: r.Source, InstanceOnly: r.InstanceOnly,
+		From: src.pool, To: r.Pool, Part: partPrefix + newID(),
+	}
+	err = m.atRest(src, "moved")
+	if err == nil {
+		err = m.roomFor(ctx, src, a)
+	}
+	if err == nil {
+		err = m.perform(ctx, "move", []string{r.Source, r.Name}, a)
+	}
+	m.sweepLater()
+	if err != nil {
+		return fmt.Errorf("cannot move %q to pool %q: %w", r.Source, r.Pool, err)
+	}
+	return nil
+}
+
+// atRest gives a wrong-state error unless an instance is stopped.
+func (m *Manager) atRest(inst *opened, to string) error {
+	if state := m.state(inst.spec); state.Status != instance.Stopped {
+		return fault.New(fault.WrongState, "%q is %s, and only a stopped instance can be %s to another pool; stop it first with brig stop %s", inst.spec.Name, stateWord(state.Status), to, inst.spec.Name)
+	}
+	return nil
+}
+
+// roomFor refuses a copy that its pool has no room for.
+func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs) error {
+	pool, err := m.pool(ctx, a.To)
+	if err != nil {
+		return err
+	}
+	need, err := transfer.Need(ctx, m.request(src.volume, pool, a))
+	if err != nil {
+		return fmt.Errorf("cannot tell how much space it needs: %w", err)
+	}
+	return room(ctx, pool, a.To, need)
+}
+
+// request says how the arguments are carried out.
+func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) transfer.Request {
+	return transfer.Request{
+		Source: from, Snapshot: a.Snapshot, Alone: a.InstanceOnly,
+		Pool: to, Key: instanceKey(a.Part),
+		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
+		Edit: func(dir *os.Root, snapshot string) error {
+			if snapshot == "" {
+				return store.SaveSpec(dir, a.Spec)
+			}
+			spec, err := store.LoadSpec(dir, a.Source)
+			if err != nil {
+				return err
+			}
+			spec.ID, spec.Name, spec.MAC, spec.Address = a.Spec.ID, a.Spec.Name, a.Spec.MAC, a.Spec.Address
+			return store.SaveSpec(dir, spec)
+		},
+	}
+}
+
+// transferOperation copies an instance to another pool.
+func (m *Manager) transferOperation(a transferArgs) *operation {
+	claim := step{
+		name: "address",
+		do:   func(context.Context) error { return m.claimAddress(a.Spec) },
+		undo: func(context.Context) error { return m.releaseAddress(a.Spec) },
+	}
+	return &operation{steps: []step{claim, m.writePart(a), {
+		name: "name",
+		do:   func(ctx context.Context) error { return m.namePart(ctx, a) },
+		undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.To, instanceKey(a.Spec.Name), a.Spec.ID) },
+	}}}
+}
+
+// moveOperation copies an instance to another pool and deletes it where it was.
+// Once that is done there is nothing to go back to.
+func (m *Manager) moveOperation(a transferArgs) *operation {
+	return &operation{steps: []step{m.writePart(a), {
+		name: "name",
+		do:   func(ctx context.Context) error { return m.namePart(ctx, a) },
+		undo: func(ctx context.Context) error {
+			from, err := m.pool(ctx, a.From)
+			if err != nil {
+				return err
+			}
+			_, err = from.Open(ctx, instanceKey(a.Source))
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return m.dropVolume(ctx, a.To, instanceKey(a.Spec.Name), a.Spec.ID)
+		},
+	}, {
+		name: "source",
+		do:   func(ctx context.Context) error { return m.dropVolume(ctx, a.From, instanceKey(a.Source), a.Spec.ID) },
+	}}}
+}
+
+// writePart is the step that copies the data.
+func (m *Manager) writePart(a transferArgs) step {
+	return step{
+		name: "data",
+		do: func(ctx context.Context) error {
+			from, err := m.pool(ctx, a.From)
+			if err != nil {
+				return err
+			}
+			volume, err := from.Open(ctx, instanceKey(a.Source))
+			if err != nil {
+				return err
+			}
+			to, err := m.pool(ctx, a.To)
+			if err != nil {
+				return err
+			}
+			task := m.cfg.Progress.Task("Copying to pool "+a.To, 0, false)
+			defer task.Done()
+			return transfer.Copy(ctx, m.request(volume, to, a))
+		},
+		undo: func(ctx context.Context) error {
+			pool, err := m.pool(ctx, a.To)
+			if err != nil {
+				return err
+			}
+			if err := pool.Delete(ctx, instanceKey(a.Part)); !fault.Is(err, fault.NotFound) {
+				return err
+			}
+			return nil
+		},
+	}
+}
+
+func (m *Manager) namePart(ctx context.Context, a transferArgs) error {
+	pool, err := m.pool(ctx, a.To)
+	if err != nil {
+		return err
+	}
+	return pool.Rename(ctx, instanceKey(a.Part), a.Spec.Name)
+}

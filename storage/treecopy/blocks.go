@@ -1,0 +1,57 @@
+package treecopy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// blockSize is the unit in which files are compared.
+const blockSize = 64 << 10
+
+// blocks reads those blocks of a file that do not hold only zeros. Two files of
+// one size are alike if these blocks are, wherever they have holes.
+type blocks struct {
+	file *os.File
+	size int64
+	next int64
+	buf  [blockSize]byte
+}
+
+// read gives the next block and where it begins, or io.EOF.
+func (b *blocks) read(ctx context.Context) (int64, []byte, error) {
+	for b.next < b.size {
+		if err := ctx.Err(); err != nil {
+			return 0, nil, err
+		}
+		data, err := unix.Seek(int(b.file.Fd()), b.next, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			break // only a hole is left
+		}
+		if err != nil {
+			return 0, nil, err
+		}
+		at := data / blockSize * blockSize
+		n, err := b.file.ReadAt(b.buf[:], at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, nil, err
+		}
+		b.next = at + blockSize
+		if block := b.buf[:n]; !zero(block) {
+			return at, block, nil
+		}
+	}
+	return 0, nil, io.EOF
+}
+
+func zero(block []byte) bool {
+	for _, c := range block {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
