@@ -263,10 +263,19 @@ type Record struct {
 	CreatedAt   time.Time         `json:"created_at"`
 }
 
-// Usage of a volume in bytes, as the file system counts it.
+// Usage of a volume in bytes, as the file system counts it. What is not exclusive
+// is shared with other volumes.
 type Usage struct {
-	Used      int64 // reachable from the volume and its snapshots
-	Exclusive int64 // freed if it were deleted
+	Used      int64           // reachable from the volume and its snapshots
+	Exclusive int64           // freed if it were deleted, with its snapshots
+	Snapshots []SnapshotUsage // oldest first
+}
+
+// SnapshotUsage is what one snapshot takes, in bytes.
+type SnapshotUsage struct {
+	Name      string
+	Used      int64 // reachable from it
+	Exclusive int64 // freed if it alone were deleted
 }
 
 // Info describes a pool.
