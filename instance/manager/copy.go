@@ -47,7 +47,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	}
 	spec := *from
 	spec.ID, spec.Name, spec.CreatedAt = newID(), r.Name, now()
-	spec.Config, spec.Profiles = maps.Clone(from.Config), slices.Clone(from.Profiles)
+	spec.Config, spec.Profiles, spec.Devices = maps.Clone(from.Config), slices.Clone(from.Profiles), maps.Clone(from.Devices)
 	if r.Pool != "" && r.Pool != src.pool {
 		if err := m.copyAcross(ctx, src, &spec, r); err != nil {
 			return nil, fmt.Errorf("cannot copy %q to %q in pool %q: %w", r.Source, r.Name, r.Pool, err)

@@ -40,6 +40,10 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	} else {
 		machine.Boot.DNS = nil
 	}
+	var err error
+	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
+		return nil, err
+	}
 	root := o.volume.Root()
 	if o.volume.Content() == storage.Tree {
 		machine.Root.Tree = instance.Tree{Lower: root.Lower, Upper: root.Upper, Work: root.Work}

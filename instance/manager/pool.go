@@ -94,6 +94,7 @@ type PoolView struct {
 	Info    storage.Info
 	UsedBy  []string // instances
 	Trashed []string // instances that were deleted and are still kept
+	Volumes []string // custom volumes
 	Reason  string   // why it cannot be used; empty: it can
 }
 
@@ -110,6 +111,9 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 	}
 	if err == nil {
 		v.UsedBy, v.Trashed, err = volumesIn(ctx, pool)
+	}
+	if err == nil {
+		v.Volumes, err = customIn(ctx, pool)
 	}
 	if err != nil {
 		v.Reason = err.Error()
@@ -159,6 +163,9 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	}
 	if len(v.Trashed) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
+	}
+	if len(v.Volumes) > 0 {
+		return fault.New(fault.WrongState, "cannot delete pool %q: %d volumes are in it, %q among them; delete or move them first, with brig storage volume", name, len(v.Volumes), v.Volumes[0])
 	}
 	return m.cfg.Pools.Delete(ctx, name)
 }

@@ -1,0 +1,425 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+)
+
+// A snapshot of an instance is one of its custom volumes, too, those excepted that
+// it only reads: they are taken while it stands still, under one intent, so that
+// all of them are there or none. In a volume such a part is a snapshot with a name
+// of its own (partName), and it goes with the instance's snapshot.
+
+// part is a snapshot of a custom volume, by the volume's name and id.
+type part struct {
+	Pool, Volume, ID, Snapshot string
+}
+
+func (p part) ref() volumeRef { return volumeRef{p.Pool, p.Volume} }
+
+// partLocks are the locks of the parts' volumes.
+func partLocks(parts []part) []string { return volumeLocks(parts, part.ref) }
+
+// openPart opens the volume of a part, or gives nil if that is gone.
+func (m *Manager) openPart(ctx context.Context, p part) (*custom, error) {
+	c, err := m.openVolume(ctx, p.ref())
+	if fault.Is(err, fault.NotFound) || err == nil && c.info.ID != p.ID {
+		return nil, nil
+	}
+	return c, err
+}
+
+func (m *Manager) dropVolumeSnapshot(ctx context.Context, p part) error {
+	c, err := m.openPart(ctx, p)
+	if err != nil || c == nil {
+		return err
+	}
+	if err := c.volume.DeleteSnapshot(ctx, p.Snapshot); !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+func (m *Manager) dropParts(ctx context.Context, parts []part) error {
+	for _, p := range parts {
+		if err := m.dropVolumeSnapshot(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// findParts gives the parts of an instance's snapshot, by the instance's id, or of
+// all its snapshots where that is empty. A pool that cannot be used has none.
+func (m *Manager) findParts(ctx context.Context, id, snapshot string) ([]part, error) {
+	pools, err := m.cfg.Pools.Names()
+	if err != nil {
+		return nil, err
+	}
+	var found []part
+	for _, in := range pools {
+		pool, err := m.pool(ctx, in)
+		if err != nil {
+			continue
+		}
+		names, err := customIn(ctx, pool)
+		if err != nil {
+			continue
+		}
+		for _, name := range names {
+			c, err := m.openVolume(ctx, volumeRef{in, name})
+			if err != nil {
+				continue
+			}
+			list, err := c.volume.Snapshots(ctx)
+			if err != nil {
+				return nil, err
+			}
+			for _, s := range list {
+				if taken, of, ok := cutPart(s.Name); ok && of == id && (snapshot == "" || taken == snapshot) {
+					found = append(found, part{in, name, c.info.ID, s.Name})
+				}
+			}
+		}
+	}
+	return found, ctx.Err()
+}
+
+// partsToTake gives the parts that a snapshot of an instance is to have, and locks
+// their volumes.
+func (m *Manager) partsToTake(ctx context.Context, inst *opened, snapshot string) ([]part, *store.Held, error) {
+	var writable []diskDevice
+	for _, d := range devicesOf(inst.spec) {
+		if !d.readOnly {
+			writable = append(writable, d)
+		}
+	}
+	if len(writable) == 0 {
+		return nil, new(store.Held), nil
+	}
+	held, err := m.lock(ctx, "snapshot", volumeLocks(writable, func(d diskDevice) volumeRef { return d.ref })...)
+	if err != nil {
+		return nil, nil, err
+	}
+	var parts []part
+	for _, d := range writable {
+		c, err := m.openVolume(ctx, d.ref)
+		if fault.Is(err, fault.NotFound) {
+			m.cfg.Notice(fmt.Sprintf("The volume %s of pool %s is gone, and is not in this snapshot of %s.", d.ref.Name, d.ref.Pool, inst.spec.Name))
+			continue
+		}
+		if err != nil {
+			held.Release()
+			return nil, nil, err
+		}
+		parts = append(parts, part{d.ref.Pool, d.ref.Name, c.info.ID, partName(snapshot, inst.spec.ID)})
+	}
+	return parts, held, nil
+}
+
+// takeTogether gives the steps of a snapshot of a running or stopped instance and
+// of its volumes. Once the last is done, or release is called, the instance goes on.
+func (m *Manager) takeTogether(inst *opened, a snapshotArgs, o storage.SnapshotOptions) (take, volumes func(context.Context) error, release func() error) {
+	release = sync.OnceValue(func() error { return nil })
+	take = func(ctx context.Context) error {
+		machine, state, err := m.live(inst, "snapshot")
+		if err != nil && !fault.Is(err, fault.WrongState) {
+			return err
+		}
+		if err == nil {
+			let, err := m.hold(ctx, runner{inst: inst, machine: machine, state: state})
+			if err != nil {
+				return err
+			}
+			release = sync.OnceValue(let)
+			if o.Live, err = m.liveness(inst); err != nil {
+				return err
+			}
+			o.Live.Freeze = func(context.Context) (func() error, error) {
+				return func() error { return nil }, nil
+			}
+		}
+		return inst.volume.Snapshot(ctx, a.Snapshot, o)
+	}
+	volumes = func(ctx context.Context) error {
+		for _, p := range a.Volumes {
+			if err := m.takePart(ctx, inst, p, o); err != nil {
+				return fmt.Errorf("volume %q: %w", p.Volume, err)
+			}
+		}
+		return release()
+	}
+	return take, volumes, func() error { return release() }
+}
+
+// takePart takes the snapshot of one volume, while its instance stands still.
+func (m *Manager) takePart(ctx context.Context, inst *opened, p part, o storage.SnapshotOptions) error {
+	c, err := m.openVolume(ctx, p.ref())
+	if err != nil {
+		return err
+	}
+	users, err := m.usersOf(ctx, p.ref())
+	if err != nil {
+		return err
+	}
+	running, err := m.runnersOf(ctx, p.ref(), users)
+	if err != nil {
+		return err
+	}
+	o.Live = m.livenessOf(running, inst.spec.ID)
+	return c.volume.Snapshot(ctx, p.Snapshot, o)
+}
+
+// lockToGoBack locks the volumes that a return to another state changes: those of
+// the parts that come back with it, and those that keep a state for Undo, which is
+// dropped then. None that comes back may be in use by another running instance.
+func (m *Manager) lockToGoBack(ctx context.Context, inst *opened, parts []part) (names []string, held *store.Held, err error) {
+	kept, err := m.undoParts(ctx, inst)
+	if err != nil {
+		return nil, nil, err
+	}
+	names = partLocks(append(kept, parts...))
+	if len(names) == 0 {
+		return nil, new(store.Held), nil
+	}
+	if held, err = m.lock(ctx, "restore", names...); err != nil {
+		return nil, nil, err
+	}
+	if err := m.usedByNoOther(ctx, inst, parts); err != nil {
+		held.Release()
+		return nil, nil, err
+	}
+	return names, held, nil
+}
+
+// undoParts gives the parts of all that is kept for Undo.
+func (m *Manager) undoParts(ctx context.Context, inst *opened) ([]part, error) {
+	all, err := m.findParts(ctx, inst.spec.ID, "")
+	return slices.DeleteFunc(all, func(p part) bool { return !strings.HasPrefix(p.Snapshot, store.UndoPrefix) }), err
+}
+
+// lockUndoParts locks the volumes of those.
+func (m *Manager) lockUndoParts(ctx context.Context, inst *opened) (*store.Held, error) {
+	_, held, err := m.lockToGoBack(ctx, inst, nil)
+	return held, err
+}
+
+func (m *Manager) usedByNoOther(ctx context.Context, inst *opened, parts []part) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	users, err := m.volumeUsers(ctx)
+	if err != nil {
+		return fault.New(fault.Unavailable, "it is not known who uses its volumes: %w", err)
+	}
+	for _, p := range parts {
+		running, err := m.runnersOf(ctx, p.ref(), users[p.ref()])
+		if err != nil {
+			return err
+		}
+		for _, r := range running {
+			if r.inst.spec.ID != inst.spec.ID {
+				return fault.New(fault.WrongState, "%q runs with the volume %q; stop it first", r.inst.spec.Name, p.Volume)
+			}
+		}
+	}
+	return nil
+}
+
+// onlyAttached leaves out the parts of volumes that an instance does not have any
+// more: they may hold another's data by now.
+func (m *Manager) onlyAttached(inst *opened, parts []part) []part {
+	devices := devicesOf(inst.spec)
+	return slices.DeleteFunc(parts, func(p part) bool {
+		has := slices.ContainsFunc(devices, func(d diskDevice) bool { return d.ref == p.ref() })
+		if !has {
+			m.cfg.Notice(fmt.Sprintf("The volume %s of pool %s is not attached to %s any more, and stays as it is.", p.Volume, p.Pool, inst.spec.Name))
+		}
+		return !has
+	})
+}
+
+// undoPart is the part of the state before a restore.
+func (a restoreArgs) undoPart(p part) part {
+	p.Snapshot = partName(a.Undo, a.ID)
+	return p
+}
+
+// keepParts keeps the state of the volumes before a restore.
+func (m *Manager) keepParts(ctx context.Context, a restoreArgs) error {
+	for _, p := range a.Volumes {
+		c, err := m.openVolume(ctx, p.ref())
+		if err != nil {
+			return err
+		}
+		err = c.volume.Snapshot(ctx, a.undoPart(p).Snapshot, storage.SnapshotOptions{Description: "kept for brig undo", CreatedAt: now()})
+		if err != nil && !fault.Is(err, fault.AlreadyExists) {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Manager) dropKeptParts(ctx context.Context, a restoreArgs) error {
+	for _, p := range a.Volumes {
+		if err := m.dropVolumeSnapshot(ctx, a.undoPart(p)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// restoreParts brings the volumes back.
+func (m *Manager) restoreParts(ctx context.Context, a restoreArgs) error {
+	for _, p := range a.Volumes {
+		c, err := m.openPart(ctx, p)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		if err := c.volume.Restore(ctx, p.Snapshot); err != nil {
+			return fmt.Errorf("volume %q: %w", p.Volume, err)
+		}
+		if err := m.restoreSize(ctx, p.ref(), p.Snapshot); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropSnapshot drops a snapshot of an instance and the parts of it.
+func (m *Manager) dropSnapshot(ctx context.Context, inst *opened, snapshot string) error {
+	parts, err := m.findParts(ctx, inst.spec.ID, snapshot)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		return inst.volume.DeleteSnapshot(ctx, snapshot)
+	}
+	held, err := m.lock(ctx, "delete a snapshot of", partLocks(parts)...)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	a := snapshotArgs{Name: inst.spec.Name, ID: inst.spec.ID, Snapshot: snapshot, Volumes: parts}
+	return m.perform(ctx, "snapshot-delete", append([]string{a.Name}, partLocks(parts)...), a)
+}
+
+func (m *Manager) deleteSnapshotOperation(a snapshotArgs) *operation {
+	return &operation{forward: true, steps: []step{
+		{name: "instance", do: func(ctx context.Context) error { return m.dropTaken(ctx, a) }},
+		{name: "volumes", do: func(ctx context.Context) error { return m.dropParts(ctx, a.Volumes) }},
+	}}
+}
+
+// dropTaken drops the instance's own part of a snapshot.
+func (m *Manager) dropTaken(ctx context.Context, a snapshotArgs) error {
+	inst, err := m.open(ctx, a.Name)
+	if fault.Is(err, fault.NotFound) || err == nil && inst.spec.ID != a.ID {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := inst.volume.DeleteSnapshot(ctx, a.Snapshot); !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+// snapshotRenameArgs name a snapshot of an instance and what it is to be called.
+type snapshotRenameArgs struct {
+	Name, ID, From, To string
+	Volumes            []part // as they are called before
+}
+
+// renameSnapshot renames a snapshot of an instance and the parts of it.
+func (m *Manager) renameSnapshot(ctx context.Context, inst *opened, snapshot, to string) error {
+	parts, err := m.findParts(ctx, inst.spec.ID, snapshot)
+	if err != nil {
+		return err
+	}
+	if len(parts) == 0 {
+		return inst.volume.RenameSnapshot(ctx, snapshot, to)
+	}
+	list, err := inst.volume.Snapshots(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(list, func(s storage.Snapshot) bool { return s.Name == to }) {
+		return fault.New(fault.AlreadyExists, "there is a snapshot %q already", to)
+	}
+	held, err := m.lock(ctx, "rename a snapshot of", partLocks(parts)...)
+	if err != nil {
+		return err
+	}
+	defer held.Release()
+	a := snapshotRenameArgs{inst.spec.Name, inst.spec.ID, snapshot, to, parts}
+	return m.perform(ctx, "snapshot-rename", append([]string{a.Name}, partLocks(parts)...), a)
+}
+
+func (m *Manager) renameSnapshotOperation(a snapshotRenameArgs) *operation {
+	return &operation{forward: true, steps: []step{
+		{name: "instance", do: func(ctx context.Context) error {
+			inst, err := m.open(ctx, a.Name)
+			if fault.Is(err, fault.NotFound) || err == nil && inst.spec.ID != a.ID {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return renamed(ctx, inst.volume, a.From, a.To)
+		}},
+		{name: "volumes", do: func(ctx context.Context) error {
+			for _, p := range a.Volumes {
+				c, err := m.openPart(ctx, p)
+				if err == nil && c != nil {
+					err = renamed(ctx, c.volume, p.Snapshot, partName(a.To, a.ID))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+	}}
+}
+
+// renamed renames a snapshot, unless that is done.
+func renamed(ctx context.Context, v storage.Volume, from, to string) error {
+	err := v.RenameSnapshot(ctx, from, to)
+	if !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	list, listErr := v.Snapshots(ctx)
+	if slices.ContainsFunc(list, func(s storage.Snapshot) bool { return s.Name == to }) {
+		return nil
+	}
+	return errors.Join(err, listErr)
+}
+
+// forgetParts drops all that volumes keep of an instance which goes for good. What
+// cannot be dropped can be deleted by hand, and is no reason to keep the instance.
+func (m *Manager) forgetParts(ctx context.Context, id string) {
+	parts, err := m.findParts(ctx, id, "")
+	if err == nil && len(parts) > 0 {
+		var held *store.Held
+		if held, err = m.lock(ctx, "delete a snapshot of", partLocks(parts)...); err == nil {
+			err = m.dropParts(ctx, parts)
+			held.Release()
+		}
+	}
+	if err != nil {
+		m.cfg.Notice(fmt.Sprintf("Snapshots of volumes that were taken with an instance are left: %v; delete them with brig storage volume snapshot delete", err))
+	}
+}
