@@ -28,17 +28,17 @@ func (d *Driver) SwitchDisk(ctx context.Context, m *instance.Machine, overlay in
 		return false, fmt.Errorf("cannot switch the disk of %q: %w", m.Name, err)
 	}
 	defer mon.Close()
-	quiesced, err = d.switchTo(ctx, mon, m, overlay)
+	quiesced, err = d.switchTo(ctx, mon, m, machine.RootDevice, overlay)
 	if err != nil {
 		return false, fmt.Errorf("cannot switch the disk of %q to %q: %w", m.Name, overlay.Path, err)
 	}
 	return quiesced, nil
 }
 
-func (d *Driver) switchTo(ctx context.Context, mon *qmp.Monitor, m *instance.Machine, overlay instance.Disk) (quiesced bool, err error) {
+func (d *Driver) switchTo(ctx context.Context, mon *qmp.Monitor, m *instance.Machine, device string, overlay instance.Disk) (quiesced bool, err error) {
 	node := nodeName(overlay.Path)
 	var current string
-	where := map[string]string{"path": "/machine/peripheral/" + machine.RootDevice, "property": "drive"}
+	where := map[string]string{"path": "/machine/peripheral/" + device, "property": "drive"}
 	if err := mon.Run(ctx, "qom-get", where, &current); err != nil {
 		return false, err
 	}

@@ -252,13 +252,8 @@ func (m *Manager) AddDevice(ctx context.Context, r DeviceRequest) (later bool, e
 	if err != nil {
 		return false, err
 	}
-	for _, other := range devicesOf(inst.spec) {
-		switch {
-		case d.path != "" && path.Clean(other.path) == path.Clean(d.path):
-			return false, fault.New(fault.AlreadyExists, "cannot add the device %q to %q: its device %q is at %q", r.Name, r.Instance, other.name, d.path)
-		case d.ref == other.ref:
-			return false, fault.New(fault.AlreadyExists, "cannot add the device %q to %q: its device %q is this volume", r.Name, r.Instance, other.name)
-		}
+	if err := apart(d, devicesOf(inst.spec)); err != nil {
+		return false, fmt.Errorf("cannot add a device to %q: %w", r.Instance, err)
 	}
 	locked, err := m.lock(ctx, "attach", d.ref.lock())
 	if err != nil {
@@ -281,6 +276,34 @@ func (m *Manager) AddDevice(ctx context.Context, r DeviceRequest) (later bool, e
 		return false, fmt.Errorf("cannot add the device %q to %q: %w", r.Name, r.Instance, err)
 	}
 	return later, nil
+}
+
+// apart refuses a device that gets into the way of others.
+func apart(d diskDevice, others []diskDevice) error {
+	for _, other := range others {
+		switch {
+		case d.path != "" && path.Clean(other.path) == path.Clean(d.path):
+			return fault.New(fault.AlreadyExists, "the devices %q and %q would both be at %q", d.name, other.name, d.path)
+		case d.ref == other.ref:
+			return fault.New(fault.AlreadyExists, "the devices %q and %q would be the same volume", d.name, other.name)
+		}
+	}
+	return nil
+}
+
+// checkDevices looks whether a new instance can have the devices that it is to
+// have.
+func (m *Manager) checkDevices(ctx context.Context, spec *instance.Spec) error {
+	list := devicesOf(spec)
+	for i, d := range list {
+		if err := apart(d, list[:i]); err != nil {
+			return err
+		}
+		if _, err := m.attached(ctx, spec.Type, d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // notFrozen refuses to change what a machine has while it stands still.

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -62,7 +63,20 @@ type Host struct {
 	BootFile    string // path of boot.json
 	ConsoleLog  string // path
 	FDs         FDs
+	Shares      []Share // one for each file system among the machine's volumes, in their order
 }
+
+// Share is how a machine gets a file system.
+type Share struct {
+	Type string // VirtioFS or Plan9
+	FD   int    // of the connection with virtiofsd
+}
+
+// The types of shares, by the names that mount(8) knows them by in the guest.
+const (
+	VirtioFS = "virtiofs"
+	Plan9    = "9p"
+)
 
 // FDs are descriptor numbers in QEMU's process. The sockets listen already.
 type FDs struct {
@@ -94,7 +108,13 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.add("-msg", "timestamp=on")
 	a.add("-action", "panic=none") // the kernel restarts by itself, and the keeper was told
 	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-	a.add("-machine", "q35,usb=off,vmport=off,dump-guest-core=off")
+	// Virtiofsd works in the guest's memory.
+	options := "q35,usb=off,vmport=off,dump-guest-core=off"
+	if slices.ContainsFunc(h.Shares, func(s Share) bool { return s.Type == VirtioFS }) {
+		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", memory>>20))
+		options += ",memory-backend=memory"
+	}
+	a.add("-machine", options)
 	if err := a.accelerator(h.Accelerator); err != nil {
 		return nil, err
 	}
@@ -106,6 +126,9 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.monitors(h)
 	a.guestDevices(h)
 	if err := a.disk(m.Root.Disk); err != nil {
+		return nil, err
+	}
+	if err := a.volumes(m.Volumes, h.Shares); err != nil {
 		return nil, err
 	}
 	return a.list, a.nics(m.NICs, h.FDs)

@@ -119,11 +119,17 @@ func (v *vm) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	settings, err := guest.SettingsOf(m).Encode()
+	shares, err := chooseShares(m)
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.Path(rundir.Boot), settings, 0o600); err != nil {
+	settings := guest.SettingsOf(m)
+	settings.Mounts = shares.mounts
+	encoded, err := settings.Encode()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(m.Path(rundir.Boot), encoded, 0o600); err != nil {
 		return err
 	}
 	lock, err := rundir.Acquire(m.Path(rundir.Lock))
@@ -138,18 +144,21 @@ func (v *vm) start(ctx context.Context) error {
 		return err
 	}
 	defer inherited.close()
+	if err := shares.serve(ctx, m, inherited); err != nil {
+		return err
+	}
 	memory, err := hostMemory()
 	if err != nil {
 		return err
 	}
 	args, err := machine.Args(m, machine.Host{
-		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs),
+		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs), Shares: shares.list,
 		BootFile: m.Path(rundir.Boot), ConsoleLog: filepath.Join(m.LogDir, rundir.ConsoleLog),
 	})
 	if err != nil {
 		return err
 	}
-	cmd, err := launch(m, args, inherited)
+	cmd, err := launch(m, args, inherited, shares.capabilities())
 	if err != nil {
 		return err
 	}

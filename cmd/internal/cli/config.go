@@ -14,7 +14,7 @@ import (
 
 func newConfig(s *session) *cobra.Command {
 	return newGroup("config", "See and change the configuration of instances",
-		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s))
+		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigDevice(s))
 }
 
 func newConfigGet(s *session) *cobra.Command {
