@@ -64,10 +64,10 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 		}
 		op.steps[0].do = func(ctx context.Context) error { return inst.volume.Snapshot(ctx, snapshot, o) }
 	} else {
-		var release func() error
-		op.steps[0].do, op.steps[1].do, release = m.takeTogether(inst, args, o)
-		defer func() { err = errors.Join(err, release()) }()
 		args.Held = m.state(inst.spec).Status == instance.Running
+		t := &together{m: m, inst: inst, args: args, o: o}
+		op.steps[0].do, op.steps[1].do = t.take, t.volumes
+		defer func() { err = errors.Join(err, t.release()) }()
 	}
 	if err := m.performAs(ctx, "snapshot", append([]string{name}, partLocks(parts)...), args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"brig/instance/fault"
 	"brig/instance/store"
@@ -125,39 +124,53 @@ func (m *Manager) partsToTake(ctx context.Context, inst *opened, snapshot string
 	return parts, held, nil
 }
 
-// takeTogether gives the steps of a snapshot of a running or stopped instance and
-// of its volumes. Once the last is done, or release is called, the instance goes on.
-func (m *Manager) takeTogether(inst *opened, a snapshotArgs, o storage.SnapshotOptions) (take, volumes func(context.Context) error, release func() error) {
-	release = sync.OnceValue(func() error { return nil })
-	take = func(ctx context.Context) error {
-		machine, state, err := m.live(inst, "snapshot")
-		if err != nil && !fault.Is(err, fault.WrongState) {
+// together takes a snapshot of an instance and of its volumes.
+type together struct {
+	m    *Manager
+	inst *opened
+	args snapshotArgs
+	o    storage.SnapshotOptions
+	let  func() error // lets a running instance go on; may be called twice
+}
+
+// take makes the instance stand still and takes its own part.
+func (t *together) take(ctx context.Context) error {
+	machine, state, err := t.m.live(t.inst, "snapshot")
+	if err != nil && !fault.Is(err, fault.WrongState) {
+		return err
+	}
+	o := t.o
+	if err == nil {
+		if t.let, err = t.m.hold(ctx, runner{inst: t.inst, machine: machine, state: state}); err != nil {
 			return err
 		}
-		if err == nil {
-			let, err := m.hold(ctx, runner{inst: inst, machine: machine, state: state})
-			if err != nil {
-				return err
-			}
-			release = sync.OnceValue(let)
-			if o.Live, err = m.liveness(inst); err != nil {
-				return err
-			}
-			o.Live.Freeze = func(context.Context) (func() error, error) {
-				return func() error { return nil }, nil
-			}
+		if o.Live, err = t.m.liveness(t.inst); err != nil {
+			return err
 		}
-		return inst.volume.Snapshot(ctx, a.Snapshot, o)
 	}
-	volumes = func(ctx context.Context) error {
-		for _, p := range a.Volumes {
-			if err := m.takePart(ctx, inst, p, o); err != nil {
-				return fmt.Errorf("volume %q: %w", p.Volume, err)
-			}
+	if o.Live != nil {
+		o.Live.Freeze = func(context.Context) (func() error, error) {
+			return func() error { return nil }, nil
 		}
-		return release()
 	}
-	return take, volumes, func() error { return release() }
+	return t.inst.volume.Snapshot(ctx, t.args.Snapshot, o)
+}
+
+// volumes takes the volumes' parts and lets the instance go on.
+func (t *together) volumes(ctx context.Context) error {
+	for _, p := range t.args.Volumes {
+		if err := t.m.takePart(ctx, t.inst, p, t.o); err != nil {
+			return fmt.Errorf("volume %q: %w", p.Volume, err)
+		}
+	}
+	return t.release()
+}
+
+func (t *together) release() error {
+	if t.let == nil {
+		return nil
+	}
+	return t.let()
 }
 
 // takePart takes the snapshot of one volume, while its instance stands still.
