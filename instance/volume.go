@@ -27,13 +27,12 @@ type Attached struct {
 	Path     string `json:"path,omitempty"`     // file systems: where the instance has it, absolute
 	Disk     Disk   `json:"disk,omitzero"`      // block volumes
 	Shared   bool   `json:"shared,omitempty"`   // block volumes: others may write to it, too
-	Bus      string `json:"bus,omitempty"`      // io.bus: how a virtual machine gets it; empty: the best
 }
 
 // Mount is a shared directory that a guest mounts by itself.
 type Mount struct {
 	Tag      string `json:"tag"`  // by which the guest finds it
-	Type     string `json:"type"` // virtiofs or 9p
+	Type     string `json:"type"` // as mount(8) knows it: virtiofs
 	Path     string `json:"path"`
 	ReadOnly bool   `json:"readonly,omitempty"`
 }

@@ -125,7 +125,7 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 		}
 	}
 	for device, keys := range r.Devices {
-		if _, err := parseDevice(t, device, keys); err != nil {
+		if _, err := parseDevice(device, keys); err != nil {
 			return nil, fmt.Errorf("cannot create %q: %w", name, err)
 		}
 	}

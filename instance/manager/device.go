@@ -23,14 +23,13 @@ type diskDevice struct {
 	ref      volumeRef
 	path     string // file systems
 	readOnly bool
-	bus      string
 }
 
 // diskKeys are the keys of such a device, in Incus's words.
-var diskKeys = []string{"type", "pool", "source", "path", "readonly", "io.bus"}
+var diskKeys = []string{"type", "pool", "source", "path", "readonly"}
 
 // parseDevice understands a device, or says what is wrong with it.
-func parseDevice(form instance.Type, name string, keys map[string]string) (d diskDevice, err error) {
+func parseDevice(name string, keys map[string]string) (d diskDevice, err error) {
 	bad := func(class fault.Class, format string, args ...any) error {
 		return fault.New(class, "cannot use the device %q: %w", name, fmt.Errorf(format, args...))
 	}
@@ -62,20 +61,12 @@ func parseDevice(form instance.Type, name string, keys map[string]string) (d dis
 	if err := checkVolumeName(keys["source"]); err != nil {
 		return d, bad(fault.Invalid, "%w", err)
 	}
-	d = diskDevice{name: name, ref: volumeRef{keys["pool"], keys["source"]}, path: keys["path"], bus: keys["io.bus"]}
+	d = diskDevice{name: name, ref: volumeRef{keys["pool"], keys["source"]}, path: keys["path"]}
 	if v := keys["readonly"]; v != "" {
 		if err := boolean(v); err != nil {
 			return d, bad(fault.Invalid, "readonly is %q: %w", v, err)
 		}
 		d.readOnly = v == "true"
-	}
-	if d.bus != "" {
-		if err := oneOf("auto", "virtiofs", "9p", "virtio-blk")(d.bus); err != nil {
-			return d, bad(fault.Invalid, "io.bus is %q: %w", d.bus, err)
-		}
-		if form != instance.VirtualMachine {
-			return d, bad(fault.Invalid, "io.bus is only for a %s", instance.VirtualMachine)
-		}
 	}
 	if d.path != "" {
 		if err := checkMountPath(d.path); err != nil {
@@ -114,7 +105,7 @@ func checkMountPath(p string) error {
 func devicesOf(spec *instance.Spec) []diskDevice {
 	var list []diskDevice
 	for name, keys := range spec.Devices {
-		if d, err := parseDevice(spec.Type, name, keys); err == nil {
+		if d, err := parseDevice(name, keys); err == nil {
 			list = append(list, d)
 		}
 	}
@@ -135,18 +126,12 @@ func (m *Manager) attached(ctx context.Context, form instance.Type, d diskDevice
 	if err != nil {
 		return a, err
 	}
-	a = instance.Attached{Device: d.name, Pool: d.ref.Pool, Volume: d.ref.Name, ReadOnly: d.readOnly, Bus: d.bus}
-	if a.Bus == "auto" {
-		a.Bus = ""
-	}
+	a = instance.Attached{Device: d.name, Pool: d.ref.Pool, Volume: d.ref.Name, ReadOnly: d.readOnly}
 	if c.volume.Content() == storage.Disk {
 		return a, blockDevice(&a, c, form, d)
 	}
-	switch {
-	case d.path == "":
+	if d.path == "" {
 		return a, fault.New(fault.Invalid, "volume %q is a file system and needs a path to be at", d.ref.Name)
-	case d.bus == "virtio-blk":
-		return a, fault.New(fault.Invalid, "volume %q is a file system, and virtio-blk is for block volumes", d.ref.Name)
 	}
 	a.Path = path.Clean(d.path)
 	a.Dir, err = treeOf(c.volume)
@@ -159,8 +144,6 @@ func blockDevice(a *instance.Attached, c *custom, form instance.Type, d diskDevi
 		return fault.New(fault.Unsupported, "volume %q is a block volume, and a container has no disks: use a volume of type filesystem, or a virtual machine", d.ref.Name)
 	case d.path != "":
 		return fault.New(fault.Invalid, "volume %q is a block volume: it appears as a disk, and has no path", d.ref.Name)
-	case d.bus == "9p" || d.bus == "virtiofs":
-		return fault.New(fault.Invalid, "volume %q is a block volume, and %s is for file systems", d.ref.Name, d.bus)
 	}
 	root := c.volume.Root()
 	a.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
@@ -248,7 +231,7 @@ func (m *Manager) AddDevice(ctx context.Context, r DeviceRequest) (later bool, e
 	if _, ok := inst.spec.Devices[r.Name]; ok {
 		return false, fault.New(fault.AlreadyExists, "cannot add the device %q to %q: it has one of this name", r.Name, r.Instance)
 	}
-	d, err := parseDevice(inst.spec.Type, r.Name, r.Device)
+	d, err := parseDevice(r.Name, r.Device)
 	if err != nil {
 		return false, err
 	}
@@ -327,7 +310,7 @@ func (m *Manager) RemoveDevice(ctx context.Context, name, device string) error {
 	}
 	names := []string{name}
 	args := deviceArgs{Instance: name, ID: inst.spec.ID, Name: device, Device: keys}
-	if d, err := parseDevice(inst.spec.Type, device, keys); err == nil {
+	if d, err := parseDevice(device, keys); err == nil {
 		names = append(names, d.ref.lock())
 		locked, err := m.lock(ctx, "detach", d.ref.lock())
 		if err != nil {

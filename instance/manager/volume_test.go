@@ -144,7 +144,6 @@ func TestBadDevicesAreRefused(t *testing.T) {
 		"path with a line": {"path", "/srv\n/etc none bind 0 0", fault.Invalid},
 		"long path":        {"path", "/" + strings.Repeat("a/", 600), fault.Invalid},
 		"readonly":         {"readonly", "perhaps", fault.Invalid},
-		"bus of a VM":      {"io.bus", "9p", fault.Invalid},
 		"unknown key":      {"raw.mount.options", "x", fault.Unsupported},
 		"a block volume":   {"source", "disk", fault.Unsupported},
 	} {

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -63,20 +62,7 @@ type Host struct {
 	BootFile    string // path of boot.json
 	ConsoleLog  string // path
 	FDs         FDs
-	Shares      []Share // one for each file system among the machine's volumes, in their order
 }
-
-// Share is how a machine gets a file system.
-type Share struct {
-	Type string // VirtioFS or Plan9
-	FD   int    // of the connection with virtiofsd
-}
-
-// The types of shares, by the names that mount(8) knows them by in the guest.
-const (
-	VirtioFS = "virtiofs"
-	Plan9    = "9p"
-)
 
 // FDs are descriptor numbers in QEMU's process. The sockets listen already.
 type FDs struct {
@@ -84,6 +70,7 @@ type FDs struct {
 	Taps                        []int // one a NIC
 	Vsock                       int   // vhost-vsock with its CID set; 0: none
 	VsockCID                    uint32
+	Shares                      []int // one a file system among the volumes: its connection with virtiofsd
 }
 
 // Args gives QEMU's arguments, without the program's name. Bad configuration is
@@ -110,7 +97,7 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 	// Virtiofsd works in the guest's memory.
 	options := "q35,usb=off,vmport=off,dump-guest-core=off"
-	if slices.ContainsFunc(h.Shares, func(s Share) bool { return s.Type == VirtioFS }) {
+	if len(h.FDs.Shares) > 0 {
 		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", memory>>20))
 		options += ",memory-backend=memory"
 	}
@@ -128,7 +115,7 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	if err := a.disk(m.Root.Disk); err != nil {
 		return nil, err
 	}
-	if err := a.volumes(m.Volumes, h.Shares); err != nil {
+	if err := a.volumes(m.Volumes, h.FDs.Shares); err != nil {
 		return nil, err
 	}
 	return a.list, a.nics(m.NICs, h.FDs)

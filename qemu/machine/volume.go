@@ -26,8 +26,11 @@ func Serial(device string) string {
 // VolumeDevice is the id of the device of a volume.
 func VolumeDevice(device string) string { return "volume-" + Serial(device) }
 
+// VirtioFS is how a guest gets file systems, by the name that mount(8) has for it.
+const VirtioFS = "virtiofs"
+
 // volumes adds disks for block volumes and shares for file systems.
-func (a *args) volumes(list []instance.Attached, shares []Share) error {
+func (a *args) volumes(list []instance.Attached, shares []int) error {
 	for _, v := range list {
 		if v.Dir == "" {
 			if err := a.volumeDisk(v); err != nil {
@@ -38,9 +41,9 @@ func (a *args) volumes(list []instance.Attached, shares []Share) error {
 		if len(shares) == 0 {
 			return fmt.Errorf("there is no share for volume %q", v.Volume)
 		}
-		if err := a.share(v, shares[0]); err != nil {
-			return err
-		}
+		serial := Serial(v.Device)
+		a.add("-chardev", fmt.Sprintf("socket,id=fs-%s,fd=%d", serial, shares[0]))
+		a.add("-device", "vhost-user-fs-pci,id="+VolumeDevice(v.Device)+",chardev=fs-"+serial+",tag="+serial)
 		shares = shares[1:]
 	}
 	return nil
@@ -72,27 +75,5 @@ func (a *args) volumeDisk(v instance.Attached) error {
 		device += ",share-rw=on"
 	}
 	a.add("-device", device)
-	return nil
-}
-
-func (a *args) share(v instance.Attached, s Share) error {
-	serial, id := Serial(v.Device), VolumeDevice(v.Device)
-	switch s.Type {
-	case Plan9:
-		fs := "local,id=fs-" + serial + ",path=" + escape(v.Dir) + ",security_model=passthrough,multidevs=remap"
-		if v.ReadOnly {
-			fs += ",readonly=on"
-		}
-		a.add("-fsdev", fs)
-		a.add("-device", "virtio-9p-pci,id="+id+",fsdev=fs-"+serial+",mount_tag="+serial)
-	case VirtioFS:
-		if v.ReadOnly {
-			return fault.New(fault.Unsupported, "virtiofs cannot give volume %q for reading only; 9p can", v.Volume)
-		}
-		a.add("-chardev", fmt.Sprintf("socket,id=fs-%s,fd=%d", serial, s.FD))
-		a.add("-device", "vhost-user-fs-pci,id="+id+",chardev=fs-"+serial+",tag="+serial)
-	default:
-		return fault.New(fault.Invalid, "cannot share volume %q by %q: want virtiofs or 9p", v.Volume, s.Type)
-	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -90,7 +89,7 @@ func inherit(m *instance.Machine, lock *os.File) (_ *files, fds machine.FDs, err
 }
 
 // launch starts QEMU in a session of its own, so that it outlives its keeper.
-func launch(m *instance.Machine, args []string, f *files, capabilities []uintptr) (*exec.Cmd, error) {
+func launch(m *instance.Machine, args []string, f *files) (*exec.Cmd, error) {
 	log, err := os.OpenFile(filepath.Join(m.LogDir, rundir.QEMULog), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("cannot start QEMU: %w", err)
@@ -102,7 +101,7 @@ func launch(m *instance.Machine, args []string, f *files, capabilities []uintptr
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = f.list
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = confined(capabilities, cmd.Start)
+	err = confined(cmd.Start)
 	switch {
 	case err == nil:
 		return cmd, nil
@@ -119,14 +118,14 @@ func Missing() error {
 
 // confined runs f on a thread that can no longer gain what QEMU does not need,
 // and so cannot what f starts: the capabilities of root, except to open files
-// in the folders of other users, and those to keep. The thread ends with f.
-func confined(keep []uintptr, f func() error) error {
+// in the folders of other users. The thread ends with f.
+func confined(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
 		done <- func() error {
 			for c := range uintptr(unix.CAP_LAST_CAP + 1) {
-				if c == unix.CAP_DAC_OVERRIDE || slices.Contains(keep, c) {
+				if c == unix.CAP_DAC_OVERRIDE {
 					continue
 				}
 				err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)

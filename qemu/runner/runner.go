@@ -119,12 +119,8 @@ func (v *vm) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	shares, err := chooseShares(m)
-	if err != nil {
-		return err
-	}
 	settings := guest.SettingsOf(m)
-	settings.Mounts = shares.mounts
+	settings.Mounts = mounts(m)
 	encoded, err := settings.Encode()
 	if err != nil {
 		return err
@@ -144,7 +140,7 @@ func (v *vm) start(ctx context.Context) error {
 		return err
 	}
 	defer inherited.close()
-	if err := shares.serve(ctx, m, inherited); err != nil {
+	if fds.Shares, err = share(ctx, m, inherited); err != nil {
 		return err
 	}
 	memory, err := hostMemory()
@@ -152,13 +148,13 @@ func (v *vm) start(ctx context.Context) error {
 		return err
 	}
 	args, err := machine.Args(m, machine.Host{
-		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs), Shares: shares.list,
+		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs),
 		BootFile: m.Path(rundir.Boot), ConsoleLog: filepath.Join(m.LogDir, rundir.ConsoleLog),
 	})
 	if err != nil {
 		return err
 	}
-	cmd, err := launch(m, args, inherited, shares.capabilities())
+	cmd, err := launch(m, args, inherited)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,94 +19,59 @@ import (
 	"brig/qemu/rundir"
 )
 
-// shares are the file systems of the host that a machine sees: by virtiofsd where
-// that is installed, which is a process for each that lives as long as QEMU is
-// connected with it; else by QEMU itself, with 9p. What is only to be read is
-// shared by 9p always, for not every virtiofsd can keep a guest from writing.
-type shares struct {
-	list   []machine.Share
-	mounts []instance.Mount // what the guest is told
-	daemon string           // the path of virtiofsd; empty: there is none
-}
+// The file systems of the host that a machine sees are served by virtiofsd, a
+// process for each that lives as long as QEMU is connected with it.
 
-// daemons is where distributions put virtiofsd: in Rust, and QEMU's own before it.
+// daemons is where distributions put virtiofsd: the one in Rust, and QEMU's own
+// before it.
 var daemons = []string{"/usr/libexec/virtiofsd", "/usr/lib/virtiofsd", "/usr/lib/qemu/virtiofsd"}
 
-func findDaemon() string {
+func findDaemon() (string, error) {
 	for _, path := range daemons {
 		if unix.Access(path, unix.X_OK) == nil {
-			return path
+			return path, nil
 		}
 	}
 	path, err := exec.LookPath("virtiofsd")
 	if err != nil {
-		return ""
+		return "", fault.New(fault.Unsupported, "virtual machines cannot have file systems of the host: virtiofsd is not installed; install the package virtiofsd")
 	}
-	return path
+	return path, nil
 }
 
-// chooseShares says how the machine gets each of its file systems.
-func chooseShares(m *instance.Machine) (*shares, error) {
-	s := &shares{}
+// mounts tells the guest what to mount.
+func mounts(m *instance.Machine) (list []instance.Mount) {
+	for _, v := range m.Volumes {
+		if v.Dir != "" {
+			list = append(list, instance.Mount{Tag: machine.Serial(v.Device), Type: machine.VirtioFS, Path: v.Path, ReadOnly: v.ReadOnly})
+		}
+	}
+	return list
+}
+
+// share starts a virtiofsd for each file system and has QEMU inherit the
+// connections. A daemon ends when its connection is closed: by QEMU's end, or by
+// this process's before there is a QEMU.
+func share(ctx context.Context, m *instance.Machine, f *files) (fds []int, err error) {
 	for _, v := range m.Volumes {
 		if v.Dir == "" {
 			continue
 		}
-		if s.daemon == "" {
-			s.daemon = findDaemon()
-		}
-		kind := v.Bus
-		switch {
-		case kind == machine.VirtioFS && v.ReadOnly:
-			return nil, fault.New(fault.Unsupported, "volume %q is only to be read, which virtiofs does not keep a guest to; leave io.bus out", v.Volume)
-		case kind == machine.VirtioFS && s.daemon == "":
-			return nil, fault.New(fault.Unsupported, "volume %q cannot be shared by virtiofs: virtiofsd is not installed; install the package virtiofsd, or leave io.bus out", v.Volume)
-		case kind == "" && s.daemon != "" && !v.ReadOnly:
-			kind = machine.VirtioFS
-		case kind == "":
-			kind = machine.Plan9
-		}
-		s.list = append(s.list, machine.Share{Type: kind})
-		s.mounts = append(s.mounts, instance.Mount{Tag: machine.Serial(v.Device), Type: kind, Path: v.Path, ReadOnly: v.ReadOnly})
-	}
-	return s, nil
-}
-
-// capabilities are what QEMU needs to do for the guest what it asks for.
-func (s *shares) capabilities() []uintptr {
-	for _, share := range s.list {
-		if share.Type == machine.Plan9 {
-			return []uintptr{unix.CAP_CHOWN, unix.CAP_FOWNER, unix.CAP_FSETID}
-		}
-	}
-	return nil
-}
-
-// serve starts a virtiofsd for each share that needs one and has QEMU inherit the
-// connection with it. A daemon ends when its connection is closed: by QEMU's end,
-// or by this process's before there is a QEMU.
-func (s *shares) serve(ctx context.Context, m *instance.Machine, f *files) error {
-	i := 0
-	for _, v := range m.Volumes {
-		if v.Dir == "" {
-			continue
-		}
-		share := &s.list[i]
-		i++
-		if share.Type != machine.VirtioFS {
-			continue
-		}
-		conn, err := s.start(ctx, m, v)
+		daemon, err := findDaemon()
 		if err != nil {
-			return fmt.Errorf("volume %q cannot be shared: %w", v.Volume, err)
+			return nil, err
 		}
-		share.FD = f.add(conn)
+		conn, err := serve(ctx, daemon, m, v)
+		if err != nil {
+			return nil, fmt.Errorf("volume %q cannot be shared: %w", v.Volume, err)
+		}
+		fds = append(fds, f.add(conn))
 	}
-	return nil
+	return fds, nil
 }
 
-// start starts virtiofsd and gives this side of the connection.
-func (s *shares) start(ctx context.Context, m *instance.Machine, v instance.Attached) (conn *os.File, err error) {
+// serve starts virtiofsd and gives this side of the connection.
+func serve(ctx context.Context, daemon string, m *instance.Machine, v instance.Attached) (conn *os.File, err error) {
 	name := "fs-" + machine.Serial(v.Device) + ".sock"
 	l, err := rundir.Listen(m.RunDir, name)
 	if err != nil {
@@ -142,15 +108,47 @@ func (s *shares) start(ctx context.Context, m *instance.Machine, v instance.Atta
 	defer log.Close()
 	// QEMU's own takes no other form of these, and the one in Rust takes them, too.
 	// What others change is seen when a file is opened, within a second.
-	cmd := exec.Command(s.daemon, "--fd=3", "-o", "source="+v.Dir, "-o", "cache=auto", "-o", "xattr")
+	cmd := exec.Command(daemon, "--fd=3", "-o", "source="+v.Dir, "-o", "cache=auto", "-o", "xattr")
 	cmd.Dir = "/"
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{listener}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if v.ReadOnly {
+		start = func() error { return readOnly(v.Dir, cmd.Start) }
+	}
+	if err := start(); err != nil {
 		return nil, err
 	}
 	go cmd.Wait() // ends with the machine, or is init's when this process ends before
 	return conn, nil
+}
+
+// readOnly calls start on a thread for which dir, and all that is below, is only to
+// be read, and so for what it starts. The thread ends with it.
+func readOnly(dir string, start func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		done <- func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+				return err
+			}
+			for _, m := range []struct {
+				source, target string
+				flags          uintptr
+			}{
+				{"", "/", unix.MS_PRIVATE | unix.MS_REC},
+				{dir, dir, unix.MS_BIND},
+				{"", dir, unix.MS_REMOUNT | unix.MS_BIND | unix.MS_RDONLY | unix.MS_NODEV},
+			} {
+				if err := unix.Mount(m.source, m.target, "", m.flags, ""); err != nil {
+					return fmt.Errorf("cannot make %q read-only: %w", dir, err)
+				}
+			}
+			return start()
+		}()
+	}()
+	return <-done
 }

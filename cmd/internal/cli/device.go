@@ -24,8 +24,8 @@ func newDeviceAdd(s *session) *cobra.Command {
   pool=POOL source=VOLUME   the volume
   path=/srv/data            where the instance has it; not for block volumes
   readonly=true             the instance can only read it
-  io.bus=virtiofs           how a virtual machine gets a file system: virtiofs or 9p;
-                            without it, virtiofs where virtiofsd is installed`,
+
+A virtual machine gets a file system by virtiofsd, which has to be installed.`,
 		Example: "  brig config device add web data disk pool=default source=photos path=/srv/photos",
 		Args:    argsOf(3, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -8,9 +9,6 @@ import (
 	"brig/instance"
 	"brig/instance/guest"
 )
-
-// plan9 are the options for 9p: nothing is remembered, for others write there, too.
-const plan9 = "trans=virtio,version=9p2000.L,msize=262144,cache=none"
 
 // mountVolumes mounts the directories that the host shares, where the image has
 // these paths: links in it stay in it. A machine that lacks a volume does not
@@ -41,13 +39,13 @@ func mountVolume(root *guest.Root, m instance.Mount) error {
 		return err
 	}
 	defer dir.Close()
-	options := ""
-	if m.Type == "9p" {
-		options = plan9
-	}
 	flags := uintptr(unix.MS_NODEV)
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	return unix.Mount(m.Tag, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), m.Type, flags, options)
+	err = unix.Mount(m.Tag, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), m.Type, flags, "")
+	if errors.Is(err, unix.ENODEV) {
+		err = fmt.Errorf("%w (does this kernel have %s?)", err, m.Type)
+	}
+	return err
 }
