@@ -141,7 +141,8 @@ func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
 	return m.cfg.Pools.Create(ctx, r)
 }
 
-// DeletePool removes a pool that no instance is in, with the images in it.
+// DeletePool removes a pool that no instance and no volume is in, with the images
+// in it.
 func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	if name == DefaultPool {
 		return fault.New(fault.Forbidden, "cannot delete pool %q: it is the one that is always there", name)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -86,6 +87,16 @@ func main() {
 		fmt.Printf("%d:%d\n", st.Sys().(*syscall.Stat_t).Uid, st.Sys().(*syscall.Stat_t).Gid)
 	case "writable": // try to make the mount at NAME writable
 		must(unix.Mount("", args[1], "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+	case "disk": // find the disk with a serial number
+		files, err := filepath.Glob("/sys/block/*/serial")
+		must(err)
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimRight(string(b), " \n\x00") == args[1] {
+				fmt.Println("/dev/" + filepath.Base(filepath.Dir(f)))
+				return
+			}
+		}
+		os.Exit(1)
 	case "hold": // keep NAME open until a signal comes
 		f, err := os.Open(args[1])
 		must(err)
