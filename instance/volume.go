@@ -19,14 +19,14 @@ type Volume struct {
 // Attached is a custom volume that a machine has as a device: a directory on the
 // host with unshifted ids, or a disk.
 type Attached struct {
-	Device   string `json:"device"`             // its name, which differs from that of all others
-	Pool     string `json:"pool"`               // what it is, for telling it from others
-	Volume   string `json:"volume"`             //
-	ReadOnly bool   `json:"readonly,omitempty"` //
-	Dir      string `json:"dir,omitempty"`      // file systems: where it is on the host
-	Path     string `json:"path,omitempty"`     // file systems: where the instance has it, absolute
-	Disk     Disk   `json:"disk,omitzero"`      // block volumes
-	Shared   bool   `json:"shared,omitempty"`   // block volumes: others may write to it, too
+	Device   string `json:"device"` // its name, which differs from that of all others
+	Pool     string `json:"pool"`   // of Volume
+	Volume   string `json:"volume"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+	Dir      string `json:"dir,omitempty"`    // file systems: where it is on the host
+	Path     string `json:"path,omitempty"`   // file systems: where the instance has it, absolute
+	Disk     Disk   `json:"disk,omitzero"`    // block volumes
+	Shared   bool   `json:"shared,omitempty"` // block volumes: others may write to it, too
 }
 
 // Mount is a shared directory that a guest mounts by itself.

@@ -1,10 +1,12 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -33,7 +35,9 @@ func checkPart(name string) error {
 	return store.CheckSnapshotName(name)
 }
 
-func (m *Manager) volumeSnapshots(ctx context.Context, c *custom) ([]VolumeSnapshot, error) {
+// volumeSnapshots lists the snapshots of a volume. Names gives the names of the
+// instances by their ids, and is called only if one is needed.
+func volumeSnapshots(ctx context.Context, c *custom, names func() map[string]string) ([]VolumeSnapshot, error) {
 	list, err := c.volume.Snapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the snapshots of volume %q: %w", c.ref.Name, err)
@@ -42,24 +46,22 @@ func (m *Manager) volumeSnapshots(ctx context.Context, c *custom) ([]VolumeSnaps
 	for i, s := range list {
 		found[i] = VolumeSnapshot{Snapshot: instance.Snapshot(s)}
 		if snapshot, id, ok := cutPart(s.Name); ok {
-			found[i].With = m.nameOf(ctx, id) + "/" + snapshot
+			found[i].With = cmp.Or(names()[id], id) + "/" + snapshot
 		}
 	}
 	return found, nil
 }
 
-// nameOf gives the name of the instance with an id, or the id if there is none.
-func (m *Manager) nameOf(ctx context.Context, id string) string {
-	views, err := m.List(ctx)
-	if err != nil {
-		return id
-	}
-	for _, v := range views {
-		if v.Spec.ID == id {
-			return v.Spec.Name
+// instanceNames gives the names of the instances by their ids.
+func (m *Manager) instanceNames(ctx context.Context) func() map[string]string {
+	return sync.OnceValue(func() map[string]string {
+		names := map[string]string{}
+		views, _ := m.List(ctx) // without it there are ids
+		for _, v := range views {
+			names[v.Spec.ID] = v.Spec.Name
 		}
-	}
-	return id
+		return names
+	})
 }
 
 func (c *custom) hasSnapshot(ctx context.Context, name string) error {
