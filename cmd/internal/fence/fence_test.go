@@ -53,7 +53,7 @@ var rules = []struct {
 	// Use cases and what they stand on.
 	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "profiles/..."}},
 	{"instance/instancetest/...", []string{"instance/...", "storage", "images"}},
-	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/store", "$own/..."}},
+	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/schedule", "instance/store", "$own/..."}},
 
 	// Programs.
 	{"cmd/brig", []string{"cmd/internal/cli"}},
