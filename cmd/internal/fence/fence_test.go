@@ -24,7 +24,7 @@ const module = "brig"
 // it. $own stands for the first two words of the path of the importing package.
 
 // leaves may be imported by every package. They import only each other.
-var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size"}
+var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size", "instance/limits"}
 
 // rules say what a package may import, besides leaves. The first that fits
 // counts.
@@ -36,6 +36,7 @@ var rules = []struct {
 	{"instance/run", nil},
 	{"instance/flock", nil},
 	{"instance/size", nil},
+	{"instance/limits", nil},
 
 	// Contracts.
 	{"instance", nil},
