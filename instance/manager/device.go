@@ -74,6 +74,13 @@ func parseDevice(name string, keys map[string]string) (d diskDevice, err error) 
 	return d, nil
 }
 
+func boolean(v string) error {
+	if v != "true" && v != "false" {
+		return fault.New(fault.Invalid, "it must be true or false")
+	}
+	return nil
+}
+
 // maxMountPath bounds the path of a volume in an instance.
 const maxMountPath = 1024
 

@@ -12,7 +12,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
-	sizes "brig/instance/size"
+	"brig/instance/size"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -129,7 +129,7 @@ func checkVolumeConfig(content storage.Content, config map[string]string) error 
 		switch {
 		case key == sizeKey:
 			var n int64
-			if n, err = sizes.Parse(value); err == nil && (n < minVolume || n > maxVolume) {
+			if n, err = size.Parse(value); err == nil && (n < minVolume || n > maxVolume) {
 				err = fault.New(fault.Invalid, "it must be from 1MiB to 64TiB")
 			}
 		case key == "security.shared" && content == storage.Disk:
@@ -244,7 +244,7 @@ func fillVolume(dir *os.Root, a volumeArgs) error {
 	if a.Content == storage.Tree {
 		return dir.Mkdir(storage.RootName, 0o755)
 	}
-	n, err := sizes.Parse(a.Info.Config[sizeKey])
+	n, err := size.Parse(a.Info.Config[sizeKey])
 	if err != nil {
 		return err
 	}
@@ -259,7 +259,7 @@ func fillVolume(dir *os.Root, a volumeArgs) error {
 func (c *custom) limit(ctx context.Context) error {
 	var max int64
 	if text := c.info.Config[sizeKey]; text != "" {
-		n, err := sizes.Parse(text)
+		n, err := size.Parse(text)
 		if err != nil {
 			return err
 		}

@@ -12,7 +12,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/run"
-	sizes "brig/instance/size"
+	"brig/instance/size"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -285,11 +285,11 @@ func (m *Manager) growDisk(ctx context.Context, v *lockedVolume, was string) err
 	if err := m.atRestNow(ctx, v, "resize"); err != nil {
 		return err
 	}
-	n, err := sizes.Parse(v.info.Config[sizeKey])
+	n, err := size.Parse(v.info.Config[sizeKey])
 	if err != nil {
 		return err
 	}
-	if old, err := sizes.Parse(was); err == nil && n < old {
+	if old, err := size.Parse(was); err == nil && n < old {
 		return fault.New(fault.Invalid, "it has %s already, and block volumes can only grow", was)
 	}
 	root := v.volume.Root()
