@@ -69,7 +69,7 @@ func TestVolumesAreShared(t *testing.T) {
 	put(t, r, "vm", "/srv/data/from-vm", "later")
 	r.Must(t, "storage", "volume", "snapshot", "create", "default", "disk", "alone")
 	put(t, r, "vm", device, "latest")
-	r.Fails(t, 4, []string{"data", "web"}, "snapshot", "restore", "vm", "s", "--volumes")
+	r.Fails(t, 4, []string{"data", "host", "stop"}, "snapshot", "restore", "vm", "s", "--volumes")
 	r.Must(t, "stop", "-f", "web", "host")
 	r.Must(t, "snapshot", "restore", "vm", "s", "--volumes")
 	instancetest.Await(t, "vm to answer", func() bool { return works(t, r, "vm") })
@@ -189,7 +189,7 @@ func TestBadVolumes(t *testing.T) {
 		{4, []string{"data"}, []string{"storage", "volume", "create", "default", "data"}},
 		{2, []string{"iso"}, []string{"storage", "volume", "create", "default", "x", "--type=iso"}},
 		{2, []string{"size"}, []string{"storage", "volume", "create", "default", "x", "--type=block", "size=0"}},
-		{6, []string{"limit"}, []string{"storage", "volume", "create", "default", "x", "size=1GiB"}},
+		{6, []string{"growing"}, []string{"storage", "volume", "create", "default", "x", "size=1GiB"}},
 		{3, []string{"none"}, []string{"storage", "volume", "delete", "default", "none"}},
 		{3, []string{"none"}, []string{"storage", "volume", "snapshot", "restore", "default", "data", "none"}},
 		{2, []string{"name"}, []string{"storage", "volume", "snapshot", "create", "default", "data", "a/b"}},
