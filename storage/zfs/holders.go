@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,6 +49,57 @@ func holders(dataset string) []holder {
 		}
 	}
 	return found
+}
+
+// openers finds the processes that use the file system with an open directory: they
+// have files open there, or are in it.
+func openers(dir *os.Root) []holder {
+	st, err := dir.Stat(".")
+	if err != nil {
+		return nil
+	}
+	device := uint64(st.Sys().(*syscall.Stat_t).Dev)
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var found []holder
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		paths := []string{fmt.Sprintf("/proc/%d/cwd", pid), fmt.Sprintf("/proc/%d/root", pid)}
+		files, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+		for _, f := range files {
+			paths = append(paths, fmt.Sprintf("/proc/%d/fd/%s", pid, f.Name()))
+		}
+		uses := func(path string) bool { d, ok := deviceOf(path); return ok && d == device }
+		if slices.ContainsFunc(paths, uses) {
+			name, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+			found = append(found, holder{pid, strings.TrimSpace(string(name))})
+		}
+	}
+	return found
+}
+
+// deviceOf tells the file system that a path is in, without asking a server of one
+// that may not answer.
+func deviceOf(path string) (uint64, bool) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	return unix.Mkdev(st.Dev_major, st.Dev_minor), err == nil
+}
+
+// describe names holders for an error.
+func describe(list []holder) string {
+	switch len(list) {
+	case 0:
+		return "a program that keeps a file of it open"
+	case 1:
+		return list[0].String()
+	}
+	return fmt.Sprintf("%s and %d more", list[0], len(list)-1)
 }
 
 // parseMountPoints gives the places where a dataset is mounted, the last first,

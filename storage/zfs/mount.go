@@ -26,7 +26,11 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string, flags uintpt
 		if mounted(target) {
 			return nil
 		}
-		return unix.Mount(dataset, target, "zfs", flags, "")
+		err := unix.Mount(dataset, target, "zfs", flags, "")
+		if errors.Is(err, unix.EROFS) { // all of the zpool is read-only
+			err = unix.Mount(dataset, target, "zfs", flags|unix.MS_RDONLY, "")
+		}
+		return err
 	})
 	if err != nil {
 		return nil, mountError(dataset, err)

@@ -147,7 +147,7 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 	// has mounted waits for the disk once more.
 	data, _, err := p.open(ctx, h.rec.dataset())
 	if err != nil {
-		return unavailable(err)
+		return gone(err)
 	}
 	defer data.Close()
 	rec := h.rec.clone()
@@ -221,7 +221,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	data, err := p.mountAt(ctx, p.full(object), p.mountPoint(object), flags)
 	if err != nil {
-		return storage.Root{}, unavailable(err)
+		return storage.Root{}, gone(err)
 	}
 	return rootAt(p.mountPoint(object), &rec, true), data.Close()
 }

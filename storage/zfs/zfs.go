@@ -65,6 +65,7 @@ type Pool struct {
 	root    *os.Root // of the pool's own dataset
 	at      *os.File // the same directory
 	step    func(string)
+	uuid    string
 }
 
 var _ storage.Pool = (*Pool)(nil)
@@ -95,7 +96,7 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 	p := &Pool{name: o.Name, dataset: o.Dataset, dir: o.Dir, step: o.Step}
 	if p.root, err = p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0); err != nil {
 		if fault.Is(err, fault.NotFound) {
-			return nil, fault.New(fault.Unavailable, "there is no such dataset; if its pool is on this host, zpool import brings it back")
+			return nil, fault.New(fault.Unavailable, "%w", errNoDataset)
 		}
 		return nil, err
 	}
@@ -103,12 +104,15 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 		p.root.Close()
 		return nil, err
 	}
-	if err := p.checkHeader(); err != nil {
+	if err := first(p.checkHeader(), p.claim()); err != nil {
 		p.Close()
 		return nil, err
 	}
 	return p, nil
 }
+
+// errNoDataset tells that a pool's own dataset is not there.
+var errNoDataset = errors.New("there is no such dataset")
 
 // Close lets go of the pool's dataset. The volumes that were opened from it are
 // of no more use.
@@ -129,6 +133,7 @@ func (p *Pool) checkHeader() error {
 	if h.Driver != driverName || h.Version > formatVersion {
 		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
 	}
+	p.uuid = h.UUID
 	return nil
 }
 
@@ -347,6 +352,15 @@ func fail(err *error, format string, args ...any) {
 // noSpace tells whether err is that of a full pool.
 func noSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
+
+// gone says that a volume's dataset or snapshot is not where its record says, if
+// err says so. Other volumes are not concerned.
+func gone(err error) error {
+	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Unavailable, "somebody destroyed or renamed what holds its data: bring it back by zfs rename, or delete the volume: %w", err)
+	}
+	return err
 }
 
 // unavailable says that the pool is not as it has to be, if err says that something

@@ -100,7 +100,7 @@ func dirOf(place string) string {
 // makePlace makes a pool, which goes with the test.
 func makePlace(t testing.TB, dataset string) string {
 	t.Helper()
-	if _, err := zfs.Make(t.Context(), dataset, dirOf(dataset)); err != nil {
+	if _, _, err := zfs.Make(t.Context(), dataset, dirOf(dataset)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removePlace(t, dataset) })
