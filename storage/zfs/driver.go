@@ -370,7 +370,7 @@ func look(ctx context.Context, dataset string) (isPool bool, err error) {
 	}
 	root, err := openDetached(dataset)
 	if err != nil {
-		return false, mountError(dataset, err)
+		return false, mountError(ctx, dataset, err)
 	}
 	defer root.Close()
 	names, err := namesIn(root, ".")
@@ -423,7 +423,7 @@ func unmake(ctx context.Context, dataset, dir string) error {
 		return nil
 	}
 	if err != nil {
-		return mountError(dataset, err)
+		return mountError(ctx, dataset, err)
 	}
 	defer root.Close()
 	for _, name := range []string{poolFile, hostFile, string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir} {
