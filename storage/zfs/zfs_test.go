@@ -18,20 +18,6 @@ import (
 	"brig/storage/zfs"
 )
 
-// TestLab runs the tests of this package where there is ZFS.
-func TestLab(t *testing.T) {
-	if lab.Inside() {
-		t.Skip("is in the lab")
-	}
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
-	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/zfs", Args: []string{"-test.timeout=40m"}}},
-		Disks: []int64{4 << 30, 1 << 30},
-	})
-}
-
 func inside(t testing.TB) {
 	t.Helper()
 	if !lab.Inside() {
