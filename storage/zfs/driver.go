@@ -111,7 +111,7 @@ func (d Driver) createZpool(ctx context.Context, pool string, config map[string]
 	if name == "" {
 		name = pool
 	}
-	if err := checkDataset(name); err != nil || strings.Contains(name, "/") {
+	if err := checkDataset(name); err != nil || strings.Contains(name, "/") || reserved(name) {
 		return "", fault.New(fault.Invalid, "cannot call a zpool %q: give another name with %s", name, keyZpool)
 	}
 	if _, err := gozfs.GetZpool(name); err == nil {
@@ -146,6 +146,16 @@ func (d Driver) createZpool(ctx context.Context, pool string, config map[string]
 		err = errors.Join(err, os.Remove(source))
 	}
 	return made, err
+}
+
+// reserved tells whether ZFS keeps a name for other things than zpools.
+func reserved(name string) bool {
+	for _, start := range []string{"mirror", "raidz", "draid", "spare"} {
+		if strings.HasPrefix(name, start) {
+			return true
+		}
+	}
+	return name == "log" || strings.Trim(name[:1], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") != ""
 }
 
 // makeFile makes a file without data.

@@ -148,7 +148,7 @@ func TestPoolInAFile(t *testing.T) {
 		t.Errorf("the file is %q, want one in %q", file, s.Files)
 	}
 	makeVolume(t, s.pool, web, "here")
-	for name, want := range map[string]string{"brig:volume": "instances/web", "brig:content": "filesystem", "brig:version": "1", "mountpoint": "legacy", "canmount": "noauto", "xattr": "sa", "acltype": "posix"} {
+	for name, want := range map[string]string{"brig:volume": "instances/web", "brig:content": "filesystem", "brig:version": "1", "mountpoint": "legacy", "canmount": "noauto", "atime": "off", "acltype": "posix"} {
 		if got := property(t, name, datasetOf(t, s.dataset(), web)); got != want {
 			t.Errorf("%s of the volume's dataset = %q, want %q", name, got, want)
 		}

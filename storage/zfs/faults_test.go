@@ -128,7 +128,7 @@ func TestDatasetDestroyedBehindBrigsBack(t *testing.T) {
 	_, rootErr := v.SnapshotRoot(ctx, "s")
 	_, dirErr := v.SnapshotDir(ctx, "s")
 	for what, err := range map[string]error{
-		"Clone": cloneErr, "Usage": usageErr, "SnapshotRoot": rootErr, "SnapshotDir": dirErr,
+		"Clone": cloneErr, "Usage": usageErr, "Mount": v.(storage.Mounter).Mount(ctx), "SnapshotRoot": rootErr, "SnapshotDir": dirErr,
 		"Snapshot": v.Snapshot(ctx, "new", storage.SnapshotOptions{}), "Restore": v.Restore(ctx, "s"),
 	} {
 		is(t, what+" of a volume without its dataset", err, fault.Unavailable, "destroyed", "delete the volume")
