@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"brig/instance/run"
 	"brig/storage"
 	"brig/storage/zfs"
@@ -249,8 +251,14 @@ func (d diskKind) ready(t *testing.T, dataset string) string {
 		return path
 	}
 	dir := t.TempDir()
-	tool(t, "mount", "-t", "zfs", dataset, dir)
-	t.Cleanup(func() { tool(t, "umount", dir) })
+	if err := unix.Mount(dataset, dir, "zfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
 	return filepath.Join(dir, "disk."+d.format)
 }
 

@@ -271,14 +271,22 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	if err := unmountAll(dir); err != nil {
 		return err
 	}
-	switch made {
-	case madeZpool, madeFile:
-		return destroyZpool(top, made, r.Config[keySource])
-	case madeDataset:
-		_, err := zfs(ctx, "destroy", "-r", dataset)
-		return ignoreMissing(err)
+	destroy := func() error {
+		switch made {
+		case madeZpool, madeFile:
+			return destroyZpool(top, made, r.Config[keySource])
+		case madeDataset:
+			_, err := zfs(ctx, "destroy", "-r", dataset)
+			return ignoreMissing(err)
+		}
+		return unmake(ctx, dataset, dir)
 	}
-	return unmake(ctx, dataset, dir)
+	err := destroy()
+	if fault.Is(err, fault.Busy) {
+		// Every instance that runs has a copy of all mounts that there were.
+		err = patient(ctx, func() error { release(within(top)); return destroy() })
+	}
+	return err
 }
 
 // onlyBrigs refuses if there is anything below top, or in the pool in dataset, that

@@ -31,7 +31,7 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	err := try()
 	if fault.Is(err, fault.Busy) {
 		err = patient(ctx, func() error {
-			release(name)
+			release(one(name))
 			return try()
 		})
 	}
@@ -43,7 +43,7 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 
 // users says who has an object mounted, or files of it open.
 func users(name string) string {
-	list := holders(name)
+	list := holders(one(name))
 	if root, err := openDetached(name); err == nil {
 		list = append(list, openers(root)...)
 		root.Close()
@@ -189,10 +189,10 @@ func (p *Pool) strip(ctx context.Context, dataset string, s *remains) error {
 			return err
 		}
 	}
+	p.unmount(dataset)
 	if s.written == 0 {
 		return nil
 	}
-	p.unmount(dataset)
 	_, err := zfs(ctx, "rollback", s.snapshots[len(s.snapshots)-1])
 	if err == nil {
 		p.step("dataset stripped")

@@ -179,11 +179,33 @@ func TestWhoHoldsADatasetIsTold(t *testing.T) {
 	end()
 }
 
+// TestPoolGoesWhileOthersHaveItsMounts has a mount namespace that was made while the
+// pool was mounted, as each running instance has one.
+func TestPoolGoesWhileOthersHaveItsMounts(t *testing.T) {
+	inside(t)
+	s := newSite(t)
+	makeVolume(t, s.pool, web, "here").Root()
+	_, end := start(t, exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", "echo here; read line"))
+	defer end()
+	s.pool.Close()
+	if err := s.Destroy(t.Context(), s.record); err != nil {
+		t.Errorf("Destroy = %v", err)
+	}
+	s.record = s.create(t, map[string]string{"size": "300MiB"})
+	s.pool = s.open(t)
+}
+
 // sitIn starts a program in a directory, and gives what ends it.
 func sitIn(t *testing.T, dir string) (pid int, end func()) {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", "echo here; read line")
 	cmd.Dir = dir
+	return start(t, cmd)
+}
+
+// start starts a program that says when it is there, and gives what ends it.
+func start(t *testing.T, cmd *exec.Cmd) (pid int, end func()) {
+	t.Helper()
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -271,8 +271,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		if err != nil {
 			return err
 		}
-		c.wasteful = true
-		p.unmount(old)
+		c.wasteful = true // Sweep unmounts it, which may wait for the disk
 		return nil
 	})
 }

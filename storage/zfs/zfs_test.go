@@ -31,11 +31,13 @@ func TestMain(m *testing.M) {
 
 func TestTrees(t *testing.T) {
 	inside(t)
+	t.Parallel() // most of it waits for the disk
 	storagetest.Run(t, driver("zfs", storage.Tree))
 }
 
 func TestDisks(t *testing.T) {
 	inside(t)
+	t.Parallel() // most of it waits for the disk
 	storagetest.Run(t, driver("zfs-disk", storage.Disk))
 }
 
