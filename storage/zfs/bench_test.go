@@ -18,7 +18,8 @@ import (
 	"brig/storage/zfs"
 )
 
-// rounds is how often each operation is measured; the middle one counts.
+// rounds is how often each operation is measured; the quickest counts, because others
+// use the machine too.
 const rounds = 9
 
 // mostOver is how much longer an operation may take than the commands of ZFS that
@@ -66,10 +67,16 @@ func TestFigures(t *testing.T) {
 			f.round(t, size, i)
 		}
 	}
+	for _, what := range []string{"create", "snapshot", "restore", "copy"} {
+		of := func(size int) time.Duration { return quickest(f.spent[fmt.Sprintf("%s of %d MiB/brig", what, size>>20)]) }
+		if over := float64(of(large)) / float64(of(small)); over > mostOver {
+			t.Errorf("%s of a large volume takes %.2f times as long as of a small one", what, over)
+		}
+	}
 	for _, size := range []int{small, large} {
 		for _, what := range []string{"create", "snapshot", "restore", "copy"} {
 			what := fmt.Sprintf("%s of %d MiB", what, size>>20)
-			ours, theirs := middle(f.spent[what+"/brig"]), middle(f.spent[what+"/zfs"])
+			ours, theirs := quickest(f.spent[what+"/brig"]), quickest(f.spent[what+"/zfs"])
 			over := float64(ours) / float64(theirs)
 			t.Logf("%-22s brig %8s  zfs %8s  %.2f", what, ours, theirs, over)
 			if over > mostOver {
@@ -78,7 +85,7 @@ func TestFigures(t *testing.T) {
 		}
 		for _, what := range []string{"open", "root", "usage", "delete"} {
 			what := fmt.Sprintf("%s of %d MiB", what, size>>20)
-			t.Logf("%-22s brig %8s", what, middle(f.spent[what+"/brig"]))
+			t.Logf("%-22s brig %8s", what, quickest(f.spent[what+"/brig"]))
 		}
 	}
 }
@@ -161,7 +168,7 @@ func TestThousandthSnapshot(t *testing.T) {
 		}
 		spent = append(spent, time.Since(start))
 	}
-	head, tail := middle(spent[:some]), middle(spent[count-some:])
+	head, tail := quickest(spent[:some]), quickest(spent[count-some:])
 	over := float64(tail) / float64(head)
 	t.Logf("the first snapshot %s, the thousandth %s: %.2f", head, tail, over)
 	if over > 1.5 {
@@ -231,7 +238,8 @@ func (d diskKind) measure(t *testing.T, top string) {
 	fill := bench("-w", "-c", fmt.Sprint(diskSize>>20), "-s", "1M", "-d", "4", "--pattern", "90", "--flush-interval", "32")
 	filled := used()
 	snapshot := took(func() { tool(t, "zfs", "snapshot", dataset+"@s") })
-	spread := []string{"-c", fmt.Sprint(diskWrites), "-s", "4096", "-S", fmt.Sprint(1<<20 + 4096)}
+	// The golden ratio of the disk, in blocks, spreads them evenly and hits none twice.
+	spread := []string{"-c", fmt.Sprint(diskWrites), "-s", "4096", "-S", fmt.Sprint(40503 << 12)}
 	write := bench(append([]string{"-w", "-d", "8", "--pattern", "91", "--flush-interval", "64"}, spread...)...)
 	read := bench(append([]string{"-d", "8"}, spread...)...)
 	written := used() - filled
@@ -298,11 +306,9 @@ func writeData(dir *os.Root, name string, size int) error {
 	return errors.Join(err, f.Close())
 }
 
-func middle(d []time.Duration) time.Duration {
+func quickest(d []time.Duration) time.Duration {
 	if len(d) == 0 {
 		return 0
 	}
-	d = slices.Clone(d)
-	slices.Sort(d)
-	return d[len(d)/2].Round(10 * time.Microsecond)
+	return slices.Min(d).Round(10 * time.Microsecond)
 }
