@@ -68,7 +68,9 @@ func TestFigures(t *testing.T) {
 		}
 	}
 	for _, what := range []string{"create", "snapshot", "restore", "copy"} {
-		of := func(size int) time.Duration { return quickest(f.spent[fmt.Sprintf("%s of %d MiB/brig", what, size>>20)]) }
+		of := func(size int) time.Duration {
+			return quickest(f.spent[fmt.Sprintf("%s of %d MiB/brig", what, size>>20)])
+		}
 		if over := float64(of(large)) / float64(of(small)); over > mostOver {
 			t.Errorf("%s of a large volume takes %.2f times as long as of a small one", what, over)
 		}
