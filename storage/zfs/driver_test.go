@@ -251,14 +251,31 @@ func TestPoolInADatasetThatIsThere(t *testing.T) {
 	}
 }
 
-func TestBadPools(t *testing.T) {
+func TestWithoutTheCommands(t *testing.T) {
+	t.Setenv("PATH", "")
 	d := zfs.Driver{Mounts: t.TempDir(), Files: t.TempDir()}
-	if !lab.Inside() {
-		t.Setenv("PATH", "")
-		_, err := d.Create(t.Context(), storage.Record{Name: "tank", Config: map[string]string{"size": "1GiB"}})
-		is(t, "Create without zfs", err, fault.Unsupported, "install zfsutils-linux")
-		return
+	_, err := d.Create(t.Context(), storage.Record{Name: "tank", Config: map[string]string{"size": "1GiB"}})
+	is(t, "Create without zfs", err, fault.Unsupported, "install zfsutils-linux")
+	if files, err := os.ReadDir(d.Files); err != nil || len(files) > 0 {
+		t.Errorf("it left the files %v, %v", files, err)
 	}
+}
+
+func TestWithoutTheModule(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mounts")
+	}
+	if b, err := os.ReadFile("/proc/filesystems"); err != nil || strings.Contains(string(b), "\tzfs\n") {
+		t.Skip("this kernel has ZFS")
+	}
+	d := zfs.Driver{Mounts: t.TempDir(), Files: t.TempDir()}
+	_, err := d.Open(t.Context(), storage.Record{Name: "tank", Config: map[string]string{"volatile.zfs.dataset": "tank/brig"}})
+	is(t, "Open without ZFS in the kernel", err, fault.Unsupported, "zfs-dkms", "modprobe zfs")
+}
+
+func TestBadPools(t *testing.T) {
+	inside(t)
+	d := zfs.Driver{Mounts: t.TempDir(), Files: t.TempDir()}
 	for _, test := range []struct {
 		config map[string]string
 		class  fault.Class

@@ -10,12 +10,13 @@ import (
 
 // slow are the cases of the suite that take most of its time where a processor is
 // emulated: each step to be killed at, and each race, is dozens of runs of zfs.
-// Killing restores, where snapshots could be lost, stays for trees. What a disk has in
-// common with a tree is tried with trees alone. All of it runs by
+// Killing restores, where snapshots could be lost, stays, for trees. What a disk has
+// in common with a tree is tried with one of them. All of it runs by
 // go run ./cmd/internal/lab test brig/storage/zfs.
-const slow = "^Test(Trees|Disks)$/^Races$|^Test(Trees|Disks)$/^RacesForOneName$|" +
+const slow = "^Test(Trees|Disks)$/^(Races|RacesForOneName|Cancellation|Names)$|" +
+	"^TestTrees$/^CloneOutlivesItsSource$|" +
 	"^TestTrees$/^Crashes$/^(create|clone|clone-snapshot|snapshot|delete-snapshot|rename-snapshot|rename|delete|sweep)$|" +
-	"^TestDisks$/^(Contract|Names|Create|Cancellation|Usage|Crashes)$"
+	"^TestDisks$/^(Contract|Create|Clone|Snapshots|Usage|Crashes|Full)$"
 
 // TestLab runs the tests of this package where there is ZFS, without those that
 // measure and those that are slow.
