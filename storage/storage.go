@@ -200,6 +200,25 @@ type Limit struct {
 	Used int64 // 0 where nothing counts without a limit
 }
 
+// SetLimit limits the size of any volume: unsupported where its driver cannot.
+func SetLimit(ctx context.Context, v Volume, max int64) error {
+	if l, ok := v.(Limiter); ok {
+		return l.SetLimit(ctx, max)
+	}
+	if max == 0 {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "cannot limit the size of volume %q: its pool cannot limit volumes", v.Key())
+}
+
+// LimitOf gives the limit of any volume: none where its driver cannot limit it.
+func LimitOf(ctx context.Context, v Volume) (Limit, error) {
+	if l, ok := v.(Limiter); ok {
+		return l.Limit(ctx)
+	}
+	return Limit{}, nil
+}
+
 // Root is where a volume's data is: the overlay layers or the one directory of
 // a Tree, with file ids as the guest sees them, or the file of a Disk.
 type Root struct {

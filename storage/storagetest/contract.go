@@ -339,25 +339,3 @@ func writeMeta(t *testing.T, v storage.Volume, text string) {
 		t.Fatal(err)
 	}
 }
-
-func testUsage(t *testing.T, d Driver) {
-	p := newPool(t, d)
-	ctx := t.Context()
-	base := p.create(t, image("base"), map[string]string{"a": "one"})
-	v := p.clone(t, storage.Source{Key: base.Key()}, instance("web"))
-	before, err := v.Usage(ctx)
-	if err != nil || before.Exclusive <= 0 || before.Used <= before.Exclusive {
-		t.Errorf("Usage of a clone = %+v, %v, want more used than exclusive", before, err)
-	}
-	p.write(t, v, map[string]string{"x": strings.Repeat("x", textSize)})
-	after, err := v.Usage(ctx)
-	if err != nil || after.Exclusive <= before.Exclusive || after.Used <= before.Used {
-		t.Errorf("Usage after writing = %+v, %v, before it was %+v", after, err, before)
-	}
-	p.clone(t, storage.Source{Key: v.Key()}, instance("web2"))
-	shared, err := v.Usage(ctx)
-	if err != nil || shared.Exclusive >= after.Exclusive {
-		t.Errorf("Usage after it was cloned = %+v, %v, before it was %+v", shared, err, after)
-	}
-	p.clear(t)
-}

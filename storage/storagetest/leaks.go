@@ -1,0 +1,127 @@
+package storagetest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+	"time"
+
+	"brig/storage"
+)
+
+// testLeaks does everything that can be done ten times over, also so that it
+// fails, and looks whether the program then has more open files, goroutines or
+// processes, or the host more mounts or loop devices, than after the first time.
+func testLeaks(t *testing.T, d Driver) {
+	p := newPool(t, d)
+	// Files that nobody closes are closed when they are collected.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	cycle(t, p)
+	before := holdings(t)
+	for range 10 {
+		cycle(t, p)
+	}
+	for end := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		now := holdings(t)
+		if now == before {
+			break
+		}
+		// Goroutines may have to see that their work is over.
+		if time.Now().After(end) {
+			t.Fatalf("after ten times everything there are %v, want %v", now, before)
+		}
+	}
+	p.clear(t)
+}
+
+// cycle does everything once.
+func cycle(t *testing.T, p *pool) {
+	t.Helper()
+	ctx := t.Context()
+	base := p.create(t, image("base"), map[string]string{"a": "base"})
+	web := p.clone(t, storage.Source{Key: base.Key()}, instance("web"))
+	p.write(t, web, map[string]string{"a": "web"})
+	snapshot(t, web, "s")
+	restore(t, web, "s")
+	broken := errors.New("broken")
+	_, createErr := p.Create(ctx, image("bad"), p.driver.Content, func(*os.Root) error { return broken })
+	_, cloneErr := p.Clone(ctx, storage.Source{Key: web.Key(), Snapshot: "s"}, instance("bad"), storage.CloneOptions{Edit: func(*os.Root) error { return broken }})
+	if !errors.Is(createErr, broken) || !errors.Is(cloneErr, broken) {
+		t.Errorf("Create and Clone = %v, %v, want their callers' errors", createErr, cloneErr)
+	}
+	if err := web.Snapshot(ctx, "s", storage.SnapshotOptions{}); err == nil {
+		t.Error("Snapshot of a taken name = nil")
+	}
+	if err := web.Restore(ctx, "none"); err == nil {
+		t.Error("Restore of none = nil")
+	}
+	p.usage(t, web)
+	dir, err := web.SnapshotDir(ctx, "s")
+	meta(t, dir, err)
+	if _, err := web.SnapshotRoot(ctx, "s"); err != nil {
+		t.Errorf("SnapshotRoot = %v", err)
+	}
+	if l, ok := web.(storage.Limiter); ok && !p.driver.Limits {
+		if err := l.SetLimit(ctx, 1<<30); err == nil {
+			t.Error("SetLimit = nil, want unsupported")
+		}
+	}
+	err = errors.Join(
+		web.RenameSnapshot(ctx, "s", "renamed"),
+		web.DeleteSnapshot(ctx, "renamed"),
+		p.Rename(ctx, web.Key(), "renamed"),
+		p.Delete(ctx, instance("renamed")),
+		p.Delete(ctx, base.Key()),
+		p.Sweep(ctx),
+	)
+	if err != nil {
+		t.Errorf("cleaning up = %v", err)
+	}
+}
+
+// held is how much there is of what can be leaked.
+type held struct{ files, mounts, loops, goroutines, children int }
+
+func (h held) String() string {
+	return fmt.Sprintf("%d open files, %d mounts, %d loop devices, %d goroutines, %d child processes", h.files, h.mounts, h.loops, h.goroutines, h.children)
+}
+
+func holdings(t *testing.T) held {
+	t.Helper()
+	read := func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	threads, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := held{files: len(fds), mounts: strings.Count(read("/proc/self/mountinfo"), "\n"), goroutines: runtime.NumGoroutine()}
+	for _, e := range threads {
+		// A thread that is gone has no children.
+		if b, err := os.ReadFile("/proc/self/task/" + e.Name() + "/children"); err == nil {
+			h.children += len(strings.Fields(string(b)))
+		}
+	}
+	loops, err := os.ReadDir("/sys/block")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range loops {
+		if _, err := os.Stat("/sys/block/" + e.Name() + "/loop/backing_file"); err == nil {
+			h.loops++
+		}
+	}
+	return h
+}
