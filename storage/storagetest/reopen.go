@@ -25,8 +25,8 @@ func testReopen(t *testing.T, d Driver) {
 		}
 		v := q.open(t, web.Key())
 		q.holds(t, v, map[string]string{"a": "one"})
-		q.clone(t, storage.Source{Key: v.Key(), Snapshot: "one"}, image("beside"))
-		if err := errors.Join(q.Delete(ctx, image("beside")), q.Sweep(ctx)); err != nil {
+		q.clone(t, storage.Source{Key: v.Key(), Snapshot: "one"}, custom("beside"))
+		if err := errors.Join(q.Delete(ctx, custom("beside")), q.Sweep(ctx)); err != nil {
 			t.Errorf("deleting and sweeping during %s = %v", during, err)
 		}
 	}

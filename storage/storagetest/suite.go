@@ -206,10 +206,12 @@ func (p *pool) list(t *testing.T, class storage.Class) []string {
 	return names
 }
 
-// image and instance are keys.
+// image, instance and custom are keys.
 func image(name string) storage.Key { return storage.Key{Class: storage.Images, Name: name} }
 
 func instance(name string) storage.Key { return storage.Key{Class: storage.Instances, Name: name} }
+
+func custom(name string) storage.Key { return storage.Key{Class: storage.Custom, Name: name} }
 
 // metaFile is the metadata file that the suite writes.
 const metaFile = "instance.json"

@@ -43,4 +43,5 @@ func driver() storagetest.Driver {
 
 func TestMain(m *testing.M) { storagetest.Main(m, driver()) }
 
+// TestMemory needs root, which mounts its trees.
 func TestMemory(t *testing.T) { storagetest.Run(t, driver()) }
