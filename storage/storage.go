@@ -108,7 +108,7 @@ type Pool interface {
 	// returned nil; on any error or crash nothing of it stays.
 	Create(ctx context.Context, key Key, content Content, fill func(dir *os.Root) error) (Volume, error)
 
-	// Clone makes a writable volume that starts with the data of from, which
+	// Clone makes a writable volume, which no image is, that starts with the data of from, which
 	// may be deleted later without harm. edit, which may be nil, changes the metadata files
 	// in the new volume's metadata directory before it becomes visible; the metadata files of the source are
 	// copied first. The source is not in use, or is a snapshot, or o.Live makes
@@ -155,7 +155,7 @@ type Volume interface {
 
 	// SnapshotRoot says where a snapshot's data is, for looking at: the directories
 	// and files it names are not to be written to, and stay until the snapshot is
-	// deleted. A Tree has its topmost directory in Lower, or in Upper without Lower
+	// deleted, or it or the volume renamed. A Tree has its topmost directory in Lower, or in Upper without Lower
 	// where it is one directory.
 	SnapshotRoot(ctx context.Context, name string) (Root, error)
 

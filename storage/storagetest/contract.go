@@ -63,6 +63,9 @@ func testContract(t *testing.T, d Driver) {
 	_, err = p.Clone(ctx, storage.Source{Key: instance("db"), Snapshot: "none"}, instance("new"), storage.CloneOptions{})
 	wants(t, "Clone of a missing snapshot", err, fault.NotFound)
 
+	_, err = p.Clone(ctx, storage.Source{Key: instance("db")}, image("new"), storage.CloneOptions{})
+	wants(t, "Clone to an image, which is not writable", err, fault.Invalid)
+
 	snapshot(t, v, "s")
 	wants(t, "Rename to a taken name", p.Rename(ctx, instance("web"), "db"), fault.AlreadyExists)
 	wants(t, "Rename to its own name", p.Rename(ctx, instance("web"), "web"), fault.AlreadyExists)

@@ -1,6 +1,7 @@
 package storagetest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"brig/instance/fault"
 	"brig/storage"
 )
 
@@ -81,6 +83,50 @@ func cycle(t *testing.T, p *pool) {
 	if err != nil {
 		t.Errorf("cleaning up = %v", err)
 	}
+}
+
+// testOpenFiles deletes a volume while somebody has its directories open: it is
+// gone from sight, sweeping comes to an end, and frees the rest when they are
+// closed.
+func testOpenFiles(t *testing.T, d Driver) {
+	p := newPool(t, d)
+	v := p.create(t, instance("web"), map[string]string{"a": "one"})
+	snapshot(t, v, "s")
+	dir, err := v.Dir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	root, path := v.Root(), ""
+	switch {
+	case root.DiskPath != "":
+		path = root.DiskPath
+	case root.Upper != "":
+		path = root.Upper
+	default:
+		path = root.Lower[0]
+	}
+	data, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer data.Close()
+	if err := p.Delete(t.Context(), v.Key()); err != nil {
+		t.Fatalf("Delete = %v", err)
+	}
+	if got := p.list(t, storage.Instances); len(got) > 0 {
+		t.Errorf("List = %q, want nothing", got)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := p.Sweep(ctx); err != nil && !fault.Is(err, fault.Busy) {
+		t.Errorf("Sweep beside open files = %v, want nothing or busy", err)
+	}
+	p.create(t, instance("web"), map[string]string{"a": "two"}) // the name is free
+	if err := errors.Join(dir.Close(), data.Close()); err != nil {
+		t.Error(err)
+	}
+	p.clear(t)
 }
 
 // held is how much there is of what can be leaked.

@@ -75,6 +75,7 @@ func Run(t *testing.T, d Driver) {
 		{"Races", testRaces},
 		{"RacesForOneName", testRacesForName},
 		{"Leaks", testLeaks},
+		{"OpenFiles", testOpenFiles},
 		{"Full", testFull},
 	} {
 		d.run(t, test.name, func(t *testing.T) { test.run(t, d) })

@@ -141,6 +141,9 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err := errors.Join(from.Check(), key.Check()); err != nil {
 		return nil, err
 	}
+	if key.Class == storage.Images {
+		return nil, fault.New(fault.Invalid, "a clone is writable, and images are not")
+	}
 	return p.add(ctx, key, func(s state) error {
 		source, unpin, err := p.source(from)
 		if err != nil {
