@@ -37,17 +37,23 @@ func testLimits(t *testing.T, d Driver) {
 		t.Errorf("writing half of the limit = %v", err)
 	}
 	p.used(t, v, maxBulk/2)
+	snapshot(t, v, "s")
 	wrote := p.fillLimited(t, v)
 
+	// Where what belongs to a snapshot counts too, there may be no space for one.
+	if err := v.Snapshot(ctx, "full", storage.SnapshotOptions{}); err != nil {
+		wants(t, "Snapshot at the limit", err, fault.Exhausted)
+	} else if err := v.DeleteSnapshot(ctx, "full"); err != nil {
+		t.Errorf("DeleteSnapshot at the limit = %v", err)
+	}
 	// It stays through a restore, and is there for other programs.
-	snapshot(t, v, "s")
 	restore(t, v, "s")
 	v = p.again(t).open(t, v.Key())
 	if limit, err := storage.LimitOf(ctx, v); err != nil || limit.Max != maxBulk {
 		t.Errorf("LimitOf after a restore = %+v, %v, want %d", limit, err, maxBulk)
 	}
 	if err := v.DeleteSnapshot(ctx, "s"); err != nil {
-		t.Errorf("DeleteSnapshot at the limit = %v", err)
+		t.Errorf("DeleteSnapshot of a limited volume = %v", err)
 	}
 	p.limit(t, v, 0)
 	if err := p.data.bulk(v.Root(), wrote, maxBulk, 2); err != nil {
