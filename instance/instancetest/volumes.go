@@ -1,6 +1,7 @@
 package instancetest
 
 import (
+	"cmp"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -15,26 +16,25 @@ import (
 // it, with the volume data at /srv/data.
 var VolumeTable = []Row{
 	{"it is there, and a restart keeps it", func(t *testing.T, b *bench) {
-		b.Must(t, "storage", "volume", "create", "default", "data")
-		b.Must(t, "storage", "volume", "attach", "default", "data", "app", "/srv/data")
+		b.Must(t, "storage", "volume", "create", b.pool(), "data")
+		b.Must(t, "storage", "volume", "attach", b.pool(), "data", "app", "/srv/data")
 		b.Must(t, "restart", "-f", "app")
 		b.ready(t, "app")
 		b.write(t, "app", "/srv/data/state", "one")
 		b.Must(t, "restart", "-f", "app")
 		b.ready(t, "app")
 		b.reads(t, "app", "/srv/data/state", "one")
-		b.Must(t, "storage", "volume", "create", "default", "other")
-		b.Fails(t, 4, []string{"data", "app"}, "storage", "volume", "delete", "default", "data")
-		b.Must(t, "storage", "volume", "delete", "default", "other")
+		b.Must(t, "storage", "volume", "create", b.pool(), "other")
+		b.Fails(t, 4, []string{"data", "app"}, "storage", "volume", "delete", b.pool(), "data")
+		b.Must(t, "storage", "volume", "delete", b.pool(), "other")
 	}},
 	{"owners are those that the instance sees", func(t *testing.T, b *bench) {
 		b.Must(t, "exec", "app", "--", "/bin/probe", "chown", "/srv/data/state", "1234", "2345")
 		if got := b.Must(t, "exec", "app", "--", "/bin/probe", "owner", "/srv/data/state"); got != "1234:2345\n" {
 			t.Errorf("the owner is %q in the instance", got)
 		}
-		st, err := os.Stat(filepath.Join(b.volumeDir(t, "data"), "state"))
-		if err != nil || owner(st) != 1234 {
-			t.Errorf("the owner on disk is %d, %v, want 1234", owner(st), err)
+		if b.Pool == "" {
+			b.ownerOnDisk(t, "data", 1234)
 		}
 		b.Must(t, "exec", "app", "--user", "app", "--", "/bin/probe", "write", "/srv/data/state", "one")
 		if res := b.Run(t, "exec", "app", "--user", "app", "--", "/bin/probe", "write", "/srv/data/no", "x"); res.Code == 0 {
@@ -68,22 +68,22 @@ var VolumeTable = []Row{
 	}},
 	{"a snapshot of the volume alone, while running", func(t *testing.T, b *bench) {
 		b.write(t, "app", "/srv/data/state", "kept")
-		b.Must(t, "storage", "volume", "snapshot", "create", "default", "data", "s")
+		b.Must(t, "storage", "volume", "snapshot", "create", b.pool(), "data", "s")
 		b.write(t, "app", "/srv/data/state", "later")
-		b.Fails(t, 4, []string{"data", "app"}, "storage", "volume", "snapshot", "restore", "default", "data", "s")
-		b.Must(t, "storage", "volume", "copy", "default/data/s", "default/copied")
+		b.Fails(t, 4, []string{"data", "app"}, "storage", "volume", "snapshot", "restore", b.pool(), "data", "s")
+		b.Must(t, "storage", "volume", "copy", b.pool()+"/data/s", b.pool()+"/copied")
 		b.Must(t, "stop", "-f", "app")
-		b.Must(t, "storage", "volume", "snapshot", "restore", "default", "data", "s")
-		b.Must(t, "storage", "volume", "attach", "default", "copied", "app", "copied", "/srv/with space")
+		b.Must(t, "storage", "volume", "snapshot", "restore", b.pool(), "data", "s")
+		b.Must(t, "storage", "volume", "attach", b.pool(), "copied", "app", "copied", "/srv/with space")
 		b.Must(t, "start", "app", "--wait", "ready")
 		b.reads(t, "app", "/srv/data/state", "kept")
 		b.reads(t, "app", "/srv/with space/state", "kept")
-		b.Must(t, "storage", "volume", "snapshot", "delete", "default", "data", "s")
+		b.Must(t, "storage", "volume", "snapshot", "delete", b.pool(), "data", "s")
 	}},
 	{"only reading", func(t *testing.T, b *bench) {
 		b.Must(t, "stop", "-f", "app")
 		b.Must(t, "config", "device", "remove", "app", "data", "copied")
-		b.Must(t, "config", "device", "add", "app", "data", "disk", "pool=default", "source=data", "path=/srv/data", "readonly=true")
+		b.Must(t, "config", "device", "add", "app", "data", "disk", "pool="+b.pool(), "source=data", "path=/srv/data", "readonly=true")
 		b.Must(t, "start", "app", "--wait", "ready")
 		b.reads(t, "app", "/srv/data/state", "kept")
 		if res := b.Run(t, "exec", "app", "--", "/bin/probe", "write", "/srv/data/state", "x"); res.Code == 0 {
@@ -103,8 +103,8 @@ var VolumeTable = []Row{
 		b.Must(t, "exec", "app", "--", "/bin/probe", "link", outside, "/data/link")
 		b.Must(t, "exec", "app", "--", "/bin/probe", "link", "../../../../../../.."+outside, "/data/up")
 		b.Must(t, "stop", "-f", "app")
-		b.Must(t, "storage", "volume", "attach", "default", "data", "app", "/data/link/a")
-		b.Must(t, "storage", "volume", "attach", "default", "copied", "app", "/data/up/b")
+		b.Must(t, "storage", "volume", "attach", b.pool(), "data", "app", "/data/link/a")
+		b.Must(t, "storage", "volume", "attach", b.pool(), "copied", "app", "/data/up/b")
 		b.Must(t, "start", "app", "--wait", "ready")
 		b.reads(t, "app", outside+"/a/state", "kept")
 		b.reads(t, "app", outside+"/b/state", "kept")
@@ -112,9 +112,9 @@ var VolumeTable = []Row{
 			t.Errorf("the host's directory holds %v, %v", left, err)
 		}
 		b.Must(t, "stop", "-f", "app")
-		b.Must(t, "storage", "volume", "detach", "default", "data", "app")
-		b.Must(t, "storage", "volume", "detach", "default", "copied", "app")
-		b.Must(t, "storage", "volume", "delete", "default", "data", "copied")
+		b.Must(t, "storage", "volume", "detach", b.pool(), "data", "app")
+		b.Must(t, "storage", "volume", "detach", b.pool(), "copied", "app")
+		b.Must(t, "storage", "volume", "delete", b.pool(), "data", "copied")
 		b.Must(t, "start", "app", "--wait", "ready")
 		if res := b.Run(t, "exec", "app", "--", "/bin/probe", "read", "/srv/data/state"); res.Code == 0 {
 			t.Error("a volume that was detached is still there")
@@ -154,19 +154,27 @@ func (b *bench) reads(t testing.TB, name, file, want string) {
 	}
 }
 
-// volumeDir is where a pool of the overlay driver has a volume's files.
-func (b *bench) volumeDir(t testing.TB, name string) string {
+// ownerOnDisk checks whose the file state of a volume is in a pool of the overlay
+// driver.
+func (b *bench) ownerOnDisk(t testing.TB, volume string, want uint32) {
 	t.Helper()
 	var record struct{ Active string }
-	data, err := os.ReadFile(filepath.Join(b.Dir, "state/pools/default/custom", name, "volume.json"))
+	pool := filepath.Join(b.Dir, "state/pools/default")
+	data, err := os.ReadFile(filepath.Join(pool, "custom", volume, "volume.json"))
 	if err == nil {
 		err = json.Unmarshal(data, &record)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filepath.Join(b.Dir, "state/pools/default/layers", record.Active, "rootfs")
+	st, err := os.Stat(filepath.Join(pool, "layers", record.Active, "rootfs/state"))
+	if err != nil || owner(st) != want {
+		t.Errorf("the owner on disk is %d, %v, want %d", owner(st), err, want)
+	}
 }
+
+// pool is where the instances and volumes are.
+func (b *bench) pool() string { return cmp.Or(b.Pool, "default") }
 
 // with names what the snapshots of a volume were taken with.
 func (b *bench) with(t testing.TB, volume string) []string {
@@ -174,7 +182,7 @@ func (b *bench) with(t testing.TB, volume string) []string {
 	var list []struct {
 		TakenWith string `json:"taken_with"`
 	}
-	decode(t, b.Must(t, "storage", "volume", "snapshot", "list", "default", volume, "-f", "json"), &list)
+	decode(t, b.Must(t, "storage", "volume", "snapshot", "list", b.pool(), volume, "-f", "json"), &list)
 	var names []string
 	for _, s := range list {
 		if !strings.HasPrefix(s.TakenWith, "app/brig-undo-") {

@@ -132,6 +132,9 @@ func (m *Manager) attached(ctx context.Context, form instance.Type, d diskDevice
 		return a, err
 	}
 	a = instance.Attached{Device: d.name, Pool: d.ref.Pool, Volume: d.ref.Name, ReadOnly: d.readOnly}
+	if err := mounted(ctx, c.volume); err != nil {
+		return a, err
+	}
 	if c.volume.Content() == storage.Disk {
 		return a, blockDevice(&a, c, form, d)
 	}

@@ -44,6 +44,9 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
 		return nil, err
 	}
+	if err := mounted(ctx, o.volume); err != nil {
+		return nil, err
+	}
 	root := o.volume.Root()
 	if o.volume.Content() == storage.Tree {
 		machine.Root.Tree = instance.Tree{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
@@ -51,6 +54,14 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	}
 	machine.Root.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
 	return machine, m.chooseKernel(ctx, spec, machine)
+}
+
+// mounted makes what a volume's Root says be there.
+func mounted(ctx context.Context, volume storage.Volume) error {
+	if v, ok := volume.(storage.Mounter); ok {
+		return v.Mount(ctx)
+	}
+	return nil
 }
 
 // chooseKernel gives a virtual machine the kernel of its image, or one of
