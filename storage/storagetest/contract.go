@@ -351,7 +351,8 @@ func testUsage(t *testing.T, d Driver) {
 	}
 	p.write(t, v, map[string]string{"x": strings.Repeat("x", textSize)})
 	after, err := v.Usage(ctx)
-	if err != nil || after.Exclusive <= before.Exclusive || after.Used <= before.Used {
+	// What is written over data of the image, in one block with them, replaces them.
+	if err != nil || after.Exclusive <= before.Exclusive || after.Used < before.Used {
 		t.Errorf("Usage after writing = %+v, %v, before it was %+v", after, err, before)
 	}
 	p.clone(t, storage.Source{Key: v.Key()}, instance("web2"))
