@@ -46,6 +46,7 @@ func driver(name string, content storage.Content) storagetest.Driver {
 	return storagetest.Driver{
 		Name:    name,
 		Content: content,
+		Limits:  true,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,
