@@ -243,6 +243,7 @@ type Root struct {
 	Work       string   // overlay's work directory, on Upper's file system
 	DiskPath   string
 	DiskFormat string // qcow2 or raw, never probed
+	DiskDir    string // holds all files that the disk stands on; empty: it stands on none
 }
 
 // Source is what to clone: a volume, or one of its snapshots.
