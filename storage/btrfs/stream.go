@@ -166,6 +166,13 @@ func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *cha
 	return c.commit()
 }
 
+// isReadOnly tells whether the subvolume whose top is f cannot be written.
+func isReadOnly(f *os.File) (bool, error) {
+	var flags uint64
+	err := ioctl(f, "asking for the flags of a subvolume", iocGetFlags, unsafe.Pointer(&flags))
+	return flags&subvolReadOnly != 0, err
+}
+
 // StreamFormat is that of the kernel's send, version 1.
 func (v *volume) StreamFormat() string { return "btrfs" }
 
@@ -282,8 +289,8 @@ func (c *change) receiveInto(parent *os.File, head subvolumeHead) error {
 	if info.received != head.parent && info.uuid != head.parent {
 		return fault.New(fault.WrongState, "it is a stream for the subvolume %v, and the base is %v, which came from %v", head.parent, info.uuid, info.received)
 	}
-	if info.flags&subvolReadOnly == 0 {
-		return fault.New(fault.WrongState, "the base can be written, and may have been")
+	if fixed, err := isReadOnly(parent); err != nil || !fixed {
+		return first(err, fault.New(fault.WrongState, "the base can be written, and may have been"))
 	}
 	return c.take(parent, newSnapshot, false)
 }

@@ -112,7 +112,7 @@ func Refresh(ctx context.Context, r RefreshRequest) error {
 	}
 	for _, s := range append(slices.Clone(r.New), r.Last) {
 		if err := r.bring(ctx, s); err != nil {
-			return fmt.Errorf("snapshot %q: %w", s.Snapshot.Name, err)
+			return classified(fmt.Errorf("snapshot %q: %w", s.Snapshot.Name, err))
 		}
 	}
 	return nil

@@ -76,6 +76,7 @@ type state struct {
 
 // Copy makes the new volume. After an error nothing of it stays.
 func Copy(ctx context.Context, r Request) (err error) {
+	defer func() { err = classified(err) }()
 	marked := false
 	// What the copy is made of has to hold still, also for those that only read it.
 	if r.Snapshot == "" && (r.Keep || !r.Same && (r.Live != nil || r.mayBeFast())) {
@@ -102,6 +103,14 @@ func Copy(ctx context.Context, r Request) (err error) {
 	}
 	if gone := r.Pool.Delete(context.WithoutCancel(ctx), r.Key); gone != nil && !fault.Is(gone, fault.NotFound) {
 		err = errors.Join(err, fmt.Errorf("what was copied is still there: %w", gone))
+	}
+	return err
+}
+
+// classified says that a pool is full where a copy by files found that out.
+func classified(err error) error {
+	if fault.Of(err) == fault.Internal && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return fault.Wrap(fault.Exhausted, err)
 	}
 	return err
 }

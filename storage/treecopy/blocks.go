@@ -19,15 +19,25 @@ type blocks struct {
 	size  int64
 	next  int64
 	known spans // not read
+	limit int64 // where known ends at the latest
 	buf   [blockSize]byte
 }
 
-func newBlocks(f *os.File, known spans) (*blocks, error) {
+func newBlocks(f *os.File) (*blocks, error) {
 	st, err := f.Stat()
 	if err != nil {
 		return nil, err
 	}
-	return &blocks{file: f, size: st.Size(), known: known}, nil
+	return &blocks{file: f, size: st.Size()}, nil
+}
+
+// skip leaves out of two files what they share: blocks that are shared as a whole,
+// or up to the end of both.
+func skip(x, y *blocks) {
+	known := shared(x.file, y.file)
+	for _, b := range []*blocks{x, y} {
+		b.known, b.limit = known, max(x.size, y.size)
+	}
 }
 
 // read gives the next block and where it begins, or io.EOF. The block is valid
@@ -46,7 +56,7 @@ func (b *blocks) read(ctx context.Context) (int64, []byte, error) {
 		}
 		at := data / blockSize * blockSize
 		b.next = at + blockSize
-		if b.known.covers(at, min(b.next, b.size)) {
+		if b.known.covers(at, min(b.next, b.limit)) {
 			continue
 		}
 		n, err := b.file.ReadAt(b.buf[:], at)

@@ -123,7 +123,7 @@ func (d *digester) content(dir int, name string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	b, err := newBlocks(f, nil)
+	b, err := newBlocks(f)
 	if err != nil {
 		return err
 	}

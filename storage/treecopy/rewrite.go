@@ -42,19 +42,20 @@ func (s *syncer) rewrite(t trees, name string) error {
 // differ. If base, which may be nil, is given, to holds what base does: then to is
 // not read, and neither are blocks that base and from share on their file system.
 func Rewrite(ctx context.Context, base, from, to *os.File) error {
-	old, known := base, spans(nil)
+	old := base
 	if base == nil {
 		old = to
-	} else {
-		known = shared(base, from)
 	}
-	x, err := newBlocks(from, known)
+	x, err := newBlocks(from)
 	if err != nil {
 		return err
 	}
-	y, err := newBlocks(old, known)
+	y, err := newBlocks(old)
 	if err != nil {
 		return err
+	}
+	if base != nil {
+		skip(x, y)
 	}
 	if err := differences(ctx, x, y, func(at int64, block []byte, size int) error {
 		if block == nil {
@@ -127,11 +128,11 @@ var errDiffers = errors.New("they differ")
 
 // SameFile tells whether two files hold the same, wherever they have holes.
 func SameFile(ctx context.Context, a, b *os.File) (bool, error) {
-	x, err := newBlocks(a, nil)
+	x, err := newBlocks(a)
 	if err != nil {
 		return false, err
 	}
-	y, err := newBlocks(b, nil)
+	y, err := newBlocks(b)
 	if err != nil || x.size != y.size {
 		return false, err
 	}
