@@ -77,10 +77,10 @@ func (p passage) stream(ctx context.Context, base, baseAs string) error {
 	r.Close()
 	cancel()
 	failed := <-sent
-	if received != nil && failed != nil && !errors.Is(failed, context.Canceled) && !errors.Is(failed, unix.EPIPE) {
-		return failed // what was received is damaged because it was not sent
+	if class := fault.Of(received); class != fault.Invalid && class != fault.Internal || failed == nil || errors.Is(failed, context.Canceled) || errors.Is(failed, unix.EPIPE) {
+		return received
 	}
-	return received
+	return failed // what was received is damaged because it was not all sent
 }
 
 // cloned makes the new volume in the pool of the source: a clone, that takes over

@@ -38,6 +38,16 @@ func pools(t *testing.T) map[string]storage.Pool {
 	return all
 }
 
+func btrfsPool(t *testing.T) storage.Pool {
+	t.Helper()
+	p, err := btrfs.Open(newBtrfs(t, 512<<20)+"/pool", btrfs.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.Close() })
+	return p
+}
+
 // newBtrfs mounts a new btrfs.
 func newBtrfs(t *testing.T, size int64) string {
 	t.Helper()
