@@ -31,7 +31,7 @@ func TestLab(t *testing.T) {
 func newZFS(t *testing.T, zpool, name string) storage.Pool {
 	t.Helper()
 	dataset, dir := zpool+"/"+name, t.TempDir()
-	if _, err := zfs.Make(t.Context(), dataset, dir); err != nil {
+	if _, _, err := zfs.Make(t.Context(), dataset, dir); err != nil {
 		t.Fatal(err)
 	}
 	p, err := zfs.Open(t.Context(), zfs.Options{Dataset: dataset, Dir: dir})
