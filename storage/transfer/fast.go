@@ -139,7 +139,11 @@ func (r *Request) fast(ctx context.Context, states []state) error {
 	if err != nil {
 		return err
 	}
-	if err := contents(r.Source, r.Dir, false).prove(ctx, from, made.Root()); err != nil {
+	to, err := root(ctx, made, "")
+	if err != nil {
+		return err
+	}
+	if err := contents(r.Source, r.Dir, false).prove(ctx, from, to); err != nil {
 		return err
 	}
 	if len(states) > 1 && states[len(states)-2].snapshot == last.snapshot {

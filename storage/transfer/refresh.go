@@ -210,6 +210,10 @@ func (r *RefreshRequest) fill(ctx context.Context, s Step, work storage.Volume) 
 	if err != nil {
 		return err
 	}
+	to, err := root(ctx, work, "")
+	if err != nil {
+		return err
+	}
 	c := contents(r.Source, r.Dir, false)
 	var base *storage.Root
 	if s.Base != "" {
@@ -219,13 +223,13 @@ func (r *RefreshRequest) fill(ctx context.Context, s Step, work storage.Volume) 
 		}
 		base = &before
 	}
-	if err := c.apply(ctx, base, from, work.Root()); err != nil {
+	if err := c.apply(ctx, base, from, to); err != nil {
 		return err
 	}
 	if base == nil || r.Verify && s.Snapshot.Name == r.Mark {
-		return c.prove(ctx, from, work.Root())
+		return c.prove(ctx, from, to)
 	}
-	return c.changed(ctx, base, from, work.Root())
+	return c.changed(ctx, base, from, to)
 }
 
 // Complete tells whether everything of the plan was brought.

@@ -195,10 +195,15 @@ func contents(v storage.Volume, dir string, raw bool) content {
 
 // root says where the data of a state of a volume is.
 func root(ctx context.Context, v storage.Volume, snapshot string) (storage.Root, error) {
-	if snapshot == "" {
-		return v.Root(), nil
+	if snapshot != "" {
+		return v.SnapshotRoot(ctx, snapshot)
 	}
-	return v.SnapshotRoot(ctx, snapshot)
+	if m, ok := v.(storage.Mounter); ok {
+		if err := m.Mount(ctx); err != nil {
+			return storage.Root{}, err
+		}
+	}
+	return v.Root(), nil
 }
 
 // create makes the new volume with the first state.
@@ -244,12 +249,16 @@ func (r *Request) step(ctx context.Context, c content, made storage.Volume, base
 	if err != nil {
 		return err
 	}
+	to, err := root(ctx, made, "")
+	if err != nil {
+		return err
+	}
 	if !there && base.snapshot != s.snapshot {
 		before, err := root(ctx, r.Source, base.snapshot)
 		if err != nil {
 			return err
 		}
-		if err := c.apply(ctx, &before, from, made.Root()); err != nil {
+		if err := c.apply(ctx, &before, from, to); err != nil {
 			return err
 		}
 	}
@@ -259,7 +268,7 @@ func (r *Request) step(ctx context.Context, c content, made storage.Volume, base
 		}
 	}
 	if there || base.snapshot != s.snapshot {
-		if err := c.prove(ctx, from, made.Root()); err != nil {
+		if err := c.prove(ctx, from, to); err != nil {
 			return err
 		}
 	}
