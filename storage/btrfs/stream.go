@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -93,11 +94,53 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshot string
 	}
 	defer source.Close()
 	return v.keep(ctx, as, func(c *change) error {
+		if other.pool == v.pool && other.key != v.key {
+			if err := v.comesFrom(other, source); err != nil {
+				return err
+			}
+		}
 		if err := c.take(source, newSnapshot, edit == nil); err != nil || edit == nil {
 			return err
 		}
 		return c.edited(path.Join(newSnapshot, dataName), edit)
 	})
+}
+
+// comesFrom notes that the volume holds data that another one wrote, for Usage.
+func (v *volume) comesFrom(other *volume, source *os.File) error {
+	info, err := infoOf(source)
+	if err != nil {
+		return err
+	}
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return err
+	}
+	parent, err := v.pool.load(other.key)
+	if err != nil {
+		return err
+	}
+	known := slices.Clone(rec.Origins)
+	for _, o := range append([]origin{{ID: parent.ID, UpTo: info.otransid}}, parent.Origins...) {
+		if o.ID == rec.ID {
+			continue
+		}
+		o.UpTo = min(o.UpTo, info.otransid)
+		if i := slices.IndexFunc(known, func(k origin) bool { return k.ID == o.ID }); i < 0 {
+			known = append(known, o)
+		} else {
+			known[i].UpTo = max(known[i].UpTo, o.UpTo)
+		}
+	}
+	if slices.Equal(known, rec.Origins) {
+		return nil
+	}
+	rec.Origins = known
+	if err := v.pool.replaceFile(path.Join(v.key.String(), volumeFile), rec); err != nil {
+		return err
+	}
+	v.pool.step("origin noted")
+	return nil
 }
 
 // edited has the metadata files in a new subvolume changed, and makes it read-only.
