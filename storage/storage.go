@@ -208,6 +208,41 @@ type Limit struct {
 	Used int64 // 0 where nothing counts without a limit
 }
 
+// Adopter is a Volume that can keep a state of another volume as a snapshot of its
+// own for less than copying its files: by sharing data in one pool, or by copying
+// what the other volume's pool has and its own lacks.
+type Adopter interface {
+	// CanAdopt tells whether it can take snapshots of this volume, of its pool or
+	// of another.
+	CanAdopt(from Volume) bool
+
+	// Adopt keeps what a snapshot of from holds, metadata files included, as the
+	// snapshot that as describes. The volume's present data stays. Edit, which may
+	// be nil, changes the metadata files before the snapshot becomes visible.
+	// Errors are those of Snapshot, and unsupported where the two have come to
+	// differ in a way that does not allow it.
+	Adopt(ctx context.Context, from Volume, snapshot string, as Snapshot, edit func(dir *os.Root) error) error
+}
+
+// Streamer is a Volume whose file system can write a snapshot as a stream, or how
+// it differs from another snapshot, and read such streams.
+type Streamer interface {
+	// StreamFormat names the format. Volumes can be sent to those that have the
+	// same.
+	StreamFormat() string
+
+	// Send writes a snapshot with its metadata files, or what makes it different
+	// from another snapshot of the volume, base. The file may be the end of a pipe.
+	// It is wrong-state if the one cannot be told from the other.
+	Send(ctx context.Context, snapshot, base string, w *os.File) error
+
+	// Receive reads a stream and keeps what is in it as the snapshot that as
+	// describes, based on the volume's snapshot base if that was sent. The volume's
+	// present data stays. It is wrong-state if base is not what the stream needs,
+	// and invalid if the stream is damaged; then nothing of it stays.
+	Receive(ctx context.Context, base string, r *os.File, as Snapshot) error
+}
+
 // SetLimit limits the size of any volume: unsupported where its driver cannot.
 func SetLimit(ctx context.Context, v Volume, max int64) error {
 	if l, ok := v.(Limiter); ok {
@@ -235,6 +270,7 @@ type Root struct {
 	Work       string   // overlay's work directory, on Upper's file system
 	DiskPath   string
 	DiskFormat string // qcow2 or raw, never probed
+	DiskDir    string // holds all files that the disk stands on; empty: it stands on none
 }
 
 // Source is what to clone: a volume, or one of its snapshots.

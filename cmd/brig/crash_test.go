@@ -71,6 +71,15 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
 		}},
+		"refresh": {
+			[][]string{create, snapshot, {"copy", "web", "db", "-s", "far", "--refresh"}, start, write("new"), stop, {"snapshot", "create", "web", "s2"}, {"snapshot", "delete", "web", "s1"}},
+			[]string{"copy", "web", "db", "--refresh"}, []int{0},
+			func(t *testing.T, r *instancetest.Rig) bool {
+				want, got := r.Must(t, "snapshot", "list", "web", "-f", "csv"), r.Must(t, "snapshot", "list", "db", "-f", "csv")
+				r.Must(t, "start", "db", "--wait", "ready")
+				return got == want && in(t, r, "far", "db") && r.Must(t, "exec", "db", "--", "/bin/probe", "read", "/data/new") == "new"
+			},
+		},
 		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
 			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"

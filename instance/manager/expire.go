@@ -25,7 +25,7 @@ func (m *Manager) expire(ctx context.Context) error {
 			errs = append(errs, m.discard(ctx, t))
 		}
 	}
-	return errors.Join(append(errs, m.expireUndo(ctx, passed))...)
+	return errors.Join(append(errs, m.expireUndo(ctx, passed), m.expireMarks(ctx))...)
 }
 
 // renote notes anew since when a deleted instance is kept.

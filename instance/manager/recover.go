@@ -57,6 +57,7 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"rename":       build(m.renameOperation),
 		"transfer":     build(m.transferOperation),
 		"move":         build(m.moveOperation),
+		"refresh":      build(m.refreshOperation),
 		"delete":       build(m.deleteOperation),
 		"untrash":      build(m.untrashOperation),
 		"pull":         build(m.pullOperation),

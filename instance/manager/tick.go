@@ -149,7 +149,7 @@ func (m *Manager) duties(ctx context.Context, inst *opened) (d duties, err error
 	}
 	passed := m.passed(ctx)
 	list = slices.DeleteFunc(list, func(s storage.Snapshot) bool {
-		over := !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) || hidden(s) && noteOf(s).over(passed, at)
+		over := !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) || forUndo(s) && noteOf(s).over(passed, at)
 		if over {
 			d.expired = append(d.expired, s.Name)
 		}

@@ -31,7 +31,9 @@ func visible(list []storage.Snapshot) []storage.Snapshot {
 	return slices.DeleteFunc(list, hidden)
 }
 
-func hidden(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
+func hidden(s storage.Snapshot) bool { return forUndo(s) || forRefresh(s) }
+
+func forUndo(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
 
 // Undo brings an instance back to what it was before the last restore, or back
 // from the trash if it was deleted, and tells what it undid. The undoing of a
@@ -82,7 +84,7 @@ func (m *Manager) ForgetUndo(ctx context.Context, name string) error {
 // undoable lists the snapshots for Undo, the last one is the newest.
 func undoable(ctx context.Context, v storage.Volume) ([]storage.Snapshot, error) {
 	list, err := v.Snapshots(ctx)
-	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !hidden(s) }), err
+	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !forUndo(s) }), err
 }
 
 func noteOf(s storage.Snapshot) (note undoNote) {

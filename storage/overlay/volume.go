@@ -90,7 +90,7 @@ func (p *Pool) diskRoot(id string) storage.Root {
 	if err != nil {
 		name = storage.DiskQcow2 // whoever opens it will say that it is missing
 	}
-	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name), DiskDir: p.path(layersDir)}
 }
 
 // treeRoot is the root of a tree of frozen layers.

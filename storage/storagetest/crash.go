@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -91,6 +92,9 @@ type action struct {
 	// made ready to be shared.
 	source bool
 
+	// needs tells whether a volume has what it takes. Nil: any has.
+	needs func(v storage.Volume) bool
+
 	// after checks the state that it leads to.
 	after func(t *testing.T, p *pool)
 }
@@ -135,7 +139,7 @@ func webHolds(state map[string]string) func(t *testing.T, p *pool) {
 
 func actions() map[string]action {
 	toOne := on(func(ctx context.Context, v storage.Volume) error { return v.Restore(ctx, "one") })
-	return map[string]action{
+	all := map[string]action{
 		"create": {
 			do: func(ctx context.Context, p storage.Pool, d Driver) error {
 				_, err := p.Create(ctx, image("new"), d.Content, func(dir *os.Root) error {
@@ -240,6 +244,8 @@ func actions() map[string]action {
 			},
 		},
 	}
+	maps.Copy(all, bringing())
+	return all
 }
 
 // testCrashes kills a program at each step of each action, and looks whether the
@@ -253,6 +259,10 @@ func testCrashes(t *testing.T, d Driver) {
 	for name, a := range actions() {
 		d.run(t, name, func(t *testing.T) {
 			t.Parallel()
+			if !a.can(t, d) {
+				d.lacks(t)
+				return
+			}
 			for step := 1; ; step++ {
 				if !crash(t, d, name, a, step) {
 					if step == 1 {
