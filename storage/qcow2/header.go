@@ -68,6 +68,8 @@ type Header struct {
 	extendedL2 bool
 	l1Entries  int64
 	l1Offset   int64
+
+	backingOffset int64 // of the backing file's name
 }
 
 // fixed is the header on disk up to header_length.
@@ -213,6 +215,7 @@ func (h *Header) readTail(f *fixed, buf []byte) error {
 			return refuse("the name of its backing file is not inside its header")
 		}
 		h.Backing = string(buf[f.BackingOffset:][:f.BackingSize])
+		h.backingOffset = int64(f.BackingOffset)
 		buf = buf[:f.BackingOffset]
 	}
 	if err := h.readExtensions(buf[f.HeaderLength:]); err != nil {
