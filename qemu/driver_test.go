@@ -178,7 +178,7 @@ func (h *host) switchDisk(t *testing.T, m *instance.Machine) {
 	old := m.Root.Disk
 	h.run(m, "sh", "-c", "echo before >/root/before; sync")
 	overlay := instance.Disk{Path: filepath.Join(h.dir, "new,disk.qcow2"), Format: "qcow2"}
-	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", old.Path, "-F", "qcow2", overlay.Path, "2G"))
+	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", filepath.Base(old.Path), "-F", "qcow2", overlay.Path, "2G"))
 	missing := instance.Disk{Path: filepath.Join(h.dir, "missing"), Format: "qcow2"}
 	if _, err := h.driver.SwitchDisk(t.Context(), m, missing); err == nil {
 		t.Error("SwitchDisk to a missing file worked")

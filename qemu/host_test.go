@@ -192,7 +192,7 @@ func (h *host) machine(name string) *instance.Machine {
 	rand.Read(raw[:])
 	id := hex.EncodeToString(raw[:])
 	disk := filepath.Join(h.dir, name+".qcow2")
-	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", h.base, "-F", "raw", disk))
+	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", filepath.Base(h.base), "-F", "raw", disk))
 	m := &instance.Machine{
 		ID: id, Name: name, Type: instance.VirtualMachine,
 		RunDir: filepath.Join(h.dir, "run", id), LogDir: filepath.Join(h.dir, "log", id),

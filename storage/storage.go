@@ -200,6 +200,23 @@ type Limit struct {
 	Used int64 // 0 where nothing counts without a limit
 }
 
+// Shortener is a Volume whose data lies in a chain of layers, which gets longer
+// with each snapshot, and slower to read.
+type Shortener interface {
+	// Long tells cheaply whether the chain should be shortened.
+	Long() bool
+
+	// Shorten merges layers into one, in addition to those that snapshots and clones
+	// need, if the chain is long. It copies data, and may take as long as that does;
+	// the volume may be used, snapshotted, started and stopped meanwhile. For the
+	// moment in which the volume moves to the new chain it calls enter, which keeps
+	// others from changing or starting it until leave is called, and gives what it
+	// takes when a running instance uses it (nil: none does). Nothing is lost when
+	// it fails or is killed. Errors: exhausted when space is short, busy when it
+	// cannot be done as long as the volume is in use.
+	Shorten(ctx context.Context, enter func(context.Context) (live *Live, leave func(), err error)) error
+}
+
 // Root is where a volume's data is: the overlay layers or the one directory of
 // a Tree, with file ids as the guest sees them, or the file of a Disk.
 type Root struct {
@@ -243,6 +260,13 @@ type Live struct {
 	// backing file is the disk as it is now. It is called with the volume
 	// locked: it must not call the volume. Disks need it.
 	SwitchDisk func(ctx context.Context, path string) error
+
+	// RebaseDisk makes the running machine read what the disk at path, which it
+	// writes to, does not hold from the qcow2 file backing instead, which shows the
+	// same as what is below the disk now, and say so in the disk's header. It is
+	// called with the volume locked, and may be called again when it is not known
+	// what came of it. Shortener needs it.
+	RebaseDisk func(ctx context.Context, path, backing string) error
 }
 
 // Snapshot is one snapshot of a volume.

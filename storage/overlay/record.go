@@ -36,6 +36,7 @@ type record struct {
 	Active    string          `json:"active,omitempty"` // the layer that is written; images have none
 	Next      string          `json:"next,omitempty"`   // a disk that a running machine was told to go on in
 	Layers    []string        `json:"layers"`           // frozen ones, top first
+	Merged    []string        `json:"merged,omitempty"` // others that show the same, which a disk may stand on instead: its header says
 	Snapshots []snapshot      `json:"snapshots,omitempty"`
 }
 
@@ -50,7 +51,7 @@ type snapshot struct {
 
 // all gives every layer that r names.
 func (r *record) all() []string {
-	all := slices.Clone(r.Layers)
+	all := slices.Concat(r.Layers, r.Merged)
 	for _, id := range []string{r.Active, r.Next} {
 		if id != "" {
 			all = append(all, id)

@@ -52,7 +52,7 @@ func die(d Driver) int {
 		return 1
 	}
 	opened := false
-	p, err := d.Open(os.Getenv(crashPlace), func(step string) {
+	d.step = func(step string) {
 		if !opened {
 			return
 		}
@@ -60,10 +60,15 @@ func die(d Driver) int {
 			unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		}
-	})
+	}
+	p, err := d.Open(os.Getenv(crashPlace), d.step)
 	opened = true
 	if err == nil {
-		err = actions()[os.Getenv(crashAction)].do(context.Background(), p, d)
+		do := dieRunning
+		if name := os.Getenv(crashAction); name != shortenRunning {
+			do = actions()[name].do
+		}
+		err = do(context.Background(), p, d)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -89,6 +94,10 @@ type action struct {
 
 	// after checks the state that it leads to.
 	after func(t *testing.T, p *pool)
+
+	// before, if set, makes more for it to work on. It gives false if the driver has
+	// no use for the action.
+	before func(t *testing.T, p *pool) bool
 }
 
 func (p *pool) has(t *testing.T, key storage.Key) bool {
@@ -235,6 +244,13 @@ func actions() map[string]action {
 				}
 			},
 		},
+		"shorten": {
+			before:   webIsLong,
+			do:       on(func(ctx context.Context, v storage.Volume) error { return shorten(ctx, v, nil) }),
+			happened: func(t *testing.T, p *pool) bool { return !isLong(p.open(t, instance("web"))) },
+			source:   true, // what was merged may stay
+			after:    webHolds(stateNow),
+		},
 	}
 }
 
@@ -247,7 +263,7 @@ func testCrashes(t *testing.T, d Driver) {
 			t.Parallel()
 			for step := 1; ; step++ {
 				if !crash(t, d, name, a, step) {
-					if step == 1 {
+					if step == 1 && a.before == nil {
 						t.Error("there is no step to die at: the driver does not call step")
 					}
 					return
@@ -265,16 +281,13 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 	t.Helper()
 	p := newPool(t, d)
 	prepare(t, p)
+	if a.before != nil && !a.before(t, p) {
+		return false
+	}
 	before := p.files(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), crashDriver+"="+d.Name, crashPlace+"="+p.place, crashAction+"="+name, crashStep+"="+strconv.Itoa(step))
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() >= 0 && exit.ExitCode() != survived {
-		t.Fatalf("the program to be killed at step %d said %s, %v", step, out, err)
-	}
-	over := exit.ExitCode() == survived
-
+	over := ended(t, cmd, step)
 	p = p.again(t)
 	happened := a.happened(t, p)
 	if over && !happened {
@@ -296,7 +309,7 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 			t.Errorf("a sweep left %s", diff)
 		}
 	}
-	err = a.do(t.Context(), p, d)
+	err := a.do(t.Context(), p, d)
 	if happened && a.repeated != "" {
 		wants(t, "doing it again", err, a.repeated)
 	} else if err != nil {
@@ -307,6 +320,18 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 	a.after(t, p)
 	p.clear(t)
 	return !over
+}
+
+// ended runs a program that is to be killed at a step, and tells whether it had so
+// many.
+func ended(t *testing.T, cmd *exec.Cmd, step int) (over bool) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() >= 0 && exit.ExitCode() != survived {
+		t.Fatalf("the program to be killed at step %d said %s, %v", step, out, err)
+	}
+	return exit.ExitCode() == survived
 }
 
 // prepare makes what an action works on.

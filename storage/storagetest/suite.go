@@ -37,6 +37,8 @@ type Driver struct {
 	// Files lists all there is at place, so that leaks show. Nil: the names below a
 	// directory.
 	Files func(place string) ([]string, error)
+
+	step func(string) // of the program that is to be killed
 }
 
 // Run runs the suite.
@@ -57,6 +59,7 @@ func Run(t *testing.T, d Driver) {
 		{"Snapshots", testSnapshots},
 		{"RestoreKeepsNewer", testRestore},
 		{"Live", testLive},
+		{"Shorten", testShorten},
 		{"Usage", testUsage},
 		{"Cancellation", testCancellation},
 		{"Races", testRaces},
