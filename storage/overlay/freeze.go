@@ -107,11 +107,18 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	return f, syncDir(p.root, layersDir)
 }
 
-// copyFrozen stops the writers for as long as the copy takes. It tells whether
-// there was anything to copy.
+// copyFrozen copies the tree and stops the writers for what they changed last. It
+// tells whether there was anything to copy.
 func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) (copied bool, err error) {
 	for _, name := range []string{newLayer, path.Join(newLayer, rootName)} {
 		if err := c.dir.Mkdir(name, 0o755); err != nil {
+			return false, err
+		}
+	}
+	from := c.pool.path(layersDir, h.rec.Active, rootName)
+	copy := treecopy.NewAhead(from, c.pool.path(c.path(newLayer, rootName)))
+	if size, err := treecopy.Size(ctx, from); err != nil || size > aheadFrom {
+		if err := copy.Copy(ctx); err != nil {
 			return false, err
 		}
 	}
@@ -124,8 +131,12 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 	if err != nil || same {
 		return false, err
 	}
-	return true, treecopy.Copy(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
+	return true, copy.Finish(ctx)
 }
+
+// aheadFrom is the size from which a tree is copied while its writers go on, before
+// they are stopped for what they changed meanwhile.
+const aheadFrom = 4 << 20
 
 // switchDisk makes the machine that uses a disk go on in an empty one over it.
 // The record names the new disk before the machine does so, because from then on

@@ -182,11 +182,16 @@ func testShortenRunning(t *testing.T, d Driver) {
 // running machine. The machine goes on, or is killed as well, and what it has
 // written is there.
 func testShortenCrashes(t *testing.T, d Driver) {
-	for step := 1; crashRunning(t, d, step); step++ {
+	step := 1
+	for ; crashRunning(t, d, step); step++ {
 		if t.Failed() {
 			t.Fatalf("after a death at step %d", step)
 		}
 	}
+	if least := 8; step < least {
+		t.Errorf("there were %d steps to die at, want at least %d", step, least)
+	}
+	t.Logf("%d steps to die at", step)
 }
 
 func crashRunning(t *testing.T, d Driver, step int) bool {
