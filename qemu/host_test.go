@@ -76,7 +76,11 @@ func newHost(t testing.TB) *host {
 	if h.keeper, err = os.Executable(); err != nil {
 		t.Fatal(err)
 	}
-	h.base = debianDisk(t)
+	// Disks stand on files beside them only.
+	h.base = filepath.Join(h.dir, "base.raw")
+	if err := os.Link(debianDisk(t), h.base); err != nil {
+		must(t, exec.Command("cp", "--sparse=always", debianDisk(t), h.base))
+	}
 	h.ownNetwork()
 	return h
 }
