@@ -243,3 +243,41 @@ func TestCheckDisk(t *testing.T) {
 		}
 	}
 }
+
+// FuzzMerge damages the tables of a disk, as a failing device does. Merge refuses
+// it or makes a disk, and reads nothing but the file.
+func FuzzMerge(f *testing.F) {
+	dir := f.TempDir()
+	path := create(f, dir, "d.qcow2", 4<<20, "", "")
+	tool(f, "qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 256k", "-c", "write -q -z 1M 64k", path)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	l1 := uint32(header(f, path).l1Offset)
+	l2 := uint32(binary.BigEndian.Uint64(whole[l1:]) & entryOffset)
+	for _, at := range []uint32{0, 20, 36, 40, l1, l2, l2 + 8, l2 + 32} {
+		for _, value := range []uint64{0, 1, 1 << 9, 1 << 16, 1 << 40, 1 << 62, 1 << 63, 1<<63 | 1<<16, 1<<64 - 1} {
+			f.Add(at, value)
+		}
+	}
+	f.Fuzz(func(t *testing.T, at uint32, value uint64) {
+		dir := t.TempDir()
+		broken := filepath.Join(dir, "broken.qcow2")
+		b := put(append(whole, make([]byte, 8)...), int(at)%len(whole), value, 8)[:len(whole)]
+		if err := os.WriteFile(broken, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		merged := filepath.Join(dir, "merged.qcow2")
+		err := merge(t, t.Context(), merged, []string{broken}, "", "")
+		if err != nil {
+			if !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.Unsupported) {
+				t.Errorf("Merge = %v, want invalid or unsupported", err)
+			}
+			return
+		}
+		if h, err := Check(openRoot(t, dir), "merged.qcow2"); err != nil || h.Size != header(t, broken).Size {
+			t.Errorf("Merge made %+v, %v", h, err)
+		}
+	})
+}
