@@ -7,6 +7,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/store"
 	"brig/storage"
 )
 
@@ -29,6 +30,9 @@ func (m *Manager) shorten(ctx context.Context, pool storage.Pool) error {
 	for _, name := range names {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if store.CheckName(name) != nil {
+			continue // in the trash it is nobody's to be fast
 		}
 		volume, err := pool.Open(ctx, storage.Key{Class: storage.Instances, Name: name})
 		if err != nil || !long(volume) {

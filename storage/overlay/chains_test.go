@@ -330,3 +330,34 @@ func median(list []time.Duration) time.Duration {
 	list = slices.Sorted(slices.Values(list))
 	return list[len(list)/2]
 }
+
+// TestMergingCopiesLittle follows the rule by which disks are merged through many
+// snapshots, of which each changes something else.
+func TestMergingCopiesLittle(t *testing.T) {
+	for _, c := range []struct {
+		snapshots int
+		most      float64 // copies of each block
+	}{{100, 4}, {1000, 7}} {
+		var chain []int64
+		copied := int64(0)
+		for range c.snapshots {
+			chain = append([]int64{100}, chain...)
+			n := overlay.Run(chain)
+			if len(chain) <= overlay.LongDisk {
+				continue
+			}
+			total := int64(0)
+			for _, size := range chain[:n] {
+				total += size
+			}
+			copied += total
+			chain = append([]int64{total}, chain[n:]...)
+			if len(chain) > overlay.LongDisk {
+				t.Fatalf("%d are left of a merge", len(chain))
+			}
+		}
+		if got := float64(copied) / float64(100*c.snapshots); got > c.most {
+			t.Errorf("%d snapshots: each block was copied %.1f times, want at most %.0f", c.snapshots, got, c.most)
+		}
+	}
+}

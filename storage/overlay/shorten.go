@@ -19,7 +19,7 @@ import (
 // again in each layer, for every read of a disk, and for a tree once, when a file
 // is opened for the first time.
 const (
-	longDisk = 4
+	longDisk = 5
 	longTree = 20
 )
 
@@ -145,13 +145,13 @@ func (p *Pool) tooMany(rec *record) int {
 	return run(sizes)
 }
 
-// run tells how many disks, of these sizes from the top, are best made one. Small
-// ones are merged often, and a large one only with half as much on top of it, so
-// that all merging together copies each block a few times at most, and what stays
-// is twice as large from one to the next, and few.
+// run tells how many disks, of these sizes from the top, are best made one: so many
+// that few are left, and those that are no larger than what is on top of them. So
+// small ones are merged often and large ones seldom, and all merging together
+// copies a block a few times.
 func run(sizes []int64) int {
 	n, total := 0, int64(0)
-	for n < len(sizes) && (n < 2 || len(sizes)-n >= longDisk || sizes[n] <= 2*total) {
+	for n < len(sizes) && (n < 2 || len(sizes)-n >= longDisk || sizes[n] <= total) {
 		total += sizes[n]
 		n++
 	}

@@ -65,6 +65,7 @@ func testShorten(t *testing.T, d Driver) {
 	if d.Content == storage.Disk {
 		t.Run("Running", func(t *testing.T) { testShortenRunning(t, d) })
 		t.Run("RunningCrashes", func(t *testing.T) { testShortenCrashes(t, d) })
+		t.Run("Limit", func(t *testing.T) { testChainLimit(t, d) })
 	}
 }
 
@@ -175,6 +176,43 @@ func testShortenRunning(t *testing.T, d Driver) {
 	}
 	p.sweep(t)
 	p.holds(t, p.open(t, instance("copy7")), stateAt(7))
+	p.clear(t)
+}
+
+// maxChain is more than any chain may have.
+const maxChain = 260
+
+// testChainLimit takes snapshots of a running machine that nobody merges. There is
+// an end to them, which does the machine no harm, and merging gets beyond it.
+func testChainLimit(t *testing.T, d Driver) {
+	p := newPool(t, d)
+	web, m := running(t, p, 0, nil)
+	var err error
+	taken := 0
+	for ; err == nil; taken++ {
+		if taken > maxChain {
+			t.Fatalf("there are %d snapshots, and no end", taken)
+		}
+		m.write("a", fmt.Sprint(taken))
+		err = web.Snapshot(t.Context(), fmt.Sprint("s", taken), storage.SnapshotOptions{Live: m.live()})
+	}
+	wants(t, "one snapshot too many", err, fault.Exhausted)
+	m.write("a", "full")
+	p.sweep(t)
+	if err := shorten(t.Context(), web, m.live()); err != nil {
+		t.Fatalf("Shorten at the limit = %v", err)
+	}
+	if err := web.Snapshot(t.Context(), "more", storage.SnapshotOptions{Live: m.live()}); err != nil {
+		t.Fatalf("Snapshot after Shorten = %v", err)
+	}
+	m.write("a", "now")
+	m.stop()
+	p.sweep(t)
+	p.holds(t, web, map[string]string{"a": "now"})
+	for name, want := range map[string]string{"more": "full", "s0": "0", fmt.Sprint("s", taken-2): fmt.Sprint(taken - 2)} {
+		restore(t, web, name)
+		p.holds(t, web, map[string]string{"a": want})
+	}
 	p.clear(t)
 }
 
