@@ -337,7 +337,7 @@ func TestMergingCopiesLittle(t *testing.T) {
 	for _, c := range []struct {
 		snapshots int
 		most      float64 // copies of each block
-	}{{100, 4}, {1000, 7}} {
+	}{{100, 4}, {1000, 9}} {
 		var chain []int64
 		copied := int64(0)
 		for range c.snapshots {
