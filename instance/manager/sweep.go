@@ -13,7 +13,7 @@ import (
 // sweepLater frees the space of what was deleted without making the caller
 // wait. It is a convenience: what is not freed now is freed by a later command.
 func (m *Manager) sweepLater() {
-	if m.pending() || m.overdue() {
+	if m.cfg.Sweep != nil && (m.pending() || m.overdue()) {
 		m.sweepSoon()
 	}
 }
