@@ -20,7 +20,7 @@ import (
 // is opened for the first time.
 const (
 	longDisk = 5
-	longTree = 20
+	longTree = 4
 )
 
 // maxTries bounds how often Shorten starts over because snapshots were taken
