@@ -61,11 +61,11 @@ func testShorten(t *testing.T, d Driver) {
 	if !webIsLong(t, p) {
 		return
 	}
-	t.Run("Stopped", func(t *testing.T) { testShortenStopped(t, p) })
+	d.run(t, "Stopped", func(t *testing.T) { testShortenStopped(t, p) })
 	if d.Content == storage.Disk {
-		t.Run("Running", func(t *testing.T) { testShortenRunning(t, d) })
-		t.Run("RunningCrashes", func(t *testing.T) { testShortenCrashes(t, d) })
-		t.Run("Limit", func(t *testing.T) { testChainLimit(t, d) })
+		d.run(t, "Running", func(t *testing.T) { testShortenRunning(t, d) })
+		d.run(t, "RunningCrashes", func(t *testing.T) { testShortenCrashes(t, d) })
+		d.run(t, "Limit", func(t *testing.T) { testChainLimit(t, d) })
 	}
 }
 
