@@ -243,6 +243,23 @@ type Streamer interface {
 	Receive(ctx context.Context, base string, r *os.File, as Snapshot) error
 }
 
+// Shortener is a Volume whose data lies in a chain of layers, which gets longer
+// with each snapshot, and slower to read.
+type Shortener interface {
+	// Long tells cheaply whether the chain should be shortened.
+	Long() bool
+
+	// Shorten merges layers into one, in addition to those that snapshots and clones
+	// need, if the chain is long. It copies data, and may take as long as that does;
+	// the volume may be used, snapshotted, started and stopped meanwhile. For the
+	// moment in which the volume moves to the new chain it calls enter, which keeps
+	// others from changing or starting it until leave is called, and gives what it
+	// takes when a running instance uses it (nil: none does). Nothing is lost when
+	// it fails or is killed. Errors: exhausted when space is short, busy when it
+	// cannot be done as long as the volume is in use.
+	Shorten(ctx context.Context, enter func(context.Context) (live *Live, leave func(), err error)) error
+}
+
 // SetLimit limits the size of any volume: unsupported where its driver cannot.
 func SetLimit(ctx context.Context, v Volume, max int64) error {
 	if l, ok := v.(Limiter); ok {
@@ -306,6 +323,13 @@ type Live struct {
 	// backing file is the disk as it is now. It is called with the volume
 	// locked: it must not call the volume. Disks need it.
 	SwitchDisk func(ctx context.Context, path string) error
+
+	// RebaseDisk makes the running machine read what the disk at path, which it
+	// writes to, does not hold from the qcow2 file backing instead, which shows the
+	// same as what is below the disk now, and say so in the disk's header. It is
+	// called with the volume locked, and may be called again when it is not known
+	// what came of it. Shortener needs it.
+	RebaseDisk func(ctx context.Context, path, backing string) error
 }
 
 // Snapshot is one snapshot of a volume.

@@ -65,6 +65,9 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	if err := m.performAs(ctx, "snapshot", []string{name}, args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
+	if long(inst.volume) {
+		m.sweepSoon()
+	}
 	return snapshot, nil
 }
 
@@ -135,6 +138,11 @@ func (m *Manager) liveness(inst *opened) (*storage.Live, error) {
 		live.SwitchDisk = func(ctx context.Context, path string) error {
 			_, err := d.SwitchDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"})
 			return err
+		}
+	}
+	if d, ok := inst.driver.(instance.DiskRebaser); ok {
+		live.RebaseDisk = func(ctx context.Context, path, backing string) error {
+			return d.RebaseDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"}, instance.Disk{Path: backing, Format: "qcow2"})
 		}
 	}
 	return live, nil

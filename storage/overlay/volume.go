@@ -27,6 +27,7 @@ type volume struct {
 var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Shortener  = (*volume)(nil)
 )
 
 func (v *volume) Key() storage.Key { return v.key }
