@@ -87,7 +87,11 @@ func (m *machine) stop() {
 }
 
 func blockdev(node, path, format string, detached bool) []byte {
-	dev := map[string]any{"driver": format, "node-name": node, "file": map[string]any{"driver": "file", "filename": path}}
+	driver := "file"
+	if st, err := os.Stat(path); err == nil && st.Mode().Type() == os.ModeDevice {
+		driver = "host_device"
+	}
+	dev := map[string]any{"driver": format, "node-name": node, "file": map[string]any{"driver": driver, "filename": path}}
 	if detached {
 		dev["backing"] = nil
 	}
