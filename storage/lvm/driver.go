@@ -7,7 +7,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"brig/instance/fault"
@@ -58,14 +57,18 @@ func placeOf(config map[string]string) place {
 	return p
 }
 
+// note puts the place into a configuration.
+func (p place) note(config map[string]string) {
+	config[keyGroup], config[keyThin], config[keyID], config[keyMade] = p.vg, p.thin, p.id, p.made
+}
+
 // options are those to open a pool with.
 func (d Driver) options(name string, p place) Options {
-	return Options{Name: name, VG: p.vg, Thin: p.thin, ID: p.id, Dir: filepath.Join(d.Mounts, name)}
+	return Options{Name: name, VG: p.vg, Thin: p.thin, ID: p.id, Dir: filepath.Join(d.Mounts, name), File: p.file}
 }
 
 // Create makes a pool where source says: in a thin pool (VG/THINPOOL), in a volume
-// group (VG), on a device or in a file. A pool of brig that is there already
-// (VG/brigXXXXXXXX-pool) is taken over, from another host maybe.
+// group (VG), on a device or in a file.
 func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]string, err error) {
 	config := maps.Clone(r.Config)
 	if config == nil {
@@ -83,16 +86,12 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	if p.id == "" {
-		p.id = "brig" + newID()[:8]
-		if err := d.make(ctx, r.Name, config, &p); err != nil {
-			return nil, err
-		}
-	} else if err := d.adopt(ctx, r.Name, &p); err != nil {
+	p.id = "brig" + newID()[:8]
+	if err := d.make(ctx, r.Name, config, &p); err != nil {
 		return nil, err
 	}
 	delete(config, keyForce)
-	config[keyGroup], config[keyThin], config[keyID], config[keyMade] = p.vg, p.thin, p.id, p.made
+	p.note(config)
 	return config, nil
 }
 
@@ -117,10 +116,6 @@ func (d Driver) find(ctx context.Context, name string, config map[string]string)
 	if err := checkLVMName("volume group", vg); err != nil || !both {
 		p.made = madeThin
 		return p, err
-	}
-	if id, ok := strings.CutSuffix(lv, "-"+ownVolume); ok && poolName.MatchString(id) {
-		p.id, p.thin = id, ""
-		return p, nil
 	}
 	return p, first(checkLVMName("thin pool", lv), checkThin(ctx, vg, lv))
 }
@@ -252,40 +247,4 @@ func removeLVs(ctx context.Context, vg string, names ...string) error {
 	}
 	_, err := lvm(ctx, "lvremove", append([]string{"-f", "-y", "--"}, names...)...)
 	return ignoreMissing(err)
-}
-
-// Grow makes a pool that is in a file of its own larger, and its thin pool with it.
-func (d Driver) Grow(ctx context.Context, r storage.Record, bytes int64) (err error) {
-	defer fail(&err, "cannot grow the pool %q", r.Name)
-	p := placeOf(r.Config)
-	if p.file == "" {
-		return fault.New(fault.Unsupported, "it is not in a file of its own: use lvextend on %s/%s", p.vg, p.thin)
-	}
-	loop, err := attach(p.file)
-	if err != nil {
-		return err
-	}
-	defer loop.Close()
-	st, err := os.Stat(p.file)
-	if err != nil {
-		return err
-	}
-	if bytes < st.Size() {
-		return fault.New(fault.Unsupported, "it has %d bytes already, and a volume group in a file cannot shrink", st.Size())
-	}
-	if err := os.Truncate(p.file, bytes); err != nil {
-		return err
-	}
-	if err := setCapacity(loop); err != nil {
-		return err
-	}
-	if _, err := lvm(ctx, "pvresize", "--", loop.Name()); err != nil {
-		return err
-	}
-	grown := bytes - st.Size() - extraPart(bytes) + extraPart(st.Size())
-	if grown < extentSize {
-		return nil // a repetition of what was done
-	}
-	_, err = lvm(ctx, "lvextend", "-L", "+"+strconv.FormatInt(grown&^(extentSize-1), 10)+"b", "--", p.vg+"/"+p.thin)
-	return err
 }

@@ -56,8 +56,10 @@ func state(t *testing.T) string {
 		t.Fatal(err)
 	}
 	kept := slices.DeleteFunc(strings.Split(string(mounts), "\n"), func(line string) bool { return !strings.Contains(line, "/run/lvmtest") })
+	devices := strings.Split(tool(t, "dmsetup", "ls"), "\n")
+	slices.Sort(devices)
 	return strings.Join([]string{
-		tool(t, "dmsetup", "ls"), tool(t, "vgs", "--noheadings", "-o", "vg_name"), tool(t, "lvs", "--noheadings", "-o", "vg_name,lv_name,lv_active"),
+		strings.Join(devices, "\n"), tool(t, "vgs", "--noheadings", "-o", "vg_name"), tool(t, "lvs", "--noheadings", "-o", "vg_name,lv_name,lv_active"),
 		tool(t, "losetup", "-a"), strings.Join(kept, "\n"),
 	}, "\n")
 }
@@ -115,6 +117,10 @@ func TestPoolsOfEveryKind(t *testing.T) {
 			if c.name == "file" {
 				grows(t, d, r)
 			}
+			moves(t, d, r, map[string]string{
+				"file": config["source"], "device": device,
+				"group": vg + "/" + config["volatile.lvm.id"] + "-pool", "thin": vg,
+			}[c.name])
 			for range 2 { // it can be repeated
 				if err := d.Destroy(t.Context(), r); err != nil {
 					t.Errorf("Destroy = %v", err)
@@ -159,27 +165,55 @@ func reboot(t *testing.T, dir, vg string) {
 	tool(t, "vgchange", "-an", vg)
 }
 
+// grows makes a pool larger, twice the same.
 func grows(t *testing.T, d lvm.Driver, r storage.Record) {
-	total := func() int64 {
-		p, err := d.Open(t.Context(), r)
-		if err != nil {
-			t.Fatal(err)
+	opened, err := d.Open(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := opened.(*lvm.Pool)
+	defer p.Close()
+	before, err := p.Info(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := p.Resize(t.Context(), 2<<30); err != nil {
+			t.Fatalf("Resize = %v", err)
 		}
-		defer p.(*lvm.Pool).Close()
-		info, err := p.Info(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Total
 	}
-	before := total()
-	if err := d.Grow(t.Context(), r, 2<<30); err != nil {
-		t.Fatalf("Grow = %v", err)
+	if after, err := p.Info(t.Context()); err != nil || after.Total < before.Total+700<<20 {
+		t.Errorf("growing by 1 GiB made %d bytes of %d, %v", after.Total, before.Total, err)
 	}
-	if after := total(); after < before+700<<20 {
-		t.Errorf("Grow by 1 GiB made %d bytes of %d", after, before)
+	want(t, "Resize to less", p.Resize(t.Context(), 1<<30), fault.Unsupported)
+}
+
+// moves lets go of a pool, and takes it over by its source, as another host does.
+func moves(t *testing.T, d lvm.Driver, r storage.Record, source string) storage.Record {
+	t.Helper()
+	if err := d.Release(t.Context(), r); err != nil {
+		t.Fatalf("Release = %v", err)
 	}
-	want(t, "Grow to less", d.Grow(t.Context(), r, 1<<30), fault.Unsupported)
+	adopted := storage.Record{Name: "adopted", Driver: "lvm", Config: map[string]string{"source": source}}
+	config, err := d.Adopt(t.Context(), adopted)
+	if err != nil {
+		t.Fatalf("Adopt(%q) = %v", source, err)
+	}
+	adopted.Config = config
+	p, err := d.Open(t.Context(), adopted)
+	if err != nil {
+		t.Fatalf("Open of an adopted pool = %v", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(open1(t, p).Root().Upper, "data")); err != nil || len(data) != 1<<20 {
+		t.Errorf("in the adopted pool there are %d bytes, %v", len(data), err)
+	}
+	if err := p.(*lvm.Pool).Close(); err != nil {
+		t.Error(err)
+	}
+	if err := d.Release(t.Context(), adopted); err != nil {
+		t.Fatalf("Release = %v", err)
+	}
+	return adopted
 }
 
 func TestSourcesThatAreRefused(t *testing.T) {
@@ -218,10 +252,16 @@ func TestSourcesThatAreRefused(t *testing.T) {
 		{map[string]string{"source": device, "force": "maybe"}, fault.Invalid},
 		{map[string]string{"source": disk, "size": "1GiB"}, fault.WrongState},
 		{map[string]string{"colour": "red"}, fault.Invalid},
-		{map[string]string{"source": vg + "/brig99999999-pool"}, fault.Unavailable},
+		{map[string]string{"source": vg + "/brig99999999-pool"}, fault.NotFound},
 	} {
 		_, err := d.Create(t.Context(), storage.Record{Name: "bad", Config: c.config})
 		want(t, fmt.Sprintf("Create with %v", c.config), err, c.class)
+	}
+	for source, class := range map[string]fault.Class{
+		"": fault.Invalid, "none": fault.NotFound, "-a": fault.Invalid, "/none": fault.NotFound, device: fault.NotFound, vg + "/linear": fault.NotFound,
+	} {
+		_, err := d.Adopt(t.Context(), storage.Record{Name: "bad", Config: map[string]string{"source": source}})
+		want(t, fmt.Sprintf("Adopt(%q)", source), err, class)
 	}
 	if after := state(t); after != before {
 		t.Errorf("there was\n%s\nand is\n%s", before, after)

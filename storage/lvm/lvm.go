@@ -48,13 +48,14 @@ const formatVersion = 1
 
 var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
-// Options say which pool to open. All but Name and Step are needed.
+// Options say which pool to open. All but Name, File and Step are needed.
 type Options struct {
 	Name string // empty: default
 	VG   string // the volume group
 	Thin string // the thin pool in it
 	ID   string // of the pool that Make made there: the names of its logical volumes begin with it
 	Dir  string // where volumes are mounted while they are needed; lost with a reboot
+	File string // that the volume group is in, if it is in one of the pool's own
 
 	// Step, if set, is called after each step that changes the pool on disk, with
 	// the step's name. Tests kill the program there.
@@ -77,6 +78,7 @@ type Pool struct {
 	vg, thin string
 	id       string
 	dir      string
+	file     string
 	root     *os.Root // of the pool's own volume
 	at       *os.File // the same directory
 	step     func(string)
@@ -109,7 +111,7 @@ func newPool(o Options) (p *Pool, err error) {
 	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
 		return nil, err
 	}
-	return &Pool{name: o.Name, vg: o.VG, thin: o.Thin, id: o.ID, dir: o.Dir, step: o.Step}, nil
+	return &Pool{name: o.Name, vg: o.VG, thin: o.Thin, id: o.ID, dir: o.Dir, file: o.File, step: o.Step}, nil
 }
 
 // Open opens a pool that Make made. If its own volume is mounted already, no program
@@ -171,7 +173,7 @@ func (p *Pool) checkHeader() error {
 		return err
 	}
 	if own := hostID(); h.Host != "" && own != "" && h.Host != own {
-		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and take it over: brig storage create NAME lvm source=%s", p.full(ownVolume))
+		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it: brig storage create NAME lvm --adopt source=%s", p.full(ownVolume))
 	}
 	return nil
 }

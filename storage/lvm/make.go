@@ -303,38 +303,6 @@ func (p *Pool) writeHeader() error {
 	return syncDir(p.root, ".")
 }
 
-// adopt takes over a pool that is there, and finds the thin pool it is in.
-func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
-	defer fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
-	o := d.options(name, *at)
-	o.Thin = at.id // any name will do for reading the header
-	p, err := newPool(o)
-	if err != nil {
-		return err
-	}
-	if err := p.mountOwn(ctx); err != nil {
-		return err
-	}
-	h, err := p.header()
-	if err == nil {
-		err = checkLVMName("thin pool", h.Thin)
-	}
-	if err == nil {
-		p.thin, at.thin = h.Thin, h.Thin
-		_, err = p.fill()
-	}
-	if fault.Is(err, fault.Unavailable) && h.Thin != "" {
-		_, err = lvm(ctx, "lvchange", "-ay", "--", p.vg+"/"+p.thin)
-	}
-	if err == nil {
-		err = p.writeHeader()
-	}
-	if err != nil {
-		return errors.Join(err, p.Close(), unmountAll(o))
-	}
-	return p.Close()
-}
-
 // unmountAll unmounts what is mounted for a pool, which nobody may use, and removes
 // the directories for it, which must be empty then.
 func unmountAll(o Options) error {

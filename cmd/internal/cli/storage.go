@@ -33,8 +33,7 @@ func newStorageCreate(s *session) *cobra.Command {
   lvm      source=VG/THINPOOL       a thin pool, beside what else is in it
            source=VG                a volume group, for a new thin pool; size=200GiB: not all of it
            source=DEVICE            a block device; force=true if it holds something
-           size=20GiB               a file that is made for it
-           source=VG/brigXXXXXXXX-pool  a pool that another host used, to take it over`,
+           size=20GiB               a file that is made for it`,
 		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
