@@ -144,14 +144,14 @@ func (d Driver) findMedium(source string, config map[string]string) (p place, er
 
 // make makes what a pool needs, and the pool.
 func (d Driver) make(ctx context.Context, name string, config map[string]string, p *place) (err error) {
-	var undo []func() error
+	var undo []func(ctx context.Context) error
 	defer func() {
+		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
 		for i := len(undo); err != nil && i > 0; i-- {
-			err = errors.Join(err, undo[i-1]())
+			err = errors.Join(err, undo[i-1](clean))
 		}
 	}()
-	clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-	defer cancel()
 	if p.vg == "" {
 		p.vg = p.id
 	}
@@ -161,7 +161,7 @@ func (d Driver) make(ctx context.Context, name string, config map[string]string,
 			return err
 		}
 		defer loop.Close()
-		undo = append(undo, func() error { return destroyVG(clean, p, config[keySource]) })
+		undo = append(undo, func(ctx context.Context) error { return destroyVG(ctx, p, config[keySource]) })
 	}
 	if p.made != madeNothing {
 		p.thin = p.id + "-thin"
@@ -175,7 +175,7 @@ func (d Driver) make(ctx context.Context, name string, config map[string]string,
 			return err
 		}
 		if p.made == madeThin {
-			undo = append(undo, func() error { return removeLVs(clean, p.vg, p.vg+"/"+p.thin) })
+			undo = append(undo, func(ctx context.Context) error { return removeLVs(ctx, p.vg, p.vg+"/"+p.thin) })
 		}
 	}
 	return Make(ctx, d.options(name, *p))

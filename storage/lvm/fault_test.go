@@ -58,6 +58,8 @@ func state(t *testing.T) string {
 	kept := slices.DeleteFunc(strings.Split(string(mounts), "\n"), func(line string) bool { return !strings.Contains(line, "/run/lvmtest") })
 	devices := strings.Split(tool(t, "dmsetup", "ls"), "\n")
 	slices.Sort(devices)
+	// The devices of a thin pool are others once there was a volume in it.
+	devices = slices.DeleteFunc(devices, func(line string) bool { return strings.HasPrefix(line, "group") && strings.Contains(line, "-pool") })
 	return strings.Join([]string{
 		strings.Join(devices, "\n"), tool(t, "vgs", "--noheadings", "-o", "vg_name"), tool(t, "lvs", "--noheadings", "-o", "vg_name,lv_name,lv_active"),
 		tool(t, "losetup", "-a"), strings.Join(kept, "\n"),

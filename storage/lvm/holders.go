@@ -3,11 +3,10 @@ package lvm
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -96,75 +95,39 @@ func (p *Pool) mountedElsewhere(id string) bool {
 	return false
 }
 
-// users says who has a logical volume mounted or open.
+// users says who has a logical volume mounted, a file in it open, or its device.
 func (p *Pool) users(id string) string {
 	dev, active := p.number(id)
 	if !active {
 		return "nobody any more"
 	}
-	if list := holders(dev); len(list) > 0 {
-		if len(list) == 1 {
-			return list[0].String()
-		}
-		return fmt.Sprintf("%s and %d others", list[0], len(list)-1)
+	list := holders(dev)
+	if len(list) == 0 {
+		list = openers(dev)
 	}
-	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, link := range links {
-		var st unix.Stat_t
-		if unix.Stat(link, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK && st.Rdev == dev {
-			pid, _ := strconv.Atoi(strings.Split(link, "/")[2])
-			return holder{pid: pid}.String()
-		}
+	switch len(list) {
+	case 0:
+		return "the kernel or a program that is ending"
+	case 1:
+		return list[0].String()
 	}
-	return "the kernel or a program that is ending"
+	return fmt.Sprintf("%s and %d others", list[0], len(list)-1)
 }
 
-// release unmounts a logical volume in every mount namespace where nobody uses it.
-// Whoever makes a namespace gets a copy of all mounts of the host, and may keep those
-// of volumes it knows nothing of as long as it lives.
-func (p *Pool) release(id string) {
-	dev, active := p.number(id)
-	if !active {
-		return
+// openers finds the processes that have a device, or anything on it, open.
+func openers(device uint64) (found []holder) {
+	for _, pattern := range []string{"/proc/[0-9]*/cwd", "/proc/[0-9]*/root", "/proc/[0-9]*/fd/*"} {
+		links, _ := filepath.Glob(pattern) // the pattern is good
+		for _, link := range links {
+			var st unix.Stat_t
+			if unix.Stat(link, &st) != nil || st.Dev != device && (st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != device) {
+				continue
+			}
+			pid, err := strconv.Atoi(strings.Split(link, "/")[2])
+			if err == nil && !slices.ContainsFunc(found, func(h holder) bool { return h.pid == pid }) {
+				found = append(found, holder{pid: pid})
+			}
+		}
 	}
-	for _, h := range holders(dev) {
-		done := make(chan error)
-		go func() {
-			// The thread has another namespace from now on, and ends with the goroutine.
-			runtime.LockOSThread()
-			done <- unmountIn(h.pid, dev)
-		}()
-		<-done // whether it is enough, removing the volume tells
-	}
-}
-
-// unmountIn moves this thread into the mount namespace of a process and unmounts the
-// device there.
-func unmountIn(pid int, device uint64) error {
-	// The other namespace may show another /proc, or none.
-	proc, err := os.OpenRoot("/proc")
-	if err != nil {
-		return err
-	}
-	defer proc.Close()
-	space, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return err
-	}
-	defer space.Close()
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return err
-	}
-	if err := unix.Setns(int(space.Fd()), unix.CLONE_NEWNS); err != nil {
-		return err
-	}
-	mountinfo, err := proc.ReadFile("thread-self/mountinfo")
-	if err != nil {
-		return err
-	}
-	var failed error
-	for _, point := range parseMountPoints(mountinfo, device) {
-		failed = errors.Join(failed, unix.Unmount(point, unix.UMOUNT_NOFOLLOW))
-	}
-	return failed
+	return found
 }

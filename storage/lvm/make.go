@@ -149,7 +149,7 @@ func makeThin(ctx context.Context, p *place, bytes int64) error {
 	case bytes < minReserve*2:
 		return fault.New(fault.Exhausted, "the volume group %q has %d bytes free, which is too little for a pool", p.vg, free)
 	}
-	args := []string{"--type", "thin-pool", "-Zy", "--discards", "passdown", "-y", "-Wn",
+	args := []string{"--type", "thin-pool", "-Zy", "--discards", "passdown", "-y",
 		"-L", strconv.FormatInt(bytes, 10) + "b", "--poolmetadatasize", strconv.FormatInt(metaSize(free), 10) + "b",
 		"--addtag", "brig", "-n", p.thin, "--", p.vg}
 	if _, err := lvm(ctx, "lvcreate", args...); err != nil {

@@ -158,8 +158,10 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 	return p.bound(ctx, id, rec.Limit)
 }
 
-// unmount takes a logical volume out of this mount namespace. That it could not is
-// found out when it is removed.
+// unmount takes a logical volume out of this mount namespace. Every namespace that was
+// made while it was mounted has a copy of the mount, and may keep it as long as it
+// lives; with the directory that it is on, the kernel takes it away from all of them.
+// That somebody uses it is found out when it is removed.
 func (p *Pool) unmount(id string) {
 	point := p.mountPoint(id)
 	if mounted(point) {

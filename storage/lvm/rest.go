@@ -82,14 +82,13 @@ func (p *Pool) restOne(ctx context.Context, id string) {
 			return
 		}
 	}
-	p.release(id) // copies of the mount in other namespaces
+	os.Remove(point) // and with it the copies of the mount in other namespaces
 	if p.isActive(id) {
 		// It is refused while anybody has the device open.
 		if _, err := lvm(ctx, "lvchange", "-An", "-an", "--", p.full(id)); err != nil {
 			return
 		}
 	}
-	os.Remove(point)
 	os.Remove(f.Name())
 }
 

@@ -185,8 +185,7 @@ func (p *Pool) free(ctx context.Context, ids []string, named map[string]storage.
 	return failed, err
 }
 
-// remove removes logical volumes, and tells which ones it could not. If one is
-// mounted anywhere, it is unmounted there unless it is in use.
+// remove removes logical volumes, and tells which ones it could not.
 func (p *Pool) remove(ctx context.Context, ids []string) map[string]error {
 	failed := map[string]error{}
 	args := []string{"-An", "-f", "-y", "--"}
@@ -221,10 +220,7 @@ func (p *Pool) removeOne(ctx context.Context, id string) error {
 	}
 	err := try()
 	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, func() error {
-			p.release(id)
-			return try()
-		})
+		err = patient(ctx, try)
 	}
 	if fault.Is(err, fault.Busy) {
 		return fault.New(fault.Busy, "%q is in use by %s; it is removed when that ends", p.full(id), p.users(id))
