@@ -104,7 +104,7 @@ func (p *Pool) makeLV(ctx context.Context, key storage.Key, id string, size int6
 // calls take with what is in it before it is unmounted.
 func (c *change) fill(ctx context.Context, key storage.Key, id string, fill, take func(dir *os.Root) error) (err error) {
 	p := c.pool
-	f, err := p.fill()
+	f, err := p.settled()
 	if err != nil {
 		return err
 	}

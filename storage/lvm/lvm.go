@@ -206,7 +206,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
-	f, err := p.fill()
+	f, err := p.settled()
 	if err != nil {
 		return storage.Info{}, err
 	}

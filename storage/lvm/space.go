@@ -2,6 +2,10 @@ package lvm
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -26,6 +30,36 @@ func (f fill) free() int64 {
 	return max(0, (f.total-f.used)*f.chunk-f.reserve())
 }
 
+// nearFull is how much free space, in bytes or as a part of the pool, is so little that
+// what is on its way to the thin pool counts.
+const (
+	nearFull     = 256 << 20
+	nearFullPart = 8
+)
+
+// settled tells how full the pool is. If it is nearly full, what was written to trees
+// and has no place yet gets one first: a file system puts that off.
+func (p *Pool) settled() (fill, error) {
+	f, err := p.fill()
+	if err != nil || f.free() > max(nearFull, f.total*f.chunk/nearFullPart) {
+		return f, err
+	}
+	points, err := os.ReadDir(filepath.Join(p.dir, volumeMount))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	for _, e := range points {
+		if !mounted(p.mountPoint(e.Name())) {
+			continue
+		}
+		if d, err := os.Open(p.mountPoint(e.Name())); err == nil {
+			unix.Syncfs(int(d.Fd())) // whoever writes there is told what fails
+			d.Close()
+		}
+	}
+	return p.fill()
+}
+
 // maxMeta is how full the metadata of a thin pool may get, in percent, before brig
 // makes nothing new: a thin pool whose metadata are full stands still as a whole.
 const maxMeta = 90
@@ -35,7 +69,7 @@ func (p *Pool) room(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	f, err := p.fill()
+	f, err := p.settled()
 	if err != nil {
 		return err
 	}
