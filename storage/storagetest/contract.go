@@ -349,7 +349,8 @@ func testUsage(t *testing.T, d Driver) {
 	if err != nil || before.Exclusive <= 0 || before.Used <= before.Exclusive {
 		t.Errorf("Usage of a clone = %+v, %v, want more used than exclusive", before, err)
 	}
-	p.write(t, v, map[string]string{"x": strings.Repeat("x", textSize)})
+	// On a disk, this is far from what is there: a driver may count in chunks.
+	p.write(t, v, map[string]string{"elsewhere": strings.Repeat("x", textSize)})
 	after, err := v.Usage(ctx)
 	if err != nil || after.Exclusive <= before.Exclusive || after.Used <= before.Used {
 		t.Errorf("Usage after writing = %+v, %v, before it was %+v", after, err, before)
