@@ -127,7 +127,11 @@ func (m *machine) stop() {
 
 // file and format describe a disk to QEMU.
 func file(node, path string) map[string]any {
-	return map[string]any{"driver": "file", "node-name": node + "-file", "filename": path}
+	driver := "file"
+	if st, err := os.Stat(path); err == nil && st.Mode().Type() == os.ModeDevice {
+		driver = "host_device"
+	}
+	return map[string]any{"driver": driver, "node-name": node + "-file", "filename": path}
 }
 
 func format(node, driver string) map[string]any {

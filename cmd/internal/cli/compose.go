@@ -24,6 +24,7 @@ import (
 	"brig/storage"
 	"brig/storage/btrfs"
 	"brig/storage/look"
+	"brig/storage/lvm"
 	"brig/storage/overlay"
 	"brig/storage/registry"
 	"brig/storage/zfs"
@@ -80,6 +81,7 @@ func pools(o Options) *registry.Registry {
 		Drivers: map[string]registry.Driver{
 			"overlay": overlay.Driver{},
 			"btrfs":   btrfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
+			"lvm":     lvm.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "lvm")},
 			"zfs":     zfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
 		},
 	})

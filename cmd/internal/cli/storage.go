@@ -30,6 +30,10 @@ func newStorageCreate(s *session) *cobra.Command {
   btrfs    source=FOLDER            an empty folder on btrfs
            source=DEVICE            a block device; force=true if it holds something
            size=20GiB               a file that is made for it
+  lvm      source=VG/THINPOOL       a thin pool, beside what else is in it
+           source=VG                a volume group, for a new thin pool; size=200GiB: not all of it
+           source=DEVICE            a block device; force=true if it holds something
+           size=20GiB               a file that is made for it
   zfs      source=DATASET           an empty or new dataset, such as tank/brig
            source=ZPOOL             a new dataset brig in that zpool
            source=DEVICE            a new zpool on a block device
