@@ -20,8 +20,9 @@ type Machine struct {
 	Root    Root              `json:"root"`
 	Boot    Boot              `json:"boot"`
 	NICs    []NIC             `json:"nics"`
-	IDMap   IDMap             `json:"id_map"`           // containers
-	Kernel  *Kernel           `json:"kernel,omitempty"` // virtual machines booted directly
+	Volumes []Attached        `json:"volumes,omitempty"` // custom volumes, in the order in which to mount them
+	IDMap   IDMap             `json:"id_map"`            // containers
+	Kernel  *Kernel           `json:"kernel,omitempty"`  // virtual machines booted directly
 	Helpers Helpers           `json:"helpers"`
 }
 

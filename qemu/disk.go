@@ -33,16 +33,16 @@ func (d *Driver) SwitchDisk(ctx context.Context, m *instance.Machine, overlay in
 		return false, fmt.Errorf("cannot switch the disk of %q: %w", m.Name, err)
 	}
 	defer mon.Close()
-	quiesced, err = d.switchTo(ctx, mon, m, overlay)
+	quiesced, err = d.switchTo(ctx, mon, m, machine.RootDevice, overlay)
 	if err != nil {
 		return false, fmt.Errorf("cannot switch the disk of %q to %q: %w", m.Name, overlay.Path, err)
 	}
 	return quiesced, nil
 }
 
-func (d *Driver) switchTo(ctx context.Context, mon *qmp.Monitor, m *instance.Machine, overlay instance.Disk) (quiesced bool, err error) {
+func (d *Driver) switchTo(ctx context.Context, mon *qmp.Monitor, m *instance.Machine, device string, overlay instance.Disk) (quiesced bool, err error) {
 	node := nodeName(overlay.Path)
-	current, err := d.rootNode(ctx, mon)
+	current, err := d.nodeOf(ctx, mon, device)
 	if err != nil || current == node {
 		return false, err
 	}
@@ -97,7 +97,7 @@ func (d *Driver) RebaseDisk(ctx context.Context, m *instance.Machine, disk, back
 }
 
 func (d *Driver) rebaseOn(ctx context.Context, mon *qmp.Monitor, m *instance.Machine, disk, backing instance.Disk) error {
-	current, err := d.rootNode(ctx, mon)
+	current, err := d.nodeOf(ctx, mon, machine.RootDevice)
 	if err != nil {
 		return err
 	}
@@ -175,9 +175,9 @@ func (d *Driver) dropUnused(ctx context.Context, mon *qmp.Monitor, nodes []strin
 	d.drop(ctx, mon, append(formats, files...)...)
 }
 
-// rootNode is the node that the root disk is now.
-func (d *Driver) rootNode(ctx context.Context, mon *qmp.Monitor) (node string, err error) {
-	where := map[string]string{"path": "/machine/peripheral/" + machine.RootDevice, "property": "drive"}
+// nodeOf is the node that a disk is now.
+func (d *Driver) nodeOf(ctx context.Context, mon *qmp.Monitor, device string) (node string, err error) {
+	where := map[string]string{"path": "/machine/peripheral/" + device, "property": "drive"}
 	return node, mon.Run(ctx, "qom-get", where, &node)
 }
 

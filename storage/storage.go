@@ -20,7 +20,10 @@ type Class string
 const (
 	Images    Class = "images"    // read-only once created; what instances are cloned from
 	Instances Class = "instances" // writable
-	Custom    Class = "custom"    // writable, attached to instances
+	// Custom volumes are writable and attached to instances, to several at once: a
+	// Tree that was created as one, or cloned from one, is one directory (Root.Upper
+	// alone), and stays the same while it is in use.
+	Custom Class = "custom"
 )
 
 // Key names a volume of a pool.

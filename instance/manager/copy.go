@@ -63,7 +63,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	}
 	spec := *from
 	spec.ID, spec.Name, spec.CreatedAt = newID(), r.Name, now()
-	spec.Config, spec.Profiles = maps.Clone(from.Config), slices.Clone(from.Profiles)
+	spec.Config, spec.Profiles, spec.Devices = maps.Clone(from.Config), slices.Clone(from.Profiles), maps.Clone(from.Devices)
 	whole, err := m.wholeCopy(ctx, src, r)
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy %q to %q: %w", r.Source, r.Name, err)

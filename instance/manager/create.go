@@ -66,6 +66,9 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err := driver.Check(ctx); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
+	if err := m.checkDevices(ctx, spec); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
 	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
@@ -79,6 +82,11 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
 	}
+	locked, err := m.lockVolumesOf(ctx, doing, spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	defer locked.Release()
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
 		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
 		if start {
@@ -117,8 +125,10 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 			return nil, fault.New(fault.NotFound, "cannot create %q: there is no profile %q; the only one is default", name, p)
 		}
 	}
-	if len(r.Devices) > 0 {
-		return nil, fault.New(fault.Unsupported, "cannot create %q: devices cannot be given yet", name)
+	for device, keys := range r.Devices {
+		if _, err := parseDevice(device, keys); err != nil {
+			return nil, fmt.Errorf("cannot create %q: %w", name, err)
+		}
 	}
 	return &instance.Spec{
 		Version:     instance.SpecVersion,
@@ -129,10 +139,19 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 		CreatedAt:   now(),
 		Command:     r.Command,
 		Config:      maps.Clone(r.Config),
-		Devices:     map[string]map[string]string{},
+		Devices:     devices(r.Devices),
 		Profiles:    []string{"default"},
 		Ephemeral:   r.Ephemeral,
 	}, nil
+}
+
+// devices gives a copy of what was asked for.
+func devices(wanted map[string]map[string]string) map[string]map[string]string {
+	all := map[string]map[string]string{}
+	for name, keys := range wanted {
+		all[name] = maps.Clone(keys)
+	}
+	return all
 }
 
 // describe fills in what the image says about the instance.

@@ -58,6 +58,9 @@ func (m *Manager) remove(ctx context.Context, inst *opened, forGood bool) error 
 	if err := m.perform(ctx, "delete", names, args); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
+	if forGood {
+		m.forgetParts(ctx, inst.spec.ID)
+	}
 	return nil
 }
 

@@ -94,6 +94,7 @@ type PoolView struct {
 	Info    storage.Info
 	UsedBy  []string // instances
 	Trashed []string // instances that were deleted and are still kept
+	Volumes []string // custom volumes
 	Reason  string   // why it cannot be used; empty: it can
 }
 
@@ -110,6 +111,9 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 	}
 	if err == nil {
 		v.UsedBy, v.Trashed, err = volumesIn(ctx, pool)
+	}
+	if err == nil {
+		v.Volumes, err = customIn(ctx, pool)
 	}
 	if err != nil {
 		v.Reason = err.Error()
@@ -137,7 +141,8 @@ func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
 	return m.cfg.Pools.Create(ctx, r)
 }
 
-// DeletePool removes a pool that no instance is in, with the images in it.
+// DeletePool removes a pool that no instance and no volume is in, with the images
+// in it.
 func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	if name == DefaultPool {
 		return fault.New(fault.Forbidden, "cannot delete pool %q: it is the one that is always there", name)
@@ -159,6 +164,9 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	}
 	if len(v.Trashed) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
+	}
+	if len(v.Volumes) > 0 {
+		return fault.New(fault.WrongState, "cannot delete pool %q: %d volumes are in it, %q among them; delete or move them first, with brig storage volume", name, len(v.Volumes), v.Volumes[0])
 	}
 	return m.cfg.Pools.Delete(ctx, name)
 }

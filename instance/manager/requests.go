@@ -71,6 +71,11 @@ type SnapshotRequest struct {
 	Auto        bool      // taken by a schedule, which may drop it again
 }
 
+// RestoreOptions tell what a restore brings back beside the instance itself.
+type RestoreOptions struct {
+	Volumes bool // also the custom volumes that it has, as they were then
+}
+
 // ConfigChange is what is to become of configuration keys.
 type ConfigChange struct {
 	Set   map[string]string

@@ -37,7 +37,7 @@ func TestManySnapshotsAreMerged(t *testing.T) {
 	}
 	w.holds("web", "now")
 	for _, i := range []int{0, taken / 2, taken - 1} {
-		w.must(w.RestoreSnapshot(t.Context(), "web", fmt.Sprint("s", i)))
+		w.must(w.RestoreSnapshot(t.Context(), "web", fmt.Sprint("s", i), RestoreOptions{}))
 		w.holds("web", fmt.Sprint(i))
 	}
 	list, err := w.Snapshots(t.Context(), "web")

@@ -14,6 +14,7 @@ import (
 // SpaceView tells what takes up space.
 type SpaceView struct {
 	Instances []InstanceSpace // sorted by name
+	Volumes   []VolumeView    // custom ones, with what they take up, when all is listed
 	Pools     []PoolSpace     // that instances of the list are in, or all
 }
 
@@ -30,7 +31,7 @@ type PoolSpace struct {
 	Name        string
 	Total, Free int64 // bytes
 	Instances   int
-	Exclusive   int64  // that the instances do not share with anything else
+	Exclusive   int64  // that the instances and volumes do not share with anything else
 	Reason      string // why Total and Free cannot be told; empty: they can
 }
 
@@ -60,6 +61,11 @@ func (m *Manager) Space(ctx context.Context, names []string) (*SpaceView, error)
 		}
 		space.Instances = append(space.Instances, line)
 	}
+	if len(names) == 0 {
+		if space.Volumes, err = m.Volumes(ctx, "", GetOptions{Usage: true}); err != nil {
+			return nil, err
+		}
+	}
 	return space, m.addPools(ctx, space, len(names) == 0)
 }
 
@@ -88,6 +94,11 @@ func (m *Manager) addPools(ctx context.Context, space *SpaceView, all bool) erro
 			if i.Pool == name {
 				line.Instances++
 				line.Exclusive += i.Usage.Exclusive
+			}
+		}
+		for _, v := range space.Volumes {
+			if v.Pool == name && v.Usage != nil {
+				line.Exclusive += v.Usage.Exclusive
 			}
 		}
 		if !all && line.Instances == 0 {

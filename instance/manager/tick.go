@@ -218,7 +218,7 @@ func (m *Manager) dropSnapshots(ctx context.Context, inst *opened, names []strin
 		if m.notMounted(inst, "delete", s) != nil {
 			continue // next time
 		}
-		err := inst.volume.DeleteSnapshot(ctx, s)
+		err := m.dropSnapshot(ctx, inst, s)
 		if err == nil {
 			m.cfg.Notice(fmt.Sprintf("Deleted %s of %s, which %s", s, inst.spec.Name, why))
 		} else if !fault.Is(err, fault.NotFound) {

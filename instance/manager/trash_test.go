@@ -197,7 +197,7 @@ func TestADeletedInstanceComesBackAsItWas(t *testing.T) {
 	}
 	w.holds("web", "two")
 	w.is("the trash", w.inTheTrash(), []string{})
-	w.must(w.RestoreSnapshot(ctx, "web", "s"))
+	w.must(w.RestoreSnapshot(ctx, "web", "s", RestoreOptions{}))
 	w.holds("web", "one")
 	if _, err := os.Stat(filepath.Join(w.cfg.Dirs.State, "addresses", spec.Address.Addr().String())); err != nil {
 		t.Errorf("its address is not claimed: %v", err)

@@ -125,11 +125,13 @@ func (v *vm) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	settings, err := guest.SettingsOf(m).Encode()
+	settings := guest.SettingsOf(m)
+	settings.Mounts = mounts(m)
+	encoded, err := settings.Encode()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.Path(rundir.Boot), settings, 0o600); err != nil {
+	if err := os.WriteFile(m.Path(rundir.Boot), encoded, 0o600); err != nil {
 		return err
 	}
 	lock, err := rundir.Acquire(m.Path(rundir.Lock))
@@ -144,6 +146,9 @@ func (v *vm) start(ctx context.Context) error {
 		return err
 	}
 	defer inherited.close()
+	if fds.Shares, err = share(ctx, m, inherited); err != nil {
+		return err
+	}
 	memory, err := hostMemory()
 	if err != nil {
 		return err

@@ -30,6 +30,8 @@ func (c *change) freeze(ctx context.Context, h *locked, live *storage.Live, capt
 		return nil, err
 	}
 	switch {
+	case h.rec.Flat && live == nil:
+		return c.copyTree(ctx, h, still())
 	case h.rec.Active == "" || live == nil:
 		return c.freezeIdle(ctx, h)
 	case h.rec.Content == storage.Tree:
@@ -127,9 +129,11 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 		return false, fmt.Errorf("freezing its writers: %w", err)
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
-	same, err := c.pool.untouched(&h.rec)
-	if err != nil || same {
-		return false, err
+	if !h.rec.Flat {
+		same, err := c.pool.untouched(&h.rec)
+		if err != nil || same {
+			return false, err
+		}
 	}
 	return true, copy.Finish(ctx)
 }

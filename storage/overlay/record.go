@@ -33,6 +33,7 @@ const maxRecord = 8 << 20
 type record struct {
 	Version   int             `json:"version"`
 	Content   storage.Content `json:"content"`
+	Flat      bool            `json:"flat,omitempty"`   // the active layer is the whole tree
 	Active    string          `json:"active,omitempty"` // the layer that is written; images have none
 	Next      string          `json:"next,omitempty"`   // a disk that a running machine was told to go on in
 	Layers    []string        `json:"layers"`           // frozen ones, top first
@@ -113,7 +114,7 @@ func (p *Pool) read(dir string) (rec record, err error) {
 			return rec, fault.New(fault.Unavailable, "the record of %q is damaged: it names a layer %q", dir, id)
 		}
 	}
-	if len(rec.Layers) == 0 {
+	if len(rec.Layers) == 0 && (!rec.Flat || rec.Active == "") {
 		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: it names no layer", dir)
 	}
 	return rec, p.dropGone(dir, &rec)

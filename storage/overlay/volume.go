@@ -79,7 +79,10 @@ func (v *volume) Root() storage.Root {
 		return p.diskRoot(id)
 	}
 	root := p.treeRoot(rec.Layers)
-	if rec.Active != "" {
+	switch {
+	case rec.Flat:
+		root.Upper = p.path(layersDir, rec.Active, rootName)
+	case rec.Active != "":
 		root.Upper, root.Work = p.path(layersDir, rec.Active, rootName), p.path(layersDir, rec.Active, workName)
 	}
 	return root
@@ -250,8 +253,13 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 	}
 	defer release()
 	rec := h.rec.clone()
-	rec.Layers = slices.Clone(layers)
-	if rec.Active, err = c.newActive(rec.Content, rec.Layers); err != nil {
+	if rec.Flat {
+		rec.Active, err = c.copyFlat(ctx, layers[0])
+	} else {
+		rec.Layers = slices.Clone(layers)
+		rec.Active, err = c.newActive(rec.Content, rec.Layers)
+	}
+	if err != nil {
 		return err
 	}
 	old := h.rec.Active

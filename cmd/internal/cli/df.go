@@ -12,7 +12,7 @@ func newDF(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
 		Use:   "df [NAME...]",
-		Short: "Show how much space instances take up",
+		Short: "Show how much space instances and volumes take up",
 		Long: `Show how much space instances take up with their snapshots: all that they use, how
 much of it they share with images and other instances, and how much would be free
 if they were deleted. A line for each pool tells its size, what is used of it and
@@ -42,6 +42,7 @@ USED may be more than a pool holds.`,
 // space is what df tells in JSON.
 type space struct {
 	Instances []instanceSpace `json:"instances"`
+	Volumes   []instanceSpace `json:"volumes"`
 	Pools     []poolSpace     `json:"pools"`
 }
 
@@ -66,7 +67,14 @@ type poolSpace struct {
 }
 
 func spaceOf(v *manager.SpaceView) space {
-	s := space{Instances: []instanceSpace{}, Pools: []poolSpace{}}
+	s := space{Instances: []instanceSpace{}, Volumes: []instanceSpace{}, Pools: []poolSpace{}}
+	for _, vol := range v.Volumes {
+		line := instanceSpace{Name: vol.Name, Pool: vol.Pool, Snapshots: vol.SnapshotCount, Reason: vol.Reason}
+		if vol.Usage != nil {
+			line.Used, line.Shared, line.Exclusive = vol.Usage.Used, vol.Usage.Used-vol.Usage.Exclusive, vol.Usage.Exclusive
+		}
+		s.Volumes = append(s.Volumes, line)
+	}
 	for _, i := range v.Instances {
 		s.Instances = append(s.Instances, instanceSpace{
 			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots,
@@ -98,6 +106,13 @@ func spaceTable(v *manager.SpaceView, exact bool) *table {
 	for _, i := range v.Instances {
 		t.add(i.Name, i.Pool, strconv.Itoa(i.Snapshots), text(i.Usage.Used, i.Reason),
 			text(i.Usage.Used-i.Usage.Exclusive, i.Reason), text(i.Usage.Exclusive, i.Reason), "", "")
+	}
+	for _, vol := range v.Volumes {
+		used, shared, exclusive := "?", "?", "?"
+		if u := vol.Usage; u != nil {
+			used, shared, exclusive = text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, "")
+		}
+		t.add("volume "+vol.Name, vol.Pool, strconv.Itoa(vol.SnapshotCount), used, shared, exclusive, "", "")
 	}
 	for _, p := range v.Pools {
 		t.add("", p.Name, "", text(p.Total-p.Free, p.Reason), "", text(p.Exclusive, ""),

@@ -16,7 +16,7 @@ import (
 
 func newStorage(s *session) *cobra.Command {
 	return newGroup("storage", "Manage the pools that instances are kept in",
-		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageDelete(s))
+		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageDelete(s), newVolume(s))
 }
 
 func newStorageCreate(s *session) *cobra.Command {
@@ -99,6 +99,9 @@ func poolOf(v manager.PoolView) pool {
 	for _, name := range v.UsedBy {
 		p.UsedBy = append(p.UsedBy, "/1.0/instances/"+name)
 	}
+	for _, name := range v.Volumes {
+		p.UsedBy = append(p.UsedBy, "/1.0/storage-pools/"+v.Name+"/volumes/custom/"+name)
+	}
 	if v.Reason != "" {
 		p.Status = "Unavailable"
 	}
@@ -129,7 +132,7 @@ func newStorageList(s *session) *cobra.Command {
 			list := make([]pool, len(views))
 			for i, v := range views {
 				list[i] = poolOf(v)
-				t.add(v.Name, v.Driver, v.Config["source"], v.Description, strconv.Itoa(len(v.UsedBy)), strings.ToUpper(list[i].Status))
+				t.add(v.Name, v.Driver, v.Config["source"], v.Description, strconv.Itoa(len(list[i].UsedBy)), strings.ToUpper(list[i].Status))
 			}
 			return s.print(f, t, list)
 		},
@@ -187,6 +190,7 @@ func poolText(v *manager.PoolView) []byte {
 		p.line(0, "Free space", sizeText(v.Info.Free))
 	}
 	p.line(0, "Used by", strings.Join(v.UsedBy, ", "))
+	p.line(0, "Volumes", strings.Join(v.Volumes, ", "))
 	return p.Bytes()
 }
 
@@ -194,7 +198,7 @@ func newStorageDelete(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
-		Short:   "Delete pools that no instance is in",
+		Short:   "Delete pools that no instance and no volume is in",
 		Args:    argsOf(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := distinct(args); err != nil {
