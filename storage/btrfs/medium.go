@@ -7,10 +7,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -19,6 +17,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/instance/run"
+	"brig/storage/holders"
 )
 
 // Medium is a btrfs of a pool's own: on a block device, or in a file, which is
@@ -277,31 +276,12 @@ func (m Medium) Unmount(ctx context.Context) (err error) {
 	}
 	err = unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
-		return fault.New(fault.Busy, "it is in use%s", users(m.At))
+		return fault.New(fault.Busy, "it is in use%s", holders.By(holders.Using(m.At)))
 	}
 	if err != nil {
 		return err
 	}
 	return os.Remove(m.At)
-}
-
-// users names programs that have something open below dir.
-func users(dir string) string {
-	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, name := range []string{"cwd", "root"} {
-		more, _ := filepath.Glob("/proc/[0-9]*/" + name)
-		links = append(links, more...)
-	}
-	for _, link := range links {
-		to, err := os.Readlink(link)
-		if err != nil || to != dir && !strings.HasPrefix(to, dir+"/") {
-			continue
-		}
-		pid := strings.Split(link, "/")[2]
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return fmt.Sprintf(" by %q (process %s), which has %q open", strings.TrimSpace(string(name)), pid, to)
-	}
-	return ""
 }
 
 // Resize changes the size of the mounted file system, and of its file. For a

@@ -19,6 +19,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/mount"
 )
 
@@ -116,7 +117,7 @@ func (m *Mounts) Unmount(ctx context.Context, target string) error {
 	} else if there {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			return fault.New(fault.Busy, "cannot unmount %q: something in it is in use; see fuser -vm %s", target, target)
+			return fault.New(fault.Busy, "cannot unmount %q: it is in use%s", target, holders.By(holders.Using(target)))
 		}
 		if err != nil {
 			return fmt.Errorf("cannot unmount %q: %w", target, err)
