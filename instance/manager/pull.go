@@ -125,7 +125,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 			return nil, err
 		}
 	}
-	if err := roomForImage(ctx, pool, in, &image); err != nil {
+	if err := m.roomForImage(ctx, pool, in, &image); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
 	op := m.pullOperation(a)

@@ -61,6 +61,8 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"untrash":      build(m.untrashOperation),
 		"pull":         build(m.pullOperation),
 		"image-delete": build(m.deleteImageOperation),
+		"adopt":        build(m.adoptOperation),
+		"set-pool":     build(m.setPoolOperation),
 	}
 }
 

@@ -50,6 +50,9 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
 	}
 	live, err := m.liveness(inst)
+	if err == nil {
+		err = m.roomToClone(ctx, inst, live != nil)
+	}
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}

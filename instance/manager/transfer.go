@@ -90,6 +90,9 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 	}
 	err = m.atRest(src, "moved")
 	if err == nil {
+		err = m.noneMounted(src.spec, "move")
+	}
+	if err == nil {
 		err = m.roomFor(ctx, src, a)
 	}
 	if err == nil {

@@ -96,9 +96,13 @@ func noteOf(s storage.Snapshot) (note undoNote) {
 // the kind of the operation, what is how Undo calls it.
 func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string) error {
 	name := inst.spec.Name
-	note, err := json.Marshal(undoNote{what, deletion{now(), m.passed(ctx)}})
+	note, err := json.Marshal(undoNote{what, deletion{m.cfg.Clock().UTC(), m.passed(ctx)}})
 	if err != nil {
 		return fmt.Errorf("cannot %s %q: %v", doing, name, err)
+	}
+	// While it still runs.
+	if err := m.roomToClone(ctx, inst, false); err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	machine, _, err := m.live(inst, "stop")
 	wasRunning := err == nil
@@ -204,7 +208,7 @@ func (m *Manager) expireUndo(ctx context.Context, passed time.Duration) error {
 				continue
 			}
 			kept, _ := undoable(ctx, volume)
-			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, now()) }) {
+			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, m.cfg.Clock()) }) {
 				errs = append(errs, m.dropUndo(ctx, name, passed))
 			}
 		}
@@ -225,7 +229,7 @@ func (m *Manager) dropUndo(ctx context.Context, name string, passed time.Duratio
 	}
 	kept, err := undoable(ctx, inst.volume)
 	for _, s := range kept {
-		if noteOf(s).over(passed, now()) {
+		if noteOf(s).over(passed, m.cfg.Clock()) {
 			err = errors.Join(err, inst.volume.DeleteSnapshot(ctx, s.Name))
 		}
 	}

@@ -56,7 +56,7 @@ func (m Medium) Format(ctx context.Context, size int64, force bool) (err error) 
 	case err != nil:
 		return err
 	case st.Mode().IsRegular():
-		return fault.New(fault.AlreadyExists, "there is such a file already; use it as it is, or delete it")
+		return fault.New(fault.AlreadyExists, "there is such a file already; adopt the pool in it with source=%s --adopt, or delete it", m.Source)
 	case st.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice:
 		return fault.New(fault.Invalid, "it is not a block device")
 	}
@@ -107,8 +107,19 @@ func (m Medium) Open(ctx context.Context, o Options) (*Pool, error) {
 	if err := m.Mount(ctx); err != nil {
 		return nil, err
 	}
-	o.medium = m.Source
+	o.medium, o.at = m.Source, m.At
 	return Open(m.At, o)
+}
+
+// brigs tells whether there is a file system on the source that Format made.
+func (m Medium) brigs() bool {
+	f, err := os.Open(m.Source)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	super, err := readSuperblock(f)
+	return err == nil && strings.HasPrefix(super.label, labelPrefix)
 }
 
 // Mount makes sure that the file system is mounted, in the mount namespace of the
@@ -154,6 +165,12 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 // resizing it until the file is closed.
 func (m Medium) lock(ctx context.Context) (*os.File, error) {
 	f, err := os.OpenFile(m.Source, os.O_RDWR, 0)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(m.Source) // what is mounted already can be read
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unavailable, "%w: connect it, or put it back; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
+	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
@@ -208,7 +225,7 @@ func (m Medium) check(source *os.File) error {
 	}
 	own := hostLabel()
 	if !m.Adopt && strings.HasPrefix(super.label, labelPrefix) && super.label != own && super.label != labelPrefix && own != labelPrefix {
-		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it")
+		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it with brig storage create NAME btrfs source=%s --adopt", m.Source)
 	}
 	return nil
 }

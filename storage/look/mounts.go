@@ -126,14 +126,15 @@ func (m *Mounts) Unmount(ctx context.Context, target string) error {
 	return m.end(ctx, here)
 }
 
-// Mounted tells where a subject is mounted; empty: nowhere.
+// Mounted tells where a subject is mounted, or, if it ends in a slash, the first that
+// begins with it; empty: nowhere.
 func (m *Mounts) Mounted(subject string) (target string, err error) {
 	all, err := m.notes()
 	if err != nil {
 		return "", err
 	}
 	for _, n := range all {
-		if n.Subject != subject {
+		if n.Subject != subject && !(strings.HasSuffix(subject, "/") && strings.HasPrefix(n.Subject, subject)) {
 			continue
 		}
 		if there, err := n.there(); err != nil || there {
