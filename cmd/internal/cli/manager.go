@@ -65,6 +65,9 @@ type Manager interface {
 	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
+	AdoptPool(ctx context.Context, r storage.Record) error
+	ForgetPool(ctx context.Context, name string) error
+	SetPool(ctx context.Context, name string, set map[string]string) error
 
 	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
 	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -16,11 +17,13 @@ import (
 
 func newStorage(s *session) *cobra.Command {
 	return newGroup("storage", "Manage the pools that instances are kept in",
-		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageDelete(s))
+		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageShow(s),
+		newStorageGet(s), newStorageSet(s), newStorageDelete(s))
 }
 
 func newStorageCreate(s *session) *cobra.Command {
 	var source, size, description string
+	var adopt bool
 	cmd := &cobra.Command{
 		Use:   "create NAME DRIVER [KEY=VALUE...]",
 		Short: "Make a pool",
@@ -29,7 +32,11 @@ func newStorageCreate(s *session) *cobra.Command {
   overlay  source=FOLDER            any ext4 or xfs folder, empty or missing
   btrfs    source=FOLDER            an empty folder on btrfs
            source=DEVICE            a block device; force=true if it holds something
-           size=20GiB               a file that is made for it`,
+           size=20GiB               a file that is made for it
+
+With --adopt, the pool that is at the source already becomes one of this brig, with
+all instances, snapshots and images in it: a disk from another host, or a pool that
+was forgotten with storage delete --force. Nobody else may use it any more.`,
 		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,6 +58,13 @@ func newStorageCreate(s *session) *cobra.Command {
 				return err
 			}
 			record := storage.Record{Name: args[0], Driver: args[1], Description: description, Config: config}
+			if adopt {
+				if err := m.AdoptPool(cmd.Context(), record); err != nil {
+					return err
+				}
+				s.say("Adopted the pool %s", args[0])
+				return nil
+			}
 			if err := m.CreatePool(cmd.Context(), record); err != nil {
 				return err
 			}
@@ -61,6 +75,7 @@ func newStorageCreate(s *session) *cobra.Command {
 	cmd.Flags().StringVar(&source, "source", "", "Folder, device or dataset to put it in: the key source")
 	cmd.Flags().StringVar(&size, "size", "", "How large to make it: the key size")
 	cmd.Flags().StringVar(&description, "description", "", "Describe the pool")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "Use the pool that is there, with all that is in it")
 	return cmd
 }
 
@@ -76,6 +91,7 @@ type pool struct {
 	Reason      string            `json:"reason"`
 	Total       int64             `json:"total"`
 	Used        int64             `json:"used"`
+	Instances   []instanceSpace   `json:"instances,omitempty"` // of info: what they take up
 }
 
 func poolOf(v manager.PoolView) pool {
@@ -132,10 +148,9 @@ func newStorageList(s *session) *cobra.Command {
 func newStorageInfo(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
-		Use:     "info NAME",
-		Aliases: []string{"show"},
-		Short:   "Show all that is known of a pool",
-		Args:    argsOf(1, 1),
+		Use:   "info NAME",
+		Short: "Show all that is known of a pool, and what takes up its space",
+		Args:  argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if kind != "text" && kind != "json" && kind != "yaml" {
 				return fault.New(fault.Invalid, "unknown format %q: want text, json or yaml", kind)
@@ -148,11 +163,21 @@ func newStorageInfo(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			space := &manager.SpaceView{}
+			if v.Reason == "" && len(v.UsedBy) > 0 {
+				if space, err = m.Space(cmd.Context(), v.UsedBy); err != nil {
+					return err
+				}
+			}
+			space.Pools = nil
+			space.Instances = slices.DeleteFunc(space.Instances, func(i manager.InstanceSpace) bool { return i.Pool != v.Name })
 			if kind == "text" {
-				_, err = s.Stdout.Write(poolText(v))
+				_, err = s.Stdout.Write(poolText(v, space))
 				return err
 			}
-			return s.print(format{kind: kind}, nil, poolOf(*v))
+			data := poolOf(*v)
+			data.Instances = spaceOf(space).Instances
+			return s.print(format{kind: kind}, nil, data)
 		},
 		ValidArgsFunction: s.completePools,
 	}
@@ -161,7 +186,7 @@ func newStorageInfo(s *session) *cobra.Command {
 }
 
 // poolText is the page about a pool for people.
-func poolText(v *manager.PoolView) []byte {
+func poolText(v *manager.PoolView, space *manager.SpaceView) []byte {
 	var p page
 	p.line(0, "Name", v.Name)
 	p.line(0, "Driver", v.Driver)
@@ -178,14 +203,106 @@ func poolText(v *manager.PoolView) []byte {
 		p.line(0, "Free space", sizeText(v.Info.Free))
 	}
 	p.line(0, "Used by", strings.Join(v.UsedBy, ", "))
+	p.line(0, "In the trash", strings.Join(v.Trashed, ", "))
+	if len(space.Instances) > 0 {
+		all := spaceTable(space, false)
+		t := &table{header: slices.Delete(slices.Clone(all.header[:6]), 1, 2)}
+		for _, row := range all.rows {
+			t.add(slices.Delete(slices.Clone(row[:6]), 1, 2)...)
+		}
+		p.WriteString("\nInstances:\n")
+		p.Write(t.boxed(true))
+	}
 	return p.Bytes()
 }
 
-func newStorageDelete(s *session) *cobra.Command {
+func newStorageShow(s *session) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "show NAME",
+		Short: "Show the configuration of a pool",
+		Args:  argsOf(1, 1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind != "yaml" && kind != "json" {
+				return fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			v, err := m.Pool(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return s.print(format{kind: kind}, nil, poolOf(*v))
+		},
+		ValidArgsFunction: s.completePools,
+	}
+	cmd.Flags().StringVarP(&kind, "format", "f", "yaml", "Format: yaml or json")
+	return cmd
+}
+
+func newStorageGet(s *session) *cobra.Command {
 	return &cobra.Command{
+		Use:   "get NAME KEY",
+		Short: "Print one value of the configuration of a pool",
+		Args:  argsOf(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			v, err := m.Pool(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			value, ok := v.Config[args[1]]
+			if args[1] == "description" {
+				value, ok = v.Description, true
+			}
+			if !ok {
+				return fault.New(fault.NotFound, "%q is not set for the pool %q", args[1], args[0])
+			}
+			_, err = fmt.Fprintln(s.Stdout, value)
+			return err
+		},
+		ValidArgsFunction: s.completePools,
+	}
+}
+
+func newStorageSet(s *session) *cobra.Command {
+	return &cobra.Command{
+		Use:     "set NAME KEY=VALUE...",
+		Short:   "Change the size or the description of a pool",
+		Long:    "Change the size or the description of a pool. A pool that brig keeps in a file of its\nown can be made larger and smaller while it is used.",
+		Example: "  brig storage set fast size=40GiB\n  brig storage set fast description='on the new disk'",
+		Args:    argsOf(2, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			pairs := args[1:]
+			if len(pairs) == 2 && !strings.Contains(pairs[0], "=") {
+				pairs = []string{pairs[0] + "=" + pairs[1]}
+			}
+			set, err := parseConfig(pairs)
+			if err != nil {
+				return err
+			}
+			m, err := s.manager()
+			if err != nil {
+				return err
+			}
+			return m.SetPool(cmd.Context(), args[0], set)
+		},
+		ValidArgsFunction: s.completePools,
+	}
+}
+
+func newStorageDelete(s *session) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
 		Short:   "Delete pools that no instance is in",
+		Long:    "Delete pools that no instance is in, with the images in them. With --force, take pools\noff the list and leave all that is in them: they may be gone, or another brig's now.\nstorage create --adopt brings them back.",
 		Args:    argsOf(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := distinct(args); err != nil {
@@ -196,6 +313,13 @@ func newStorageDelete(s *session) *cobra.Command {
 				return err
 			}
 			return s.each(cmd.Context(), args, func(ctx context.Context, name string) error {
+				if force {
+					if err := m.ForgetPool(ctx, name); err != nil {
+						return err
+					}
+					s.say("Took the pool %s off the list", name)
+					return nil
+				}
 				if err := m.DeletePool(ctx, name); err != nil {
 					return err
 				}
@@ -205,6 +329,8 @@ func newStorageDelete(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completePools,
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "Take them off the list, whatever is in them, and leave that")
+	return cmd
 }
 
 // completePools completes names of pools.
