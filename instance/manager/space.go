@@ -68,6 +68,23 @@ func (m *Manager) Space(ctx context.Context, names []string) (*SpaceView, error)
 	return space, m.addPools(ctx, space, len(names) == 0)
 }
 
+// SpaceIn measures the instances in one pool.
+func (m *Manager) SpaceIn(ctx context.Context, in string) ([]InstanceSpace, error) {
+	views, err := m.listPool(ctx, in, m.started())
+	if err != nil {
+		return nil, err
+	}
+	var lines []InstanceSpace
+	for _, v := range views {
+		line := InstanceSpace{Name: v.Spec.Name, Pool: in, Snapshots: v.SnapshotCount}
+		if err := m.measure(ctx, &line); err != nil {
+			line.Reason = err.Error()
+		}
+		lines = append(lines, line)
+	}
+	return lines, ctx.Err()
+}
+
 func (m *Manager) measure(ctx context.Context, line *InstanceSpace) error {
 	pool, err := m.pool(ctx, line.Pool)
 	if err != nil {

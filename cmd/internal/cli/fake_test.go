@@ -326,6 +326,11 @@ func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	return nil
 }
 
+func (f *fake) SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error) {
+	v, err := f.Space(ctx, nil)
+	return slices.DeleteFunc(v.Instances, func(i manager.InstanceSpace) bool { return i.Pool != pool }), err
+}
+
 func (f *fake) AdoptPool(_ context.Context, r storage.Record) error {
 	f.note("adopt pool %s %s %v", r.Name, r.Driver, r.Config)
 	return nil
