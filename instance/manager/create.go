@@ -10,6 +10,7 @@ import (
 
 	"brig/images"
 	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/store"
 	"brig/storage"
@@ -108,7 +109,7 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 	if t == "" {
 		t = instance.Container
 	}
-	if err := checkConfig(t, r.Config); err != nil {
+	if err := config.Check(t, r.Config); err != nil {
 		return nil, fmt.Errorf("cannot create %q: %w", name, err)
 	}
 	for _, p := range r.Profiles {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/store"
 	"brig/storage"
@@ -82,10 +83,10 @@ func newTicking(t *testing.T) *ticking {
 }
 
 // instance makes a stopped instance, whose schedule counts also when it is.
-func (k *ticking) instance(t *testing.T, name string, config map[string]string) {
+func (k *ticking) instance(t *testing.T, name string, set map[string]string) {
 	t.Helper()
-	spec := &instance.Spec{Version: instance.SpecVersion, ID: newID(), Name: name, Type: instance.Container, Config: maps.Clone(config)}
-	if err := checkConfig(spec.Type, config); err != nil {
+	spec := &instance.Spec{Version: instance.SpecVersion, ID: newID(), Name: name, Type: instance.Container, Config: maps.Clone(set)}
+	if err := config.Check(spec.Type, set); err != nil {
 		t.Fatal(err)
 	}
 	spec.Config["snapshots.schedule.stopped"] = "true"
