@@ -210,3 +210,24 @@ func TestFullBelowAFile(t *testing.T) {
 	r.Must(t, "sweep")
 	full(t, r, app, more)
 }
+
+// TestNoRoomForBlobs has a pool with room for an image, and none where the image is
+// fetched to.
+func TestNoRoomForBlobs(t *testing.T) {
+	r := smallFolder(t, "ext4", 64)
+	r.Must(t, "storage", "create", "far", "overlay", "source="+filepath.Join(t.TempDir(), "pool"))
+	t.Cleanup(func() {
+		r.Empty(t)
+		r.Must(t, "storage", "delete", "far")
+	})
+	image := instancetest.MakeImage(t, instancetest.ImageConfig{Cmd: []string{"/big"}}, []instancetest.File{{Name: "big", Data: noise(100 << 20), Mode: 0o755}})
+	ref := instancetest.NewRegistry(t).Add("big", "1", image)
+	before := inFolder(t, r)
+	r.Fails(t, 7, []string{"needs", "where images are kept", "free", ref}, "create", ref, "big", "-s", "far")
+	for _, file := range inFolder(t, r) {
+		if !slices.Contains(before, file) {
+			t.Errorf("what was refused left %s", file)
+		}
+	}
+	r.Must(t, "create", image.Layout(t, t.TempDir(), "1"), "big", "-s", "far")
+}

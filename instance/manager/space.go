@@ -151,10 +151,13 @@ func mebibytes(n int64) string { return fmt.Sprintf("%dMiB", (n+(1<<20-1))>>20) 
 const madeSize = 200 << 20
 
 // roomForImage refuses an image that there is no room for, as far as can be told
-// before it is unpacked: in the pool for its files, and for its blobs where they are
-// kept, which may be the same file system.
-func (m *Manager) roomForImage(ctx context.Context, pool storage.Pool, in string, image *images.Image) error {
+// before it is unpacked: in the pool for its files, and, if it is fetched, for its
+// blobs where they are kept, which may be the same file system.
+func (m *Manager) roomForImage(ctx context.Context, pool storage.Pool, in string, image *images.Image, fetched bool) error {
 	files, blobs := m.imageNeeds(image)
+	if !fetched {
+		blobs = 0
+	}
 	info, err := pool.Info(ctx)
 	if err != nil {
 		return err

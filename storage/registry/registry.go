@@ -163,6 +163,14 @@ func (r *Registry) Create(ctx context.Context, record storage.Record) error {
 		return fmt.Errorf("cannot create pool %q: %w", record.Name, err)
 	}
 	record.Config = config
+	pool, err := driver.Open(ctx, record)
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot create pool %q: %w", record.Name, err), driver.Destroy(context.WithoutCancel(ctx), record))
+	}
+	if err := errors.Join(r.check(ctx, record, pool), shut(pool)); err != nil {
+		// It was there, and is another's: nothing of it is to be destroyed.
+		return fmt.Errorf("cannot create pool %q: %w", record.Name, err)
+	}
 	if err := r.write(record); err != nil {
 		return errors.Join(fmt.Errorf("cannot create pool %q: %w", record.Name, err), driver.Destroy(context.WithoutCancel(ctx), record))
 	}
