@@ -99,6 +99,7 @@ func recovered(t *testing.T, r *instancetest.Rig) {
 func TestPoolThatIsGone(t *testing.T) {
 	for driver := range sickPools {
 		t.Run(driver, func(t *testing.T) {
+			elsewhere := filepath.Join(t.TempDir(), "pool") // which goes after the pool
 			r, _, source := neighbours(t, driver)
 			if err := os.Rename(source, source+".moved"); err != nil {
 				t.Fatal(err)
@@ -138,14 +139,11 @@ func TestPoolThatIsGone(t *testing.T) {
 			if lines := r.List(t); len(lines) != 1 {
 				t.Errorf("instances of a pool that was forgotten are listed: %+v", lines)
 			}
-			if err := os.Rename(source, source+".moved"); err != nil {
+			if err := os.Rename(source, elsewhere); err != nil {
 				t.Fatal(err)
 			}
-			r.Must(t, "storage", "create", "sick", driver, "source="+source+".moved", "--adopt")
+			r.Must(t, "storage", "create", "sick", driver, "source="+elsewhere, "--adopt")
 			recovered(t, r)
-			if driver == "btrfs" {
-				t.Cleanup(func() { os.Remove(source + ".moved") })
-			}
 		})
 	}
 }

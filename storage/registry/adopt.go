@@ -37,6 +37,9 @@ func (r *Registry) check(ctx context.Context, record storage.Record, pool storag
 		return err
 	}
 	we, err := r.options.Owner()
+	if fault.Is(err, fault.Exhausted) || fault.Is(err, fault.Unavailable) {
+		return nil // it has no name yet, and nowhere to write one
+	}
 	if err != nil {
 		return err
 	}
