@@ -178,6 +178,9 @@ func TestFullBtrfs(t *testing.T) {
 			var more []string
 			if args != nil {
 				more = []string{"-s", "small"}
+				if out, err := inside(t, r, "mkdir", filepath.Join(r.Dir, "pool")); err != nil {
+					t.Fatalf("mkdir: %v: %s", err, out)
+				}
 				r.Must(t, "storage", "create", "small", args[0], strings.Replace(args[1], "here", filepath.Join(r.Dir, "pool"), 1))
 				t.Cleanup(func() {
 					r.Empty(t)
@@ -193,8 +196,9 @@ func TestFullBtrfs(t *testing.T) {
 	}
 }
 
-// TestFullBelowAFile has a btrfs pool in a sparse file on an ext4 that gets full: the
-// pool believes that it has room, and has none.
+// TestFullBelowAFile has a btrfs pool in a sparse file on an ext4 that gets full, which
+// btrfs takes for a broken disk. What can be read is listed, what runs can be stopped,
+// and with space again all is there and works.
 func TestFullBelowAFile(t *testing.T) {
 	r := smallFolder(t, "ext4", 200)
 	app := instancetest.NewRegistry(t).Add("app", "1", probe(t, r))
@@ -203,12 +207,26 @@ func TestFullBelowAFile(t *testing.T) {
 		r.Empty(t)
 		r.Must(t, "storage", "delete", "small")
 	})
-	more := []string{"-s", "small"}
-	r.Must(t, append([]string{"launch", app, "web", "--wait", "ready"}, more...)...)
-	r.Must(t, append([]string{"create", app, "off"}, more...)...)
-	r.Must(t, "snapshot", "create", "off", "s1")
+	r.Must(t, "launch", app, "web", "-s", "small", "--wait", "ready")
+	r.Must(t, "exec", "web", "--", "/bin/probe", "write", "/data/new", "kept")
+	r.Must(t, "create", app, "off", "-s", "small")
+	r.Must(t, "create", app, "well")
 	r.Must(t, "sweep")
-	full(t, r, app, more)
+	fillFolder(t, r)
+	r.Fails(t, 7, []string{"full"}, "snapshot", "create", "off")
+	if lines := r.List(t); lines["well"].Status != "Stopped" || lines["web"].Status != "Running" {
+		t.Errorf("list with a full disk below a pool: %+v", lines)
+	}
+	r.Must(t, "stop", "-f", "web")
+	r.Must(t, "delete", "--now", "well")
+	if out, err := inside(t, r, "sh", "-c", "rm "+r.Dir+"/fill*"); err != nil {
+		t.Fatalf("rm: %v: %s", err, out)
+	}
+	r.Must(t, "start", "web", "--wait", "ready")
+	if got := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new"); got != "kept" {
+		t.Errorf("what was written before is %q", got)
+	}
+	r.Must(t, "snapshot", "create", "off", "s1")
 }
 
 // TestNoRoomForBlobs has a pool with room for an image, and none where the image is
@@ -222,6 +240,7 @@ func TestNoRoomForBlobs(t *testing.T) {
 	})
 	image := instancetest.MakeImage(t, instancetest.ImageConfig{Cmd: []string{"/big"}}, []instancetest.File{{Name: "big", Data: noise(100 << 20), Mode: 0o755}})
 	ref := instancetest.NewRegistry(t).Add("big", "1", image)
+	r.Must(t, "list") // which makes the default pool
 	before := inFolder(t, r)
 	r.Fails(t, 7, []string{"needs", "where images are kept", "free", ref}, "create", ref, "big", "-s", "far")
 	for _, file := range inFolder(t, r) {

@@ -139,8 +139,11 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if device != nil {
 		device.Close()
 	}
-	if mounted || err != nil {
+	if err != nil || mounted && !m.failed() {
 		return err
+	}
+	if mounted && unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW) != nil {
+		return nil // it can be read, and somebody does
 	}
 	if err := m.check(source); err != nil {
 		return err
@@ -152,13 +155,25 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err := os.MkdirAll(m.At, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, ""); err != nil {
+	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
+	if err != nil && mounted {
+		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME|unix.MS_RDONLY, "")
+	}
+	if err != nil {
 		return fault.New(fault.Unavailable, "mount: %w; the kernel's log may say more", err)
 	}
 	if !m.Adopt {
 		return nil
 	}
 	return m.label()
+}
+
+// failed tells whether what is mounted became read-only because of an error: the
+// kernel does so when, for one, a file cannot grow. Mounted anew, it is as it was at
+// the last commit.
+func (m Medium) failed() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(m.At, &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
 // lock opens the source and keeps other programs from mounting, unmounting and
