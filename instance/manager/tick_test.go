@@ -16,7 +16,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/store"
 	"brig/storage"
-	"brig/storage/overlay"
+	mempool "brig/storage/storagetest/memory"
 )
 
 // onePool is a single pool under the name of the default one.
@@ -66,7 +66,7 @@ func (k *ticking) uptime() time.Duration {
 func newTicking(t *testing.T) *ticking {
 	t.Helper()
 	dirs := store.DirsFor(t.TempDir())
-	pool, err := overlay.Open(filepath.Join(dirs.State, "pools", DefaultPool), overlay.Options{})
+	pool, err := mempool.New(filepath.Join(dirs.State, "pools", DefaultPool))
 	if err != nil {
 		t.Fatal(err)
 	}

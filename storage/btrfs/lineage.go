@@ -322,8 +322,9 @@ func (l *lineage) count(f *leaf, shared uint64) error {
 	return nil
 }
 
-// snapshots tells what each snapshot takes, oldest first.
-func (l *lineage) snapshots() []storage.SnapshotUsage {
+// snapshots tells what each snapshot takes, oldest first. Its metadata are nodes, and
+// the volume's are counted more finely: one never takes more than the whole.
+func (l *lineage) snapshots(whole storage.Usage) []storage.SnapshotUsage {
 	var list []*state
 	for _, s := range l.states {
 		if s.name != "" {
@@ -333,7 +334,8 @@ func (l *lineage) snapshots() []storage.SnapshotUsage {
 	slices.SortStableFunc(list, func(a, b *state) int { return a.created.Compare(b.created) })
 	var usage []storage.SnapshotUsage
 	for _, s := range list {
-		usage = append(usage, storage.SnapshotUsage{Name: s.name, Used: s.used, Exclusive: s.exclusive})
+		used := min(s.used, whole.Used)
+		usage = append(usage, storage.SnapshotUsage{Name: s.name, Used: used, Exclusive: min(s.exclusive, used, whole.Exclusive)})
 	}
 	return usage
 }

@@ -58,7 +58,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err := l.measure(ctx, m); err != nil {
 		return storage.Usage{}, err
 	}
-	m.usage.Snapshots = l.snapshots()
+	m.usage.Snapshots = l.snapshots(m.usage)
 	return m.usage, nil
 }
 
