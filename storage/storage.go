@@ -351,6 +351,35 @@ type Record struct {
 	Description string            `json:"description"`
 	Config      map[string]string `json:"config"` // source, size, and what else the driver knows
 	CreatedAt   time.Time         `json:"created_at"`
+
+	// New lets opening make the pool where there is none. Without it, a pool that
+	// is not where it was is unavailable: its disk may be missing.
+	New bool `json:"-"`
+}
+
+// Owner is a brig that uses a pool. Two that use one at the same time would change
+// it under each other's hands.
+type Owner struct {
+	ID   string `json:"id"`   // of the brig, for ever
+	Pool string `json:"pool"` // what it calls the pool
+	Host string `json:"host"` // the name of its host, for people
+	Dir  string `json:"dir"`  // where it keeps its state, for people
+}
+
+// Owned is implemented by pools that keep a note of whose they are.
+type Owned interface {
+	// Owner gives what SetOwner noted last; the zero Owner if nobody has. It works
+	// on a full or read-only pool.
+	Owner(ctx context.Context) (Owner, error)
+	SetOwner(ctx context.Context, o Owner) error
+}
+
+// Resizer is a Pool whose size is its own affair.
+type Resizer interface {
+	// Resize makes the pool hold max bytes in all. It may be in use. Where there is
+	// no room for what is in it, it is exhausted, and all is as before. Stopped
+	// anywhere, it can be repeated, and so can one with the size before.
+	Resize(ctx context.Context, max int64) error
 }
 
 // Usage of a volume in bytes, as the file system counts it. What is not exclusive

@@ -30,6 +30,13 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	r.Must(t, "image", "pull", app)
 	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
 	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
+	apart := t.TempDir()
+	r.Must(t, "storage", "create", "apart", "overlay", "source="+apart)
+	r.Must(t, "storage", "create", "elastic", "btrfs", "--size", "256MiB")
+	t.Cleanup(func() {
+		r.Must(t, "storage", "delete", "apart")
+		r.Must(t, "storage", "delete", "elastic")
+	})
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
@@ -117,6 +124,13 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			r.Must(t, "undo", "web")
 			again := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
 			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
+		}},
+		"adopt": {[][]string{{"storage", "delete", "--force", "apart"}}, []string{"storage", "create", "apart", "overlay", "source=" + apart, "--adopt"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", app, "web", "-s", "apart").Code == 0 && in(t, r, "apart", "web")
+		}},
+		"set-pool": {[][]string{{"storage", "set", "elastic", "size=256MiB"}}, []string{"storage", "set", "elastic", "size=320MiB"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			_, pools := space(t, r)
+			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
 		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},

@@ -76,11 +76,17 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	}
 	args := createArgs{Spec: &spec, Pool: src.pool, From: sourceOf(r.Source, r.Snapshot)}
 	op := m.createOperation(args)
+	var live *storage.Live
 	if r.Snapshot == "" {
-		live, err := m.liveness(src)
-		if err != nil {
-			return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
-		}
+		live, err = m.liveness(src)
+	}
+	if err == nil {
+		err = m.roomToClone(ctx, src, live != nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
+	}
+	if r.Snapshot == "" {
 		op.steps[1].do = func(ctx context.Context) error {
 			pool, err := m.pool(ctx, args.Pool)
 			if err != nil {

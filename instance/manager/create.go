@@ -260,7 +260,7 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 // dropFiles removes the run and log folders of an instance that is gone, and what
 // its schedule remembers.
 func (m *Manager) dropFiles(id string) error {
-	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id)} {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id), m.expiriesPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}

@@ -18,6 +18,7 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	machine := &instance.Machine{
 		ID:      spec.ID,
 		Name:    spec.Name,
+		Pool:    o.pool,
 		Type:    spec.Type,
 		BrigDir: m.cfg.BrigDir,
 		RunDir:  m.cfg.Dirs.RunOf(spec.ID),

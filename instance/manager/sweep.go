@@ -87,7 +87,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{m.dropEphemeral(ctx), m.expire(ctx), m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
+	errs := []error{m.dropEphemeral(ctx), m.expire(ctx), m.sweepOrphans(ctx), m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
 	for _, name := range names {
 		pool, err := m.pool(ctx, name)
 		if err == nil && pool.Pending() {

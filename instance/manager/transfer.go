@@ -97,6 +97,9 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 	}
 	err = m.atRest(src)
 	if err == nil {
+		err = m.noneMounted(src.spec, "move")
+	}
+	if err == nil {
 		err = m.roomFor(ctx, src, a, nil)
 	}
 	if err == nil {

@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/treecopy"
 )
 
@@ -227,7 +228,8 @@ func (p *Pool) settle(ctx context.Context, h *locked) error {
 // manager knows.)
 func (p *Pool) idle(rec *record) error {
 	if rec.Content == storage.Disk && rec.Active != "" && p.written(rec.Active) {
-		return fault.New(fault.WrongState, "a running machine uses its disk; stop it first")
+		disk := p.path(inLayer(rec.Active, storage.DiskQcow2))
+		return fault.New(fault.WrongState, "a running machine uses its disk%s; stop it first", holders.By(holders.Using(disk)))
 	}
 	return nil
 }

@@ -71,6 +71,11 @@ func Compose(o Options) (Manager, error) {
 // pools are the pools of this brig, with the drivers there are.
 func pools(o Options) *registry.Registry {
 	return registry.New(registry.Options{
+		Owner: func() (storage.Owner, error) {
+			id, err := o.Dirs.Identity()
+			host, _ := os.Hostname()
+			return storage.Owner{ID: id, Host: host, Dir: o.Dirs.State}, err
+		},
 		Dir: filepath.Join(o.Dirs.State, "storage"),
 		Default: storage.Record{
 			Name:        manager.DefaultPool,
