@@ -11,6 +11,7 @@ import (
 	"brig/images"
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/keeper"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -77,6 +78,11 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	defer held.Release()
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
+	}
+	if start {
+		var drop func()
+		ctx, drop = keeper.Ahead(ctx, m.cfg.Helpers.Keeper, m.cfg.Dirs.RunOf(spec.ID))
+		defer drop()
 	}
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
 		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
