@@ -14,7 +14,6 @@ import (
 // waiting is a keeper that was started and waits for the word to go: then its
 // machine is in its run directory. It ends when whoever started it ends before.
 type waiting struct {
-	runDir string
 	cmd    *exec.Cmd
 	said   *os.File // what it printed before that
 	report *os.File // pipe, for reading
@@ -22,8 +21,8 @@ type waiting struct {
 }
 
 // begin starts a keeper in a session of its own.
-func begin(program, runDir string) (w *waiting, err error) {
-	w = &waiting{runDir: runDir}
+func begin(program, runDir string) (_ *waiting, err error) {
+	w := new(waiting)
 	defer func() {
 		if err != nil {
 			w.close()
