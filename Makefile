@@ -48,7 +48,7 @@ lab: ## Build the guest that tests of ZFS, LVM, cgroup v2 and KVM run in
 
 lab-test: ## Run the tests that need that guest in it
 	@.ci/setup build run test
-	@BRIG_LAB=1 .ci/test ./storage/storagetest/lab
+	@.ci/test --lab
 
 lab-shell: ## A root shell in that guest, with two empty disks; PACKAGES="./lxc" adds compiled tests
 	@.ci/setup build run test

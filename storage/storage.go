@@ -108,7 +108,7 @@ type Pool interface {
 	// returned nil; on any error or crash nothing of it stays.
 	Create(ctx context.Context, key Key, content Content, fill func(dir *os.Root) error) (Volume, error)
 
-	// Clone makes a writable volume that starts with the data of from, which
+	// Clone makes a writable volume, which no image is, that starts with the data of from, which
 	// may be deleted later without harm. edit, which may be nil, changes the metadata files
 	// in the new volume's metadata directory before it becomes visible; the metadata files of the source are
 	// copied first. The source is not in use, or is a snapshot, or o.Live makes
@@ -155,7 +155,7 @@ type Volume interface {
 
 	// SnapshotRoot says where a snapshot's data is, for looking at: the directories
 	// and files it names are not to be written to, and stay until the snapshot is
-	// deleted. A Tree has its topmost directory in Lower, or in Upper without Lower
+	// deleted, or it or the volume renamed. A Tree has its topmost directory in Lower, or in Upper without Lower
 	// where it is one directory.
 	SnapshotRoot(ctx context.Context, name string) (Root, error)
 
@@ -182,6 +182,14 @@ type MetaReader interface {
 	ReadMeta(name string, most int64) ([]byte, error)
 }
 
+// Mounter is a Volume whose data have to be mounted before they are used. Root does
+// that too, and cannot tell why it failed.
+type Mounter interface {
+	// Mount makes what Root says be there. Data that somebody destroyed behind
+	// brig's back, or whose key is not loaded, are unavailable.
+	Mount(ctx context.Context) error
+}
+
 // Limiter is a Volume whose size can be limited. Not every volume of a driver
 // that has it can be: SetLimit gives unsupported, and why, for the others.
 type Limiter interface {
@@ -198,6 +206,25 @@ type Limiter interface {
 type Limit struct {
 	Max  int64 // 0: there is none
 	Used int64 // 0 where nothing counts without a limit
+}
+
+// SetLimit limits the size of any volume: unsupported where its driver cannot.
+func SetLimit(ctx context.Context, v Volume, max int64) error {
+	if l, ok := v.(Limiter); ok {
+		return l.SetLimit(ctx, max)
+	}
+	if max == 0 {
+		return nil
+	}
+	return fault.New(fault.Unsupported, "cannot limit the size of volume %q: its pool cannot limit volumes", v.Key())
+}
+
+// LimitOf gives the limit of any volume: none where its driver cannot limit it.
+func LimitOf(ctx context.Context, v Volume) (Limit, error) {
+	if l, ok := v.(Limiter); ok {
+		return l.Limit(ctx)
+	}
+	return Limit{}, nil
 }
 
 // Root is where a volume's data is: the overlay layers or the one directory of

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance"
 	"brig/instance/instancetest"
 )
 
@@ -43,6 +44,27 @@ func space(t *testing.T, r *instancetest.Rig) (instances, pools map[string]space
 		return m
 	}
 	return byName(df.Instances), byName(df.Pools)
+}
+
+// btrfsRig is a rig with a pool on btrfs that its table uses, and that is gone
+// when the test ends.
+func btrfsRig(t *testing.T) *instancetest.Rig {
+	t.Helper()
+	r := instancetest.New(t, bin)
+	r.Must(t, "storage", "create", "fast", "btrfs", "--size", "1GiB")
+	t.Cleanup(func() {
+		r.Empty(t)
+		r.Must(t, "storage", "delete", "fast")
+	})
+	r.Pool = "fast"
+	return r
+}
+
+// TestParityOnBtrfs runs the tables where the root of a container is a subvolume
+// and not an overlay.
+func TestParityOnBtrfs(t *testing.T) {
+	t.Run("parity", func(t *testing.T) { instancetest.Parity(t, btrfsRig(t), instance.Container) })
+	t.Run("snapshots", func(t *testing.T) { instancetest.Snapshots(t, btrfsRig(t), instance.Container) })
 }
 
 func TestCopyAndMoveBetweenPools(t *testing.T) {

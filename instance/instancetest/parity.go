@@ -319,6 +319,9 @@ func (b *bench) launchArgs(image, name string, more ...string) []string {
 	if b.form == instance.VirtualMachine {
 		args = append(args, "--vm", "-c", "limits.memory=256MiB")
 	}
+	if b.Pool != "" {
+		args = append(args, "-s", b.Pool)
+	}
 	return append(args, more...)
 }
 

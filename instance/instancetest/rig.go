@@ -26,6 +26,8 @@ type Rig struct {
 	Dir string   // BRIG_DIR
 	Env []string // beside that of the test
 
+	Pool string // what the parity table launches in; empty: the default pool
+
 	Prefix []string // command and arguments that run brig's
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"brig/images"
 	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/keeper"
 	"brig/instance/store"
@@ -115,7 +116,7 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 	if t == "" {
 		t = instance.Container
 	}
-	if err := checkConfig(t, r.Config); err != nil {
+	if err := config.Check(t, r.Config); err != nil {
 		return nil, fmt.Errorf("cannot create %q: %w", name, err)
 	}
 	for _, p := range r.Profiles {

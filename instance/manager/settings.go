@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 )
 
@@ -27,7 +28,7 @@ func (m *Manager) Configure(ctx context.Context, name string, c ConfigChange) (l
 	for _, key := range c.Unset {
 		if _, ok := spec.Config[key]; !ok {
 			// A key that is no key at all is worth to be told apart.
-			if _, err := findOption(key); err != nil {
+			if _, err := config.Find(key); err != nil {
 				return nil, fmt.Errorf("cannot configure %q: %w", name, err)
 			}
 			return nil, fault.New(fault.NotFound, "cannot configure %q: %q is not set", name, key)
@@ -36,7 +37,7 @@ func (m *Manager) Configure(ctx context.Context, name string, c ConfigChange) (l
 		changed = append(changed, key)
 	}
 	// What was set before may come from a newer brig, and is not judged.
-	if err := checkConfig(spec.Type, c.Set); err != nil {
+	if err := config.Check(spec.Type, c.Set); err != nil {
 		return nil, fmt.Errorf("cannot configure %q: %w", name, err)
 	}
 	maps.Copy(spec.Config, c.Set)
@@ -50,7 +51,7 @@ func (m *Manager) Configure(ctx context.Context, name string, c ConfigChange) (l
 		return nil, nil
 	}
 	for _, key := range changed {
-		if o, err := findOption(key); (err != nil || !o.live) && spec.Config[key] != inst.spec.Config[key] {
+		if o, err := config.Find(key); (err != nil || !o.Live) && spec.Config[key] != inst.spec.Config[key] {
 			later = append(later, key)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/schedule"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -71,7 +72,7 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 // has one.
 func snapshotName(config map[string]string, auto bool, at time.Time, taken []string) (string, error) {
 	if text := config["snapshots.pattern"]; text != "" || auto {
-		p, err := snapshotPattern(text)
+		p, err := schedule.ParsePattern(text, store.CheckSnapshotName)
 		if err != nil {
 			return "", err
 		}

@@ -144,33 +144,6 @@ func TestUnknownIntentIsNotTouched(t *testing.T) {
 	held.Release()
 }
 
-func TestConfigKeys(t *testing.T) {
-	for name, c := range map[string]struct {
-		key, value string
-		class      fault.Class
-	}{
-		"environment":    {"environment.A", "b c", ""},
-		"newline":        {"environment.A", "b\nc", ""},
-		"user":           {"user.note", "x", ""},
-		"memory":         {"limits.memory", "512MiB", ""},
-		"memory wrong":   {"limits.memory", "lots", fault.Invalid},
-		"memory sign":    {"limits.memory", "-1", fault.Invalid},
-		"cpus":           {"limits.cpu", "2", ""},
-		"no cpu":         {"limits.cpu", "0", fault.Invalid},
-		"unknown":        {"limits.cpus", "2", fault.Invalid},
-		"wrong form":     {"security.privileged", "true", fault.Invalid},
-		"control":        {"user.note", "a\x00b", fault.Invalid},
-		"empty variable": {"environment.", "x", fault.Invalid},
-	} {
-		t.Run(name, func(t *testing.T) {
-			err := checkConfig("virtual-machine", map[string]string{c.key: c.value})
-			if fault.Of(err) != c.class {
-				t.Errorf("checkConfig(%s=%q) = %v, want class %q", c.key, c.value, err, c.class)
-			}
-		})
-	}
-}
-
 func TestInitOfASystemImage(t *testing.T) {
 	oci := &images.Image{Kind: images.System, Config: []byte(`{"config":{"Entrypoint":["/init"],"Cmd":["--x"],"Env":["A=b"]}}`), Properties: map[string]string{images.InitProperty: "/init"}}
 	init, env := initOf(oci)

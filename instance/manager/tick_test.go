@@ -12,10 +12,11 @@ import (
 	"time"
 
 	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/store"
 	"brig/storage"
-	"brig/storage/overlay"
+	mempool "brig/storage/storagetest/memory"
 )
 
 // onePool is a single pool under the name of the default one.
@@ -59,7 +60,7 @@ type ticking struct {
 func newTicking(t *testing.T) *ticking {
 	t.Helper()
 	dirs := store.DirsFor(t.TempDir())
-	pool, err := overlay.Open(filepath.Join(dirs.State, "pools", DefaultPool), overlay.Options{})
+	pool, err := mempool.New(filepath.Join(dirs.State, "pools", DefaultPool))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,10 +76,10 @@ func newTicking(t *testing.T) *ticking {
 }
 
 // instance makes a stopped instance, whose schedule counts also when it is.
-func (k *ticking) instance(t *testing.T, name string, config map[string]string) {
+func (k *ticking) instance(t *testing.T, name string, set map[string]string) {
 	t.Helper()
-	spec := &instance.Spec{Version: instance.SpecVersion, ID: newID(), Name: name, Type: instance.Container, Config: maps.Clone(config)}
-	if err := checkConfig(spec.Type, config); err != nil {
+	spec := &instance.Spec{Version: instance.SpecVersion, ID: newID(), Name: name, Type: instance.Container, Config: maps.Clone(set)}
+	if err := config.Check(spec.Type, set); err != nil {
 		t.Fatal(err)
 	}
 	spec.Config["snapshots.schedule.stopped"] = "true"

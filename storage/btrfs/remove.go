@@ -218,7 +218,8 @@ func (r *remover) moveUp(top *os.File, id uint64, n nested) error {
 }
 
 // wait waits until the kernel has freed the space of the subvolumes that are
-// destroyed by now, by whomever.
+// destroyed by now, by whomever. The kernel does not begin with those in which
+// somebody has a file open, so it goes when nothing more is freed.
 func (r *remover) wait() error {
 	dir, err := r.pool.root.Open(".")
 	if err != nil {
@@ -229,7 +230,7 @@ func (r *remover) wait() error {
 	if err != nil || len(gone) == 0 {
 		return err
 	}
-	woken := time.Time{}
+	woken, freed, count := time.Time{}, time.Now(), len(gone)
 	for wait := minWait; ; wait = min(2*wait, maxWait) {
 		// A sync wakes the kernel's cleaner, unless that was about to sleep: then it
 		// would do so for half a minute.
@@ -243,7 +244,11 @@ func (r *remover) wait() error {
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(gone, func(id uint64) bool { return slices.Contains(left, id) }) {
+		gone = slices.DeleteFunc(gone, func(id uint64) bool { return !slices.Contains(left, id) })
+		if len(gone) < count {
+			freed, count = time.Now(), len(gone)
+		}
+		if len(gone) == 0 || time.Since(freed) > patience {
 			return syncAll(dir)
 		}
 		if err := pause(r.ctx, wait); err != nil {
@@ -254,6 +259,9 @@ func (r *remover) wait() error {
 
 // wakeAfter is when the kernel's cleaner is woken again.
 const wakeAfter = 300 * time.Millisecond
+
+// patience is how long nothing is freed before the kernel is thought to be done.
+const patience = 5 * time.Second
 
 // destroyed gives the subvolumes of the file system of f that are destroyed and
 // not freed yet.

@@ -27,6 +27,9 @@ type access interface {
 	write(root storage.Root, files map[string]string) error
 	// read gives texts; what is not there is empty.
 	read(root storage.Root, names []string) (map[string]string, error)
+	// bulk writes many bytes from number on, all the same, durably and where no
+	// text of the same volume is.
+	bulk(root storage.Root, from, size int64, fill byte) error
 }
 
 func newAccess(t *testing.T, content storage.Content) access {
@@ -84,6 +87,27 @@ func (a trees) read(root storage.Root, names []string) (map[string]string, error
 			files[name] = string(b)
 		}
 		return nil
+	})
+}
+
+func (a trees) bulk(root storage.Root, from, size int64, fill byte) error {
+	return a.mounted(root, func(dir string) error {
+		f, err := os.OpenFile(filepath.Join(dir, "bulk"), os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		data := bytes.Repeat([]byte{fill}, 1<<20)
+		for at := from; at < from+size; at += int64(len(data)) {
+			if _, err := f.WriteAt(data, at); err != nil {
+				return err
+			}
+			// What is limited may be counted only when it is on disk.
+			if err := f.Sync(); err != nil {
+				return err
+			}
+		}
+		return unix.Syncfs(int(f.Fd()))
 	})
 }
 
@@ -156,6 +180,11 @@ func (a disks) read(root storage.Root, names []string) (map[string]string, error
 		return nil, err
 	}
 	return parseDump(string(out), names)
+}
+
+func (a disks) bulk(root storage.Root, from, size int64, fill byte) error {
+	_, err := run.Output(a.t.Context(), "qemu-io", "-f", root.DiskFormat, "-c", fmt.Sprintf("write -q -P %d %d %d", fill, from, size), "-c", "flush", root.DiskPath)
+	return err
 }
 
 // parseDump reads what qemu-io prints for read -v: lines of an address, 16 bytes

@@ -63,6 +63,9 @@ func testContract(t *testing.T, d Driver) {
 	_, err = p.Clone(ctx, storage.Source{Key: instance("db"), Snapshot: "none"}, instance("new"), storage.CloneOptions{})
 	wants(t, "Clone of a missing snapshot", err, fault.NotFound)
 
+	_, err = p.Clone(ctx, storage.Source{Key: instance("db")}, image("new"), storage.CloneOptions{})
+	wants(t, "Clone to an image, which is not writable", err, fault.Invalid)
+
 	snapshot(t, v, "s")
 	wants(t, "Rename to a taken name", p.Rename(ctx, instance("web"), "db"), fault.AlreadyExists)
 	wants(t, "Rename to its own name", p.Rename(ctx, instance("web"), "web"), fault.AlreadyExists)
@@ -338,26 +341,4 @@ func writeMeta(t *testing.T, v storage.Volume, text string) {
 	if err := errors.Join(dir.WriteFile(metaFile+".new", []byte(text), 0o600), dir.Rename(metaFile+".new", metaFile)); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func testUsage(t *testing.T, d Driver) {
-	p := newPool(t, d)
-	ctx := t.Context()
-	base := p.create(t, image("base"), map[string]string{"a": "one"})
-	v := p.clone(t, storage.Source{Key: base.Key()}, instance("web"))
-	before, err := v.Usage(ctx)
-	if err != nil || before.Exclusive <= 0 || before.Used <= before.Exclusive {
-		t.Errorf("Usage of a clone = %+v, %v, want more used than exclusive", before, err)
-	}
-	p.write(t, v, map[string]string{"x": strings.Repeat("x", textSize)})
-	after, err := v.Usage(ctx)
-	if err != nil || after.Exclusive <= before.Exclusive || after.Used <= before.Used {
-		t.Errorf("Usage after writing = %+v, %v, before it was %+v", after, err, before)
-	}
-	p.clone(t, storage.Source{Key: v.Key()}, instance("web2"))
-	shared, err := v.Usage(ctx)
-	if err != nil || shared.Exclusive >= after.Exclusive {
-		t.Errorf("Usage after it was cloned = %+v, %v, before it was %+v", shared, err, after)
-	}
-	p.clear(t)
 }

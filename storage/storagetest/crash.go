@@ -62,8 +62,12 @@ func die(d Driver) int {
 		}
 	})
 	opened = true
-	if err == nil {
-		err = actions()[os.Getenv(crashAction)].do(context.Background(), p, d)
+	switch action := os.Getenv(crashAction); {
+	case err != nil:
+	case action == gone:
+		err = seesNothing(context.Background(), p)
+	default:
+		err = actions()[action].do(context.Background(), p, d)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -242,8 +246,12 @@ func actions() map[string]action {
 // pool then shows the state before or after it, lets it be done again, and is
 // clean after a sweep.
 func testCrashes(t *testing.T, d Driver) {
+	if d.Volatile {
+		d.run(t, "gone", func(t *testing.T) { testGone(t, d) })
+		return
+	}
 	for name, a := range actions() {
-		t.Run(name, func(t *testing.T) {
+		d.run(t, name, func(t *testing.T) {
 			t.Parallel()
 			for step := 1; ; step++ {
 				if !crash(t, d, name, a, step) {
@@ -258,6 +266,34 @@ func testCrashes(t *testing.T, d Driver) {
 			}
 		})
 	}
+}
+
+// gone is an action that is one only if another program sees nothing of the pool.
+const gone = "gone"
+
+// testGone looks at the place of a pool that is gone with its program from another
+// one.
+func testGone(t *testing.T, d Driver) {
+	p := newPool(t, d)
+	prepare(t, p)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), crashDriver+"="+d.Name, crashPlace+"="+p.place, crashAction+"="+gone, crashStep+"=1")
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != survived {
+		t.Errorf("another program said %s, %v", out, err)
+	}
+	d.lacks(t)
+	p.clear(t)
+}
+
+// seesNothing fails if there are instances.
+func seesNothing(ctx context.Context, p storage.Pool) error {
+	names, err := p.List(ctx, storage.Instances)
+	if err == nil && len(names) > 0 {
+		err = fmt.Errorf("the pool has the instances %q", names)
+	}
+	return err
 }
 
 // crash runs one case. It gives false when the action was over before the step.

@@ -47,12 +47,9 @@ func small(t *testing.T) string {
 	return place
 }
 
-// testFull fills the pool to the last byte, in the middle of a creation, and tries
-// what has to work then.
-func testFull(t *testing.T, d Driver) {
-	if os.Getuid() != 0 {
-		t.Skip("needs root: mounts a file system")
-	}
+// smallPool makes an empty pool that is soon full. Only the calling test uses it.
+func smallPool(t *testing.T, d Driver) *pool {
+	t.Helper()
 	place := small
 	if d.Small != nil {
 		place = d.Small
@@ -62,6 +59,16 @@ func testFull(t *testing.T, d Driver) {
 		// Only this thread sees the file system of the pool.
 		p.data = trees{t: t, run: func(f func() error) error { return f() }}
 	}
+	return p
+}
+
+// testFull fills the pool to the last byte, in the middle of a creation, and tries
+// what has to work then.
+func testFull(t *testing.T, d Driver) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mounts a file system")
+	}
+	p := smallPool(t, d)
 	ctx := t.Context()
 	prepare(t, p)
 	ballast(t, p)

@@ -22,12 +22,12 @@ import (
 
 func testLive(t *testing.T, d Driver) {
 	if d.Content == storage.Disk {
-		t.Run("Snapshot", func(t *testing.T) { testLiveDisk(t, d) })
-		t.Run("SwitchFails", func(t *testing.T) { testSwitchFails(t, d) })
+		d.run(t, "Snapshot", func(t *testing.T) { testLiveDisk(t, d) })
+		d.run(t, "SwitchFails", func(t *testing.T) { testSwitchFails(t, d) })
 		return
 	}
-	t.Run("Snapshot", func(t *testing.T) { testLiveTree(t, d) })
-	t.Run("Faithful", func(t *testing.T) { testFaithful(t, d) })
+	d.run(t, "Snapshot", func(t *testing.T) { testLiveTree(t, d) })
+	d.run(t, "Faithful", func(t *testing.T) { testFaithful(t, d) })
 }
 
 // writers counts how often the writers of a tree were stopped and let go.

@@ -1,8 +1,9 @@
 // Package storagetest is the conformance suite of pool drivers. One run proves a
 // driver for one content: what the contract promises, what is in a volume after
-// each operation, names, races, cancellation, death at any step, and that nothing
-// is left behind. It knows no driver and looks at data only as a machine would:
-// through a mount, or through QEMU.
+// each operation, names, sizes, a full pool, races, cancellation, death at any step,
+// and that nothing is left behind. What a driver lacks has to be unsupported. It
+// knows no driver and looks at data only as a machine would: through a mount, or
+// through QEMU. How each run ended is noted for the table that make test prints.
 package storagetest
 
 import (
@@ -15,6 +16,7 @@ import (
 	"testing"
 
 	"brig/storage"
+	"brig/storage/storagetest/tally"
 )
 
 // Driver is a pool driver for one content.
@@ -22,6 +24,9 @@ type Driver struct {
 	Name         string
 	Content      storage.Content
 	Capabilities storage.Capabilities // what it has to say about itself
+
+	Limits   bool // the size of volumes with this content can be limited
+	Volatile bool // the pool is gone when its program ends
 
 	// Open opens the pool at place, and makes it if there is none. The pool calls
 	// step after each step that changes something durable.
@@ -37,6 +42,8 @@ type Driver struct {
 	// Files lists all there is at place, so that leaks show. Nil: the names below a
 	// directory.
 	Files func(place string) ([]string, error)
+
+	cases *cases
 }
 
 // Run runs the suite.
@@ -44,27 +51,40 @@ func Run(t *testing.T, d Driver) {
 	if d.Content == storage.Tree && os.Getuid() != 0 {
 		t.Skip("needs root: mounts volumes")
 	}
+	d.cases = &cases{run: tally.Run{Driver: d.Name}, lacked: map[string]bool{}}
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, Driver)
 	}{
 		{"Contract", testContract},
 		{"Names", testNames},
+		{"Contents", testContents},
 		{"Create", testCreate},
 		{"HostileDisks", testHostileDisks},
+		{"ReadMeta", testReadMeta},
 		{"Clone", testClone},
 		{"CloneOutlivesItsSource", testCloneOutlivesSource},
 		{"Snapshots", testSnapshots},
+		{"SnapshotsKeepTheirFields", testSnapshotFields},
 		{"RestoreKeepsNewer", testRestore},
-		{"Live", testLive},
 		{"Usage", testUsage},
+		{"UsageOfSnapshots", testSnapshotUsage},
+		{"Limits", testLimits},
 		{"Cancellation", testCancellation},
+		{"ReopenHalfWay", testReopen},
 		{"Races", testRaces},
 		{"RacesForOneName", testRacesForName},
-		{"Crashes", testCrashes},
+		{"Leaks", testLeaks},
+		{"OpenFiles", testOpenFiles},
 		{"Full", testFull},
 	} {
-		t.Run(test.name, func(t *testing.T) { test.run(t, d) })
+		d.run(t, test.name, func(t *testing.T) { test.run(t, d) })
+	}
+	// These run cases of their own.
+	t.Run("Live", func(t *testing.T) { testLive(t, d) })
+	t.Run("Crashes", func(t *testing.T) { testCrashes(t, d) })
+	if err := tally.Note(d.cases.run); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -187,10 +207,12 @@ func (p *pool) list(t *testing.T, class storage.Class) []string {
 	return names
 }
 
-// image and instance are keys.
+// image, instance and custom are keys.
 func image(name string) storage.Key { return storage.Key{Class: storage.Images, Name: name} }
 
 func instance(name string) storage.Key { return storage.Key{Class: storage.Instances, Name: name} }
+
+func custom(name string) storage.Key { return storage.Key{Class: storage.Custom, Name: name} }
 
 // metaFile is the metadata file that the suite writes.
 const metaFile = "instance.json"

@@ -90,3 +90,22 @@ func TestBareConfigIsBrigsWithNamesOfItsOwn(t *testing.T) {
 		t.Errorf("bareConfig = %q, want %q", got, want)
 	}
 }
+
+func TestFiguresOfTheLab(t *testing.T) {
+	const output = "    bench_test.go:77: create of 1 MiB         brig  12.34ms  zfs  10ms  1.23\n" +
+		"    bench_test.go:84: open of 1 MiB           brig    310µs\n" +
+		"    bench_test.go:180: the first snapshot 41ms, the thousandth 50.5ms: 1.23\n"
+	got, err := figures([]byte(output))
+	want := []row{
+		{"create of 1 MiB on ZFS, in the lab", "ms", 12.34, 10, "the zfs command", limit{times, 1.3}},
+		{"snapshot 1000 of a volume on ZFS, in the lab", "ms", 50.5, 41, "the first ones", limit{times, 1.5}},
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("figures = %+v, %v, want %+v", got, err, want)
+	}
+	for _, bad := range []string{"", "create of 1 MiB brig soon zfs 10ms"} {
+		if got, err := figures([]byte(bad)); err == nil {
+			t.Errorf("figures(%q) = %+v, want an error", bad, got)
+		}
+	}
+}

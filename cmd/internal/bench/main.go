@@ -72,6 +72,8 @@ var sections = []section{
 	{"list", (*bench).list},
 	{"vm", (*bench).vm},
 	{"unpack", (*bench).unpack},
+	{"btrfs", (*bench).btrfs},
+	{"zfs", (*bench).zfs},
 }
 
 func names() []string {

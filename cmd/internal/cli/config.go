@@ -8,13 +8,15 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"brig/instance"
+	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/manager"
 )
 
 func newConfig(s *session) *cobra.Command {
 	return newGroup("config", "See and change the configuration of instances",
-		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s))
+		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigKeys(s))
 }
 
 func newConfigGet(s *session) *cobra.Command {
@@ -99,6 +101,45 @@ func newConfigShow(s *session) *cobra.Command {
 	}
 	formatFlag(cmd, &kind)
 	return cmd
+}
+
+func newConfigKeys(s *session) *cobra.Command {
+	var kind string
+	cmd := &cobra.Command{
+		Use:     "keys",
+		Short:   "List the configuration keys there are, and what they are for",
+		Example: "  brig config keys\n  brig config keys -f json | jq '.[] | select(.live) | .name'",
+		Args:    argsOf(0, 0),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			f, err := parseFormat(kind)
+			if err != nil {
+				return err
+			}
+			t := &table{header: []string{"KEY", "VALUES", "DEFAULT", "FOR", "DESCRIPTION"}}
+			views := []keyView{}
+			for _, k := range config.Keys() {
+				form := "both"
+				if k.Form != "" {
+					form = string(k.Form)
+				}
+				t.add(k.Name, k.Type, k.Default, form, k.Help)
+				views = append(views, keyView{k.Name, k.Type, k.Default, k.Form, k.Live, k.Help})
+			}
+			return s.print(f, t, views)
+		},
+	}
+	formatFlag(cmd, &kind)
+	return cmd
+}
+
+// keyView is a configuration key in machine-readable output.
+type keyView struct {
+	Name        string        `json:"name"`
+	Type        string        `json:"type"`
+	Default     string        `json:"default"`
+	Form        instance.Type `json:"form"` // empty: both
+	Live        bool          `json:"live"`
+	Description string        `json:"description"`
 }
 
 func (s *session) configOf(cmd *cobra.Command, name string) (map[string]string, error) {

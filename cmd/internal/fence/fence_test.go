@@ -24,7 +24,7 @@ const module = "brig"
 // it. $own stands for the first two words of the path of the importing package.
 
 // leaves may be imported by every package. They import only each other.
-var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size"}
+var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size", "instance/limits"}
 
 // rules say what a package may import, besides leaves. The first that fits
 // counts.
@@ -36,6 +36,7 @@ var rules = []struct {
 	{"instance/run", nil},
 	{"instance/flock", nil},
 	{"instance/size", nil},
+	{"instance/limits", nil},
 
 	// Contracts.
 	{"instance", nil},
@@ -53,7 +54,7 @@ var rules = []struct {
 	// Use cases and what they stand on.
 	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "profiles/..."}},
 	{"instance/instancetest/...", []string{"instance/...", "storage", "images"}},
-	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/store", "$own/..."}},
+	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/schedule", "instance/store", "$own/..."}},
 
 	// Programs.
 	{"cmd/brig", []string{"cmd/internal/cli"}},

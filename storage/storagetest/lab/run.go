@@ -3,25 +3,35 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"brig/storage/storagetest/tally"
 )
 
+// Env is the environment variable that turns tests in the guest off, by 0.
+const Env = "BRIG_LAB"
+
+// place is where the suite of pool drivers ran, in the table of all its runs.
+const place = "lab guest"
+
 // Run runs the tests of o in the guest, one subtest a package, and fails where
-// they fail or where there were none. It skips without root, which the guest is
-// built as.
+// they fail or where there were none, and if the guest cannot be built. It skips
+// without root, which the guest is built as, and where it is turned off.
 func Run(t *testing.T, o Options) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: builds the lab")
 	}
-	if os.Getenv("BRIG_LAB") == "" {
-		t.Skip("BRIG_LAB is not set: make lab-test runs what needs the guest, which takes long to build")
+	if os.Getenv(Env) == "0" {
+		t.Skip("BRIG_LAB=0 turns off what runs in the lab's guest")
 	}
 	if Inside() {
 		t.Fatal("lab.Run is called in the lab itself")
@@ -31,6 +41,9 @@ func Run(t *testing.T, o Options) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, end.Add(-reserve))
 		defer cancel()
+	}
+	if os.Getenv(tally.Env) != "" {
+		o.Env = append(slices.Clone(o.Env), tally.Env+"="+tally.Print)
 	}
 	log := &tail{}
 	out := io.Discard
@@ -43,7 +56,19 @@ func Run(t *testing.T, o Options) {
 	}
 	for i, r := range results {
 		t.Run(o.Tests[i].Package, func(t *testing.T) { r.check(t) })
+		if err := r.note(); err != nil {
+			t.Error(err)
+		}
 	}
+}
+
+// note notes how the suites of pool drivers ended, which the tests printed.
+func (r Result) note() error {
+	runs, err := tally.Printed(r.Output, place)
+	for _, run := range runs {
+		err = errors.Join(err, tally.Note(run))
+	}
+	return err
 }
 
 // reserve is the time left to tell what happened when a test runs out of time.

@@ -16,6 +16,14 @@ apt-get download -qq zfs-dkms "linux-image-$kernel"
 dpkg-deb -x zfs-dkms_*.deb /zfs
 dpkg-deb -x linux-image-*.deb /image
 
+# took tells how long a part of the work was, in seconds.
+began=$(date +%s)
+took() {
+	ended=$(date +%s)
+	echo "lab: $1 took $((ended - began)) s" >&2
+	began=$ended
+}
+
 # quietly shows what a command said only if it fails.
 quietly() {
 	"$@" >/log 2>&1 || { tail -n 50 /log >&2; exit 1; }
@@ -24,7 +32,9 @@ quietly() {
 cd /zfs/usr/src/zfs-*
 export TEST_JOBS=$jobs
 quietly ./configure --disable-dependency-tracking --with-config=kernel --with-linux="$source" --with-linux-obj="$build"
+took 'configuring ZFS'
 quietly make -C module -j"$jobs" CONFIG_DEBUG_INFO= CONFIG_DEBUG_INFO_BTF= CONFIG_DEBUG_INFO_BTF_MODULES=
+took 'compiling ZFS'
 
 modules=/image/lib/modules/$kernel
 mkdir "$modules/updates"

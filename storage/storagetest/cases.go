@@ -1,0 +1,55 @@
+package storagetest
+
+import (
+	"sync"
+	"testing"
+
+	"brig/instance/fault"
+	"brig/storage/storagetest/tally"
+)
+
+// cases counts how the cases of one run end.
+type cases struct {
+	mu     sync.Mutex // guards what follows
+	run    tally.Run
+	lacked map[string]bool // names of cases in which something was asserted to be unsupported
+}
+
+// run runs a case as a subtest and counts it.
+func (d Driver) run(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		t.Cleanup(func() { d.cases.count(t) })
+		f(t)
+	})
+}
+
+func (c *cases) count(t *testing.T) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case t.Failed():
+		c.run.Failed++
+	case t.Skipped():
+		c.run.Skipped++
+	case c.lacked[t.Name()]:
+		c.run.Unsupported++
+	default:
+		c.run.Passed++
+	}
+}
+
+// unsupported checks that the driver says that it lacks something, which makes
+// the case one of what is unsupported.
+func (d Driver) unsupported(t *testing.T, what string, err error) {
+	t.Helper()
+	wants(t, what, err, fault.Unsupported)
+	d.lacks(t)
+}
+
+// lacks notes that a case is about something that the driver lacks.
+func (d Driver) lacks(t *testing.T) {
+	d.cases.mu.Lock()
+	defer d.cases.mu.Unlock()
+	d.cases.lacked[t.Name()] = true
+}
