@@ -200,7 +200,7 @@ func TestFailpoints(t *testing.T) {
 	slices.Sort(points)
 	r := instancetest.New(t, bin)
 	all, app, other := stories(t, r)
-	r.Must(t, "launch", app, "bystander")
+	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
 	for _, point := range points {
@@ -241,7 +241,7 @@ func TestFailpoints(t *testing.T) {
 func TestAnyCommandRecovers(t *testing.T) {
 	r := instancetest.New(t, bin)
 	all, app, other := stories(t, r)
-	r.Must(t, "launch", app, "bystander")
+	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
 	for _, point := range []string{"pull.unpack.after", "create.volume.after", "delete.volume.after", "launch.run.after"} {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 
 	"brig/instance"
@@ -75,7 +74,6 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 		return &spec, nil
 	}
 	args := createArgs{Spec: &spec, Pool: src.pool, From: sourceOf(r.Source, r.Snapshot)}
-	op := m.createOperation(args)
 	var live *storage.Live
 	if r.Snapshot == "" {
 		live, err = m.liveness(src)
@@ -86,19 +84,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
 	}
-	if r.Snapshot == "" {
-		op.steps[1].do = func(ctx context.Context) error {
-			pool, err := m.pool(ctx, args.Pool)
-			if err != nil {
-				return err
-			}
-			_, err = pool.Clone(ctx, args.From, instanceKey(r.Name), storage.CloneOptions{
-				Edit: func(dir *os.Root) error { return store.SaveSpec(dir, &spec) },
-				Live: live,
-			})
-			return err
-		}
-	}
+	op := m.cloneOperation(args, live)
 	err = m.withAddress(ctx, &spec, !from.Address.IsValid(), func() error {
 		return m.performAs(ctx, "copy", []string{r.Name, r.Source}, args, op)
 	})
