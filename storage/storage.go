@@ -182,6 +182,14 @@ type MetaReader interface {
 	ReadMeta(name string, most int64) ([]byte, error)
 }
 
+// Mounter is a Volume whose data have to be mounted before they are used. Root does
+// that too, and cannot tell why it failed.
+type Mounter interface {
+	// Mount makes what Root says be there. Data that somebody destroyed behind
+	// brig's back, or whose key is not loaded, are unavailable.
+	Mount(ctx context.Context) error
+}
+
 // Limiter is a Volume whose size can be limited. Not every volume of a driver
 // that has it can be: SetLimit gives unsupported, and why, for the others.
 type Limiter interface {

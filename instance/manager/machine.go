@@ -40,6 +40,11 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	} else {
 		machine.Boot.DNS = nil
 	}
+	if v, ok := o.volume.(storage.Mounter); ok {
+		if err := v.Mount(ctx); err != nil {
+			return nil, err
+		}
+	}
 	root := o.volume.Root()
 	if o.volume.Content() == storage.Tree {
 		machine.Root.Tree = instance.Tree{Lower: root.Lower, Upper: root.Upper, Work: root.Work}

@@ -111,7 +111,7 @@ func (c *change) cloneDataset(ctx context.Context, origin string, key storage.Ke
 	}
 	args := append([]string{"clone"}, labels(key, rec)...)
 	if _, err := zfs(ctx, append(args, c.pool.full(origin), c.pool.full(rec.dataset()))...); err != nil {
-		return unavailable(err)
+		return gone(err)
 	}
 	c.pool.step("clone made")
 	return nil
@@ -198,7 +198,7 @@ func written(dir *os.Root, disk string) bool {
 func (p *Pool) snapshotMeta(ctx context.Context, object string) (*os.Root, error) {
 	data, err := p.detached(ctx, object)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, gone(err)
 	}
 	defer data.Close()
 	return data.OpenRoot(metaDir)

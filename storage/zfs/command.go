@@ -89,9 +89,13 @@ func classify(err error) error {
 		err = errors.New(stderr)
 	}
 	for _, s := range said {
-		if strings.Contains(stderr, s.text) {
-			return fault.Wrap(s.class, err)
+		if !strings.Contains(stderr, s.text) {
+			continue
 		}
+		if s.class == fault.Unsupported {
+			return fault.New(s.class, "%s", noModule)
+		}
+		return fault.Wrap(s.class, err)
 	}
 	return err
 }

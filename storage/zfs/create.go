@@ -90,7 +90,7 @@ const diskRecordSize = "32K"
 func (p *Pool) snapshot(ctx context.Context, object string, properties ...string) error {
 	args := append([]string{"snapshot"}, properties...)
 	_, err := zfs(ctx, append(args, p.full(object))...)
-	return unavailable(err)
+	return gone(err)
 }
 
 // checkNew checks the key of a volume to be made.

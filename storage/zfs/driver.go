@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/run"
+	"brig/instance/size"
 	"brig/storage"
 )
 
@@ -28,10 +31,11 @@ type Driver struct {
 // Keys of a pool's configuration.
 const (
 	keySource = "source"        // a zpool or a dataset, a device, or a file
-	keySize   = "size"          // bytes of a file
+	keySize   = "size"          // of a file, such as 20GiB
 	keyZpool  = "zfs.pool_name" // of the zpool to make; the pool's name if there is none
 
 	keyDataset = "volatile.zfs.dataset" // the pool's own dataset
+	keyUUID    = "volatile.zfs.uuid"    // the pool's identity, which its dataset has as a property
 	keyMade    = "volatile.zfs.made"    // what Create made: nothing, dataset, zpool or file
 )
 
@@ -60,6 +64,9 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]stri
 			return nil, fault.New(fault.Invalid, "there is no key %q for a zfs pool; the keys are %s, %s and %s", key, keySource, keySize, keyZpool)
 		}
 	}
+	if err := installed(); err != nil {
+		return nil, err
+	}
 	made, undo := madeNothing, func() error { return nil }
 	source := config[keySource]
 	if source == "" || strings.HasPrefix(source, "/") {
@@ -74,15 +81,25 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]stri
 	if !strings.Contains(source, "/") {
 		source += "/" + childOfZpool
 	}
-	wasThere, err := Make(ctx, source, d.mounts(r.Name))
+	uuid, wasThere, err := Make(ctx, source, d.mounts(r.Name))
 	if err != nil {
 		return nil, errors.Join(err, undo())
 	}
 	if made == madeNothing && !wasThere {
 		made = madeDataset
 	}
-	config[keyDataset], config[keyMade] = source, made
+	config[keyDataset], config[keyUUID], config[keyMade] = source, uuid, made
 	return config, nil
+}
+
+// installed tells what is missing if ZFS cannot be used at all.
+func installed() error {
+	for _, tool := range []string{"zfs", "zpool"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return fault.New(fault.Unsupported, "zfs is not installed: install zfsutils-linux and zfs-dkms (of Debian's contrib), or what has the commands zfs and zpool elsewhere")
+		}
+	}
+	return nil
 }
 
 func (d Driver) mounts(pool string) string { return filepath.Join(d.Mounts, pool) }
@@ -94,7 +111,7 @@ func (d Driver) createZpool(ctx context.Context, pool string, config map[string]
 	if name == "" {
 		name = pool
 	}
-	if err := checkDataset(name); err != nil || strings.Contains(name, "/") {
+	if err := checkDataset(name); err != nil || strings.Contains(name, "/") || reserved(name) {
 		return "", fault.New(fault.Invalid, "cannot call a zpool %q: give another name with %s", name, keyZpool)
 	}
 	if _, err := gozfs.GetZpool(name); err == nil {
@@ -131,11 +148,27 @@ func (d Driver) createZpool(ctx context.Context, pool string, config map[string]
 	return made, err
 }
 
+// reserved tells whether ZFS keeps a name for other things than zpools.
+func reserved(name string) bool {
+	for _, start := range []string{"mirror", "raidz", "draid", "spare"} {
+		if strings.HasPrefix(name, start) {
+			return true
+		}
+	}
+	return name == "log" || strings.Trim(name[:1], "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ") != ""
+}
+
 // makeFile makes a file without data.
-func makeFile(path, size string) error {
-	bytes, err := strconv.ParseInt(size, 10, 64)
-	if err != nil || bytes < minFile {
-		return fault.New(fault.Invalid, "a zpool in the file %q needs a size of at least %d bytes: give %s", path, minFile, keySize)
+func makeFile(path, text string) error {
+	if text == "" {
+		return fault.New(fault.Invalid, "a zfs pool needs a source (a dataset, a zpool or a block device), or a size for a file: for example size=20GiB")
+	}
+	bytes, err := size.Parse(text)
+	if err != nil {
+		return err
+	}
+	if bytes < minFile {
+		return fault.New(fault.Invalid, "a zpool in a file needs at least 256MiB, and %s is %q", keySize, text)
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -164,55 +197,126 @@ func destroyZpool(name, made, file string) error {
 func (d Driver) Open(ctx context.Context, r storage.Record) (storage.Pool, error) {
 	o := Options{Name: r.Name, Dataset: r.Config[keyDataset], Dir: d.mounts(r.Name)}
 	p, err := Open(ctx, o)
-	made := r.Config[keyMade]
-	if !fault.Is(err, fault.Unavailable) || made != madeZpool && made != madeFile {
-		return opened(p, err)
+	if errors.Is(err, errNoDataset) {
+		if err := bringBack(ctx, r); err != nil {
+			return nil, err
+		}
+		p, err = Open(ctx, o)
 	}
-	if _, there := gozfs.GetZpool(r.Config[keyZpool]); there == nil {
-		return nil, err
-	}
-	if _, e := zpool(ctx, "import", "-N", "-d", r.Config[keySource], r.Config[keyZpool]); e != nil {
-		return nil, errors.Join(err, e)
-	}
-	return opened(Open(ctx, o))
-}
-
-// opened keeps a nil *Pool from becoming a pool that is not nil.
-func opened(p *Pool, err error) (storage.Pool, error) {
 	if err != nil {
-		return nil, err
+		return nil, err // and not a nil *Pool, which is not a nil storage.Pool
 	}
 	return p, nil
 }
 
-// Destroy removes a pool with all that is in it, and what Create made.
+// bringBack imports the zpool of a pool if brig made it, or tells where the pool's
+// dataset may be.
+func bringBack(ctx context.Context, r storage.Record) error {
+	if err := installed(); err != nil {
+		return err
+	}
+	dataset, source, made := r.Config[keyDataset], r.Config[keySource], r.Config[keyMade]
+	name, _, _ := strings.Cut(dataset, "/")
+	_, err := zpool(ctx, "list", "-H", "-o", "name", name)
+	switch {
+	case err == nil:
+		return missing(ctx, dataset, r.Config[keyUUID])
+	case !fault.Is(err, fault.NotFound):
+		return err
+	case made != madeZpool && made != madeFile:
+		return fault.New(fault.Unavailable, "zpool %q is not on this host: zpool import %s brings it back if its disks are here", name, name)
+	}
+	if _, err := os.Stat(source); err != nil {
+		return fault.New(fault.Unavailable, "what zpool %q is on is gone: %w", name, err)
+	}
+	_, err = zpool(ctx, "import", "-N", "-d", source, name)
+	if e, ok := errors.AsType[*run.Error](err); ok && strings.Contains(e.Stderr, "another system") {
+		return fault.New(fault.Unavailable, "zpool %q was used by another host, which did not export it: zpool export it there, or, only if that host is gone for good, zpool import -f -d %s %s", name, source, name)
+	}
+	if fault.Is(err, fault.NotFound) {
+		return fault.New(fault.Unavailable, "there is no zpool %q on %s any more: %w", name, source, err)
+	}
+	return err
+}
+
+// missing tells where a dataset is now that is not where it was.
+func missing(ctx context.Context, dataset, uuid string) error {
+	out, err := zfs(ctx, "list", "-H", "-t", "filesystem", "-s", "name", "-o", "name,"+propPool)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(out) {
+		name, id, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if id == uuid && uuid != "" {
+			return fault.New(fault.Unavailable, "dataset %q was renamed: zfs rename %s %s undoes that", dataset, name, dataset)
+		}
+	}
+	return fault.New(fault.Unavailable, "somebody destroyed dataset %q: its zpool is there without it", dataset)
+}
+
+// Destroy removes a pool with all that is in it, and what Create made. It refuses
+// if there is anything that brig did not make.
 func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	dataset, made, dir := r.Config[keyDataset], r.Config[keyMade], d.mounts(r.Name)
 	if err := checkDataset(dataset); err != nil {
 		return err
 	}
+	top := dataset
+	if made == madeZpool || made == madeFile {
+		top = r.Config[keyZpool]
+	}
+	if err := ignoreMissing(onlyBrigs(ctx, top, dataset)); err != nil {
+		return err
+	}
 	if err := unmountAll(dir); err != nil {
 		return err
 	}
-	switch made {
-	case madeZpool, madeFile:
-		return destroyZpool(r.Config[keyZpool], made, r.Config[keySource])
-	case madeDataset:
-		_, err := zfs(ctx, "destroy", "-r", dataset)
-		return ignoreMissing(err)
+	destroy := func() error {
+		switch made {
+		case madeZpool, madeFile:
+			return destroyZpool(top, made, r.Config[keySource])
+		case madeDataset:
+			_, err := zfs(ctx, "destroy", "-r", dataset)
+			return ignoreMissing(err)
+		}
+		return unmake(ctx, dataset, dir)
 	}
-	return unmake(ctx, dataset, dir)
+	err := destroy()
+	if fault.Is(err, fault.Busy) {
+		// Every instance that runs has a copy of all mounts that there were.
+		err = patient(ctx, func() error { release(within(top)); return destroy() })
+	}
+	return err
+}
+
+// onlyBrigs refuses if there is anything below top, or in the pool in dataset, that
+// this driver did not make.
+func onlyBrigs(ctx context.Context, top, dataset string) error {
+	out, err := zfs(ctx, "list", "-H", "-r", "-t", "all", "-o", "name", top)
+	if err != nil {
+		return err
+	}
+	for name := range strings.Lines(out) {
+		name = strings.TrimSuffix(name, "\n")
+		object, within := strings.CutPrefix(name, dataset+"/")
+		class := (storage.Key{Class: storage.Class(object), Name: "x"}).Check() == nil
+		if name == top || name == dataset || within && (class || validObject(object)) {
+			continue
+		}
+		return fault.New(fault.WrongState, "%q in it was not made by brig: move or destroy it first", name)
+	}
+	return nil
 }
 
 // Make makes a pool in a dataset, which is made unless it is there and empty. One
 // that is a pool already, of this host or another one, stays as it is. It tells
-// whether the dataset was there.
-func Make(ctx context.Context, dataset, dir string) (wasThere bool, err error) {
+// whether the dataset was there, and the pool's identity.
+func Make(ctx context.Context, dataset, dir string) (uuid string, wasThere bool, err error) {
 	defer fail(&err, "cannot make a pool in dataset %q", dataset)
 	if err := checkDataset(dataset); err != nil {
-		return false, err
+		return "", false, err
 	}
-	uuid := newID() + newID()
+	uuid = newID() + newID()
 	common := []string{"canmount=noauto", "mountpoint=legacy", propPool + "=" + uuid, propVersion + "=" + strconv.Itoa(formatVersion)}
 	for _, p := range inherited {
 		common = append(common, p)
@@ -225,26 +329,26 @@ func Make(ctx context.Context, dataset, dir string) (wasThere bool, err error) {
 			args = append(args, "-o", p)
 		}
 		if _, err := zfs(ctx, append(args, dataset)...); err != nil {
-			return false, err
+			return "", false, err
 		}
 	case err != nil:
-		return false, err
+		return "", false, err
 	case isPool:
 		p, err := Open(ctx, Options{Dataset: dataset, Dir: dir})
 		if err != nil {
-			return true, err
+			return "", true, err
 		}
-		return true, p.Close()
+		return p.uuid, true, p.Close()
 	default:
 		if _, err := zfs(ctx, append(append([]string{"set"}, common...), dataset)...); err != nil {
-			return true, err
+			return "", true, err
 		}
 		wasThere = true
 	}
 	if err := layOut(ctx, dataset, dir, uuid); err != nil {
-		return wasThere, errors.Join(err, abandon(dataset, dir, wasThere))
+		return "", wasThere, errors.Join(err, abandon(dataset, dir, wasThere))
 	}
-	return wasThere, nil
+	return uuid, wasThere, nil
 }
 
 // inherited are the properties that all datasets of a pool have from its own one:
@@ -284,7 +388,7 @@ func look(ctx context.Context, dataset string) (isPool bool, err error) {
 	}
 	root, err := openDetached(dataset)
 	if err != nil {
-		return false, mountError(dataset, err)
+		return false, mountError(ctx, dataset, err)
 	}
 	defer root.Close()
 	names, err := namesIn(root, ".")
@@ -337,10 +441,10 @@ func unmake(ctx context.Context, dataset, dir string) error {
 		return nil
 	}
 	if err != nil {
-		return mountError(dataset, err)
+		return mountError(ctx, dataset, err)
 	}
 	defer root.Close()
-	for _, name := range []string{poolFile, string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir} {
+	for _, name := range []string{poolFile, hostFile, string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir} {
 		if err := root.RemoveAll(name); err != nil {
 			return err
 		}
@@ -380,7 +484,7 @@ func unmountAll(dir string) error {
 	for _, point := range points {
 		if point != dir && mounted(point) {
 			if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
-				return fault.New(fault.Busy, "%q is in use: %w", point, err)
+				return fault.New(fault.Busy, "%q is in use by %s", point, usersAt(point))
 			}
 		}
 		if err := ignoreMissing(os.Remove(point)); err != nil {

@@ -3,6 +3,7 @@ package zfs
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 
@@ -30,7 +31,7 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	err := try()
 	if fault.Is(err, fault.Busy) {
 		err = patient(ctx, func() error {
-			release(name)
+			release(one(name))
 			return try()
 		})
 	}
@@ -40,16 +41,24 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	return ignoreMissing(err)
 }
 
-// users says who has an object mounted.
+// users says who has an object mounted, or files of it open.
 func users(name string) string {
-	list := holders(name)
-	switch len(list) {
-	case 0:
-		return "a program that keeps a file of it open"
-	case 1:
-		return list[0].String()
+	list := holders(one(name))
+	if root, err := openDetached(name); err == nil {
+		list = append(list, openers(root)...)
+		root.Close()
 	}
-	return fmt.Sprintf("%s and %d others", list[0], len(list)-1)
+	return describe(list)
+}
+
+// usersAt says who uses what is mounted at a directory.
+func usersAt(point string) string {
+	root, err := os.OpenRoot(point)
+	if err != nil {
+		return describe(nil)
+	}
+	defer root.Close()
+	return describe(openers(root))
 }
 
 // dropDatasets destroys datasets that no volume is in any more, if nothing needs
@@ -180,10 +189,10 @@ func (p *Pool) strip(ctx context.Context, dataset string, s *remains) error {
 			return err
 		}
 	}
+	p.unmount(dataset)
 	if s.written == 0 {
 		return nil
 	}
-	p.unmount(dataset)
 	_, err := zfs(ctx, "rollback", s.snapshots[len(s.snapshots)-1])
 	if err == nil {
 		p.step("dataset stripped")

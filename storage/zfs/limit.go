@@ -33,7 +33,7 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 		}
 		return c.save(h, rec, func() error {
 			if _, err := zfs(ctx, "set", "refquota="+value, v.pool.full(rec.dataset())); err != nil {
-				return unavailable(err)
+				return gone(err)
 			}
 			v.pool.step("limit set")
 			return nil
@@ -50,7 +50,7 @@ func (v *volume) Limit(ctx context.Context) (_ storage.Limit, err error) {
 	}
 	out, err := zfs(ctx, "get", "-Hp", "-o", "value", "referenced", v.pool.full(rec.dataset()))
 	if err != nil {
-		return storage.Limit{}, unavailable(err)
+		return storage.Limit{}, gone(err)
 	}
 	used, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
 	return storage.Limit{Max: rec.Limit, Used: used}, err

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,10 +27,14 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string, flags uintpt
 		if mounted(target) {
 			return nil
 		}
-		return unix.Mount(dataset, target, "zfs", flags, "")
+		err := unix.Mount(dataset, target, "zfs", flags, "")
+		if errors.Is(err, unix.EROFS) { // all of the zpool is read-only
+			err = unix.Mount(dataset, target, "zfs", flags|unix.MS_RDONLY, "")
+		}
+		return err
 	})
 	if err != nil {
-		return nil, mountError(dataset, err)
+		return nil, mountError(ctx, dataset, err)
 	}
 	return os.OpenRoot(target)
 }
@@ -70,19 +75,27 @@ func patient(ctx context.Context, f func() error) error {
 	}
 }
 
-func mountError(dataset string, err error) error {
+// mountError says why a dataset or a snapshot cannot be mounted, and what to do.
+func mountError(ctx context.Context, dataset string, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT):
 		return fault.New(fault.NotFound, "there is no dataset %q", dataset)
 	case errors.Is(err, unix.EACCES):
-		return fault.New(fault.Unavailable, "the encryption key of dataset %q is not loaded: use zfs load-key", dataset)
+		root := dataset
+		if out, err := zfs(ctx, "get", "-H", "-o", "value", "encryptionroot", dataset); err == nil {
+			root = strings.TrimSpace(out)
+		}
+		return fault.New(fault.Unavailable, "dataset %q is encrypted and its key is not loaded: zfs load-key %s", dataset, root)
 	case errors.Is(err, unix.ENODEV):
-		return fault.New(fault.Unsupported, "the kernel has no ZFS: install zfs-dkms or its like, and modprobe zfs")
+		return fault.New(fault.Unsupported, "%s", noModule)
 	case errors.Is(err, unix.EBUSY):
 		return fault.New(fault.Busy, "dataset %q is busy", dataset)
 	}
 	return fmt.Errorf("mounting dataset %q: %w", dataset, err)
 }
+
+// noModule is what to do without the kernel's part of ZFS.
+const noModule = "the kernel has no ZFS: install zfs-dkms (of Debian's contrib) with the headers of this kernel, or what has its module elsewhere, then modprobe zfs"
 
 // detached opens a dataset or a snapshot through a mount that nobody sees and that
 // goes when it is closed. So a look at a thousand volumes leaves no mount behind,
@@ -95,7 +108,7 @@ func (p *Pool) detached(ctx context.Context, object string) (*os.Root, error) {
 		return err
 	})
 	if err != nil {
-		return nil, mountError(dataset, err)
+		return nil, mountError(ctx, dataset, err)
 	}
 	return root, nil
 }

@@ -11,6 +11,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/instance/run"
+	"brig/storage"
 )
 
 func TestClassesOfWhatZFSSays(t *testing.T) {
@@ -114,6 +115,55 @@ func TestRemains(t *testing.T) {
 	}
 }
 
+func TestSpaceOfAVolume(t *testing.T) {
+	const old, now, other = "tank/brig/instances/00000000000000aa", "tank/brig/instances/00000000000000bb", "tank/brig/instances/00000000000000cc"
+	lines := func(clones string) string {
+		return strings.Join([]string{
+			// name, used, written, usedbysnapshots, referenced, origin, clones
+			old + "\t700\t0\t500\t2000\ttank/brig/images/00000000000000dd@00000000000000dd\t-",
+			old + "@0000000000000001\t100\t10\t-\t1000\t-\t" + clones,
+			old + "@0000000000000002\t60\t10\t-\t1500\t-\t",
+			now + "\t30\t30\t0\t1010\t" + old + "@0000000000000001\t-",
+		}, "\n") + "\n"
+	}
+	sum := func(out string) (used, exclusive int64) {
+		t.Helper()
+		found, err := parseSpace(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range found {
+			u, e := s.total(found)
+			used, exclusive = used+u, exclusive+e
+		}
+		return used, exclusive
+	}
+	if used, exclusive := sum(lines(now)); used != 2000+500+30 || exclusive != 700+30 {
+		t.Errorf("a volume that went back to a snapshot uses %d, %d of it alone, want 2530 and 730", used, exclusive)
+	}
+	if used, exclusive := sum(lines(now + "," + other)); used != 2000+500+30 || exclusive != 60+30 {
+		t.Errorf("one that another is a clone of uses %d, %d of it alone, want 2530 and 90", used, exclusive)
+	}
+	found, err := parseSpace(lines(now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := found[old].usage("one", "0000000000000001"), (storage.SnapshotUsage{Name: "one", Used: 1000}); got != want {
+		t.Errorf("a snapshot with a clone = %+v, want %+v", got, want)
+	}
+	if got, want := found[old].usage("two", "0000000000000002"), (storage.SnapshotUsage{Name: "two", Used: 1500, Exclusive: 60}); got != want {
+		t.Errorf("a snapshot = %+v, want %+v", got, want)
+	}
+	if got, want := found[other].usage("gone", "0000000000000003"), (storage.SnapshotUsage{Name: "gone"}); got != want {
+		t.Errorf("a snapshot whose dataset is gone = %+v, want %+v", got, want)
+	}
+	for _, bad := range []string{"tank/x\n", "tank/x\tmany\t0\t0\t0\t-\t-\n"} {
+		if _, err := parseSpace(bad); err == nil {
+			t.Errorf("parseSpace(%q) = nil", bad)
+		}
+	}
+}
+
 func TestMountPoints(t *testing.T) {
 	const mountinfo = `22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
 40 22 0:41 / /run/brig/pools/p/volumes/a rw shared:9 - zfs tank/brig/instances/a rw,xattr,posixacl
@@ -122,8 +172,15 @@ func TestMountPoints(t *testing.T) {
 43 22 0:43 / /run/c rw - tmpfs tank/brig/instances/a rw
 broken line
 `
-	got := parseMountPoints([]byte(mountinfo), "tank/brig/instances/a")
+	got := parseMountPoints([]byte(mountinfo), one("tank/brig/instances/a"))
 	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
 		t.Errorf("parseMountPoints = %q, want %q", got, want)
+	}
+	got = parseMountPoints([]byte(mountinfo), within("tank/brig/instances/a"))
+	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
+		t.Errorf("parseMountPoints within = %q, want %q", got, want)
+	}
+	if got := parseMountPoints([]byte(mountinfo), within("tank/brig")); len(got) != 3 {
+		t.Errorf("parseMountPoints within the pool = %q, want 3", got)
 	}
 }

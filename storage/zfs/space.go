@@ -41,6 +41,12 @@ func (p *Pool) sync(ctx context.Context) error {
 	return unavailable(err)
 }
 
+// readOnly tells whether nothing can be written: the zpool was imported so.
+func (p *Pool) readOnly() bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(p.at.Fd()), &st) == nil && st.Flags&unix.ST_RDONLY != 0
+}
+
 // zpool is the name of the zpool that the pool is in.
 func (p *Pool) zpool() string {
 	name, _, _ := strings.Cut(p.dataset, "/")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,56 +22,122 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 		return storage.Usage{}, err
 	}
 	// ZFS counts what is on disk. What was just written is not yet.
-	if err := p.sync(ctx); err != nil {
+	if err := p.sync(ctx); err != nil && !p.readOnly() {
+		return storage.Usage{}, err
+	}
+	args := []string{"list", "-Hp", "-r", "-d", "1", "-t", "filesystem,snapshot",
+		"-o", "name,used,written,usedbysnapshots,referenced,origin,clones"}
+	for _, dataset := range rec.datasets() {
+		args = append(args, p.full(dataset))
+	}
+	out, err := zfs(ctx, args...)
+	if err != nil {
+		return storage.Usage{}, gone(err)
+	}
+	found, err := parseSpace(out)
+	if err != nil {
 		return storage.Usage{}, err
 	}
 	own := p.recordSize(v.key)
 	u := storage.Usage{Used: own, Exclusive: own}
-	for _, dataset := range rec.datasets() {
-		if err := p.addUsage(ctx, &u, dataset); err != nil {
-			return u, err
-		}
+	for _, s := range found {
+		used, exclusive := s.total(found)
+		u.Used += used
+		u.Exclusive += exclusive
+	}
+	list := slices.Clone(rec.Snapshots)
+	slices.SortStableFunc(list, func(a, b snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	for i := range list {
+		dataset, id, _ := strings.Cut(p.full(rec.object(&list[i])), "@")
+		u.Snapshots = append(u.Snapshots, found[dataset].usage(list[i].Name, id))
 	}
 	return u, nil
 }
 
-// addUsage adds what one dataset takes up.
-func (p *Pool) addUsage(ctx context.Context, u *storage.Usage, dataset string) error {
-	out, err := zfs(ctx, "list", "-Hp", "-r", "-d", "1", "-t", "filesystem,snapshot",
-		"-o", "name,used,written,usedbysnapshots,referenced,clones", p.full(dataset))
-	if err != nil {
-		return unavailable(err)
+// space is what ZFS tells of the space of a dataset and its snapshots.
+type space struct {
+	used, written, inSnapshots, referenced int64
+	origin                                 string // the dataset it is a clone of; may be empty
+	snapshots                              map[string]snapshotSpace
+}
+
+type snapshotSpace struct {
+	used, referenced int64
+	clones           []string
+}
+
+// total is what the dataset takes up beside the other ones of its volume's own,
+// and what of it no other volume shares.
+func (s *space) total(own map[string]*space) (used, exclusive int64) {
+	used = s.referenced + s.inSnapshots
+	if own[s.origin] != nil {
+		used = s.used // the rest is counted there
 	}
+	alone := s.written
 	shared := false
-	var head [4]int64 // used, written since the last snapshot, usedbysnapshots, referenced
-	var snapshots int64
+	for _, snap := range s.snapshots {
+		isOther := func(clone string) bool { return own[clone] == nil }
+		if slices.ContainsFunc(snap.clones, isOther) {
+			shared = true
+		} else {
+			alone += snap.used
+		}
+	}
+	if shared {
+		return used, alone // what of the snapshots their clones need too, ZFS does not tell
+	}
+	return used, s.used
+}
+
+// usage tells of one snapshot. One with clones frees nothing when it is deleted: it
+// goes with the last of them.
+func (s *space) usage(name, id string) storage.SnapshotUsage {
+	u := storage.SnapshotUsage{Name: name}
+	if s == nil {
+		return u // the dataset is gone
+	}
+	snap := s.snapshots[id]
+	u.Used = snap.referenced
+	if len(snap.clones) == 0 {
+		u.Exclusive = snap.used
+	}
+	return u
+}
+
+// parseSpace reads what zfs list printed for Usage: a line for each dataset and
+// each snapshot. What makes no sense for one of them is a dash.
+func parseSpace(out string) (map[string]*space, error) {
+	found := map[string]*space{}
 	for line := range strings.Lines(out) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(f) != 6 {
-			return fmt.Errorf("zfs list printed %q", line)
+		if len(f) != 7 {
+			return nil, fmt.Errorf("zfs list printed %q", line)
 		}
-		if strings.Contains(f[0], "@") {
-			if f[5] != "" && f[5] != "-" {
-				shared = true
-			} else if n, err := strconv.ParseInt(f[1], 10, 64); err == nil {
-				snapshots += n
+		var n [4]int64
+		for i := range n {
+			var err error
+			if n[i], err = strconv.ParseInt(f[i+1], 10, 64); err != nil && f[i+1] != "-" {
+				return nil, fmt.Errorf("zfs list printed %q: %w", line, err)
 			}
+		}
+		dataset, id, isSnapshot := strings.Cut(f[0], "@")
+		s := found[dataset]
+		if s == nil {
+			s = &space{snapshots: map[string]snapshotSpace{}}
+			found[dataset] = s
+		}
+		if isSnapshot {
+			snap := snapshotSpace{used: n[0], referenced: n[3]}
+			if f[6] != "" && f[6] != "-" {
+				snap.clones = strings.Split(f[6], ",")
+			}
+			s.snapshots[id] = snap
 			continue
 		}
-		for i := range head {
-			if head[i], err = strconv.ParseInt(f[i+1], 10, 64); err != nil {
-				return fmt.Errorf("zfs list printed %q", line)
-			}
-		}
+		s.used, s.written, s.inSnapshots, s.referenced = n[0], n[1], n[2], n[3]
+		s.origin, _, _ = strings.Cut(f[5], "@")
 	}
-	u.Used += head[3] + head[2]
-	if shared {
-		// What of the snapshots their clones need too, ZFS does not tell.
-		u.Exclusive += head[1] + snapshots
-	} else {
-		u.Exclusive += head[0]
-	}
-	return nil
+	return found, nil
 }
 
 // recordSize gives the bytes of a volume's record and metadata files.

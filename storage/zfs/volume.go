@@ -30,6 +30,7 @@ type volume struct {
 var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Mounter    = (*volume)(nil)
 	_ storage.Limiter    = (*volume)(nil)
 )
 
@@ -61,20 +62,35 @@ func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
 // Root mounts the volume's dataset if it is not mounted, and says where. If that
 // fails, nothing is there, and whoever opens it says so.
 func (v *volume) Root() storage.Root {
+	rec, _ := v.mount(context.Background())
+	return rootAt(v.pool.mountPoint(rec.dataset()), &rec, rec.Base != "")
+}
+
+func (v *volume) Mount(ctx context.Context) (err error) {
+	defer fail(&err, "cannot mount volume %q", v.key)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err = v.mount(ctx)
+	return err
+}
+
+// mount mounts the dataset that the volume has now, or had when it was last seen.
+func (v *volume) mount(ctx context.Context) (record, error) {
 	p := v.pool
-	rec, err := p.load(v.key)
+	rec, missing := p.load(v.key)
 	v.mu.Lock()
-	if err != nil {
+	if missing != nil {
 		rec = v.last.clone()
 	} else {
 		v.last = rec
 	}
 	v.mu.Unlock()
-	point := p.mountPoint(rec.dataset())
-	if data, err := p.mountAt(context.Background(), p.full(rec.dataset()), point, 0); err == nil {
-		data.Close()
+	data, err := p.mountAt(ctx, p.full(rec.dataset()), p.mountPoint(rec.dataset()), 0)
+	if err == nil {
+		err = data.Close()
 	}
-	return rootAt(point, &rec, rec.Base != "")
+	return rec, first(missing, gone(err))
 }
 
 // rootAt is the root of a volume or a snapshot that is mounted at point.
@@ -147,7 +163,7 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 	// has mounted waits for the disk once more.
 	data, _, err := p.open(ctx, h.rec.dataset())
 	if err != nil {
-		return unavailable(err)
+		return gone(err)
 	}
 	defer data.Close()
 	rec := h.rec.clone()
@@ -221,7 +237,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 	const flags = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 	data, err := p.mountAt(ctx, p.full(object), p.mountPoint(object), flags)
 	if err != nil {
-		return storage.Root{}, unavailable(err)
+		return storage.Root{}, gone(err)
 	}
 	return rootAt(p.mountPoint(object), &rec, true), data.Close()
 }
@@ -255,8 +271,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		if err != nil {
 			return err
 		}
-		c.wasteful = true
-		p.unmount(old)
+		c.wasteful = true // Sweep unmounts it, which may wait for the disk
 		return nil
 	})
 }

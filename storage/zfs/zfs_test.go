@@ -18,20 +18,6 @@ import (
 	"brig/storage/zfs"
 )
 
-// TestLab runs the tests of this package where there is ZFS.
-func TestLab(t *testing.T) {
-	if lab.Inside() {
-		t.Skip("is in the lab")
-	}
-	if testing.Short() {
-		t.Skip("boots a machine")
-	}
-	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/zfs", Args: []string{"-test.timeout=40m"}}},
-		Disks: []int64{4 << 30, 1 << 30},
-	})
-}
-
 func inside(t testing.TB) {
 	t.Helper()
 	if !lab.Inside() {
@@ -45,11 +31,13 @@ func TestMain(m *testing.M) {
 
 func TestTrees(t *testing.T) {
 	inside(t)
+	t.Parallel() // most of it waits for the disk
 	storagetest.Run(t, driver("zfs", storage.Tree))
 }
 
 func TestDisks(t *testing.T) {
 	inside(t)
+	t.Parallel() // most of it waits for the disk
 	storagetest.Run(t, driver("zfs-disk", storage.Disk))
 }
 
@@ -101,7 +89,7 @@ func dirOf(place string) string {
 // makePlace makes a pool, which goes with the test.
 func makePlace(t testing.TB, dataset string) string {
 	t.Helper()
-	if _, err := zfs.Make(t.Context(), dataset, dirOf(dataset)); err != nil {
+	if _, _, err := zfs.Make(t.Context(), dataset, dirOf(dataset)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { removePlace(t, dataset) })

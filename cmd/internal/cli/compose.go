@@ -26,6 +26,7 @@ import (
 	"brig/storage/look"
 	"brig/storage/overlay"
 	"brig/storage/registry"
+	"brig/storage/zfs"
 )
 
 // Compose makes the manager with its drivers. It is the one place that names
@@ -79,6 +80,7 @@ func pools(o Options) *registry.Registry {
 		Drivers: map[string]registry.Driver{
 			"overlay": overlay.Driver{},
 			"btrfs":   btrfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
+			"zfs":     zfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
 		},
 	})
 }

@@ -29,8 +29,13 @@ func newStorageCreate(s *session) *cobra.Command {
   overlay  source=FOLDER            any ext4 or xfs folder, empty or missing
   btrfs    source=FOLDER            an empty folder on btrfs
            source=DEVICE            a block device; force=true if it holds something
-           size=20GiB               a file that is made for it`,
-		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB",
+           size=20GiB               a file that is made for it
+  zfs      source=DATASET           an empty or new dataset, such as tank/brig
+           source=ZPOOL             a new dataset brig in that zpool
+           source=DEVICE            a new zpool on a block device
+           size=20GiB               a new zpool in a file that is made for it
+           zfs.pool_name=NAME       the name of a new zpool, if not the pool's`,
+		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB\n  brig storage create tank zfs --source tank/brig",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			config, err := parseConfig(args[2:])
