@@ -92,14 +92,18 @@ func TestUpdateLeavesTheRestAlone(t *testing.T) {
 
 func TestCompareFindsEveryDifference(t *testing.T) {
 	for name, damage := range map[string]func(at func(string) string) error{
-		"names":     func(at func(string) string) error { return os.Remove(at("d/gone")) },
-		"more":      func(at func(string) string) error { return os.WriteFile(at("d/e/more"), nil, 0o600) },
-		"mode":      func(at func(string) string) error { return os.Chmod(at("large"), 0o600) },
-		"size":      func(at func(string) string) error { return os.Truncate(at("large"), 5) },
-		"target":    func(at func(string) string) error { return errors.Join(os.Remove(at("d/link")), os.Symlink("smalL", at("d/link"))) },
+		"names": func(at func(string) string) error { return os.Remove(at("d/gone")) },
+		"more":  func(at func(string) string) error { return os.WriteFile(at("d/e/more"), nil, 0o600) },
+		"mode":  func(at func(string) string) error { return os.Chmod(at("large"), 0o600) },
+		"size":  func(at func(string) string) error { return os.Truncate(at("large"), 5) },
+		"target": func(at func(string) string) error {
+			return errors.Join(os.Remove(at("d/link")), os.Symlink("smalL", at("d/link")))
+		},
 		"attribute": func(at func(string) string) error { return unix.Setxattr(at("large"), "user.x", []byte("y"), 0) },
 		"the top":   func(at func(string) string) error { return unix.Setxattr(at("."), "user.x", []byte("y"), 0) },
-		"type":      func(at func(string) string) error { return errors.Join(os.Remove(at("d/gone")), os.Mkdir(at("d/gone"), 0o600)) },
+		"type": func(at func(string) string) error {
+			return errors.Join(os.Remove(at("d/gone")), os.Mkdir(at("d/gone"), 0o600))
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, from, to := three(t)
