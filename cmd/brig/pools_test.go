@@ -287,6 +287,7 @@ func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
 			t.Errorf("snapshots of the copy:\n%swant:\n%s", got, want)
 		}
 	}
+	t.Cleanup(func() { r.Empty(t) })
 	r.Must(t, "launch", app, "web", "-s", from, "--wait", "ready")
 	put("web", "one")
 	r.Must(t, "snapshot", "create", "web", "one", "--description", "the first")
@@ -299,7 +300,7 @@ func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
 	r.Must(t, "stop", "-f", "db")
 
 	put("web", "two")
-	r.Must(t, "config", "set", "web", "limits.memory=300MiB")
+	r.Must(t, "config", "set", "web", "snapshots.schedule=@daily")
 	r.Must(t, "snapshot", "create", "web", "two")
 	put("web", "three")
 	r.Must(t, "snapshot", "delete", "web", "one")
@@ -310,8 +311,8 @@ func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
 	if got := r.Must(t, "list", "db", "-f", "csv", "-c", "4"); got != address {
 		t.Errorf("address after the refresh: %q, want %q", got, address)
 	}
-	if got := r.Must(t, "config", "get", "db", "limits.memory"); strings.TrimSpace(got) != "300MiB" {
-		t.Errorf("limits.memory of the copy is %q", got)
+	if got := r.Must(t, "config", "get", "db", "snapshots.schedule"); strings.TrimSpace(got) != "@daily" {
+		t.Errorf("snapshots.schedule of the copy is %q", got)
 	}
 	r.Must(t, "snapshot", "restore", "db", "two")
 	if got := r.Must(t, "exec", "db", "--", "/bin/probe", "read", "/data/new"); got != "two" {

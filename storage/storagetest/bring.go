@@ -82,8 +82,6 @@ func webHasBrought(t *testing.T, p *pool, text string, state map[string]string) 
 		t.Fatal(err)
 	}
 	p.shows(t, "the snapshot", root, state)
-	restore(t, v, "brought")
-	p.holds(t, v, state)
 }
 
 // can tells whether a driver has what an action needs.
