@@ -202,6 +202,7 @@ func TestPoolOfTwoBrigs(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			r, _, source := neighbours(t, driver)
 			r.Must(t, "stop", "-f", "runs")
+			unharmed(t, r) // which leaves a cgroup in the one that runs
 			other := instancetest.New(t, bin)
 			other.Fails(t, 4, []string{source, "--adopt"}, "storage", "create", "mine", driver, "source="+source)
 			t.Cleanup(func() {
