@@ -68,6 +68,15 @@ type DiskSwitcher interface {
 	SwitchDisk(ctx context.Context, m *Machine, overlay Disk) (quiesced bool, err error)
 }
 
+// DiskRebaser is implemented by drivers whose machines can be given another file
+// below the disk they write to, while they run. Backing is a qcow2 file which shows
+// the same as what is below the disk now. On return the machine has let go of what
+// was there before, and the disk's header names backing. It is safe to repeat, and
+// to be killed in.
+type DiskRebaser interface {
+	RebaseDisk(ctx context.Context, m *Machine, disk, backing Disk) error
+}
+
 // VolumeSwitcher is DiskSwitcher for the block volumes that are devices of a
 // machine.
 type VolumeSwitcher interface {

@@ -12,6 +12,7 @@ import (
 type Machine struct {
 	ID      string            `json:"id"`
 	Name    string            `json:"name"`
+	Pool    string            `json:"pool"` // that its volume is in
 	Type    Type              `json:"type"`
 	BrigDir string            `json:"brig_dir"` // value of BRIG_DIR; empty: the default folders
 	RunDir  string            `json:"run_dir"`  // of this instance alone; gone once it ended and was cleaned up

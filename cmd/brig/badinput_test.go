@@ -25,11 +25,28 @@ func probeImage(t testing.TB, r *instancetest.Rig) string {
 	return probe(t, r).Layout(t, t.TempDir(), "1")
 }
 
+// launchUp launches an instance of that image and waits until it has written what
+// it writes, which is later than ready: files that appear afterwards would look
+// left behind.
+func launchUp(t testing.TB, r *instancetest.Rig, app, name string) {
+	t.Helper()
+	r.Must(t, "launch", app, name, "--wait", "ready")
+	awaitBoots(t, r, name)
+}
+
+// awaitBoots waits until an instance has counted its first start.
+func awaitBoots(t testing.TB, r *instancetest.Rig, name string) {
+	t.Helper()
+	instancetest.Await(t, name+" to be up", func() bool {
+		return r.Run(t, "exec", name, "--", "/bin/probe", "read", "/data/boots").Stdout == "x"
+	})
+}
+
 // running and stopped are the instances that bad input is tried on.
 func runningAndStopped(t testing.TB, r *instancetest.Rig) (app string) {
 	t.Helper()
 	app = probeImage(t, r)
-	r.Must(t, "launch", app, "runs", "--wait", "ready")
+	launchUp(t, r, app, "runs")
 	r.Must(t, "create", app, "off")
 	r.Must(t, "snapshot", "create", "off", "s1")
 	return app

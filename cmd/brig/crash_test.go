@@ -30,6 +30,13 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	r.Must(t, "image", "pull", app)
 	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
 	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
+	apart := t.TempDir()
+	r.Must(t, "storage", "create", "apart", "overlay", "source="+apart)
+	r.Must(t, "storage", "create", "elastic", "btrfs", "--size", "256MiB")
+	t.Cleanup(func() {
+		r.Must(t, "storage", "delete", "apart")
+		r.Must(t, "storage", "delete", "elastic")
+	})
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
@@ -94,6 +101,15 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
 		}},
+		"refresh": {
+			[][]string{create, snapshot, {"copy", "web", "db", "-s", "far", "--refresh"}, start, write("new"), stop, {"snapshot", "create", "web", "s2"}, {"snapshot", "delete", "web", "s1"}},
+			[]string{"copy", "web", "db", "--refresh"}, []int{0},
+			func(t *testing.T, r *instancetest.Rig) bool {
+				want, got := r.Must(t, "snapshot", "list", "web", "-f", "csv"), r.Must(t, "snapshot", "list", "db", "-f", "csv")
+				r.Must(t, "start", "db", "--wait", "ready")
+				return got == want && in(t, r, "far", "db") && r.Must(t, "exec", "db", "--", "/bin/probe", "read", "/data/new") == "new"
+			},
+		},
 		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
 			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
@@ -108,6 +124,13 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			r.Must(t, "undo", "web")
 			again := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
 			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
+		}},
+		"adopt": {[][]string{{"storage", "delete", "--force", "apart"}}, []string{"storage", "create", "apart", "overlay", "source=" + apart, "--adopt"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", app, "web", "-s", "apart").Code == 0 && in(t, r, "apart", "web")
+		}},
+		"set-pool": {[][]string{{"storage", "set", "elastic", "size=256MiB"}}, []string{"storage", "set", "elastic", "size=320MiB"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			_, pools := space(t, r)
+			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
 		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
@@ -177,7 +200,7 @@ func TestFailpoints(t *testing.T) {
 	slices.Sort(points)
 	r := instancetest.New(t, bin)
 	all, app, other := stories(t, r)
-	r.Must(t, "launch", app, "bystander")
+	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
 	for _, point := range points {
@@ -218,7 +241,7 @@ func TestFailpoints(t *testing.T) {
 func TestAnyCommandRecovers(t *testing.T) {
 	r := instancetest.New(t, bin)
 	all, app, other := stories(t, r)
-	r.Must(t, "launch", app, "bystander")
+	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
 	for _, point := range []string{"pull.unpack.after", "create.volume.after", "delete.volume.after", "launch.run.after"} {

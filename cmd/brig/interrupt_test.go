@@ -52,7 +52,7 @@ func TestInterrupt(t *testing.T) {
 			t.Run(fmt.Sprintf("%v, cached %v", signal, cached), func(t *testing.T) {
 				r := instancetest.New(t, bin)
 				app := instancetest.NewRegistry(t).Add("app", "1", probe(t, r))
-				r.Must(t, "launch", app, "bystander")
+				launchUp(t, r, app, "bystander")
 				if !cached {
 					r.Must(t, "image", "delete", app)
 				}

@@ -1,3 +1,8 @@
+// How many processors a cgroup leaves to brig matters less than finding out takes.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
+
 // Program brig keeps long-lived machines, containers and virtual machines, on
 // this host.
 package main

@@ -130,18 +130,13 @@ func TestAppImages(t *testing.T) {
 	}
 	for from, ref := range refs {
 		t.Run(from, func(t *testing.T) {
-			r.Must(t, "launch", ref, from, "--wait", "ready")
-			if got := r.Must(t, "exec", from, "--", "/bin/probe", "read", "/data/boots"); got != "x" {
-				t.Errorf("the program in it has written %q, want x", got)
-			}
+			launchUp(t, r, ref, from)
 			r.Must(t, "delete", "-f", from)
 		})
 	}
 	t.Run("virtual machine", func(t *testing.T) {
 		r.Must(t, "launch", refs["registry"], "vm", "--vm", "-c", "limits.memory=256MiB", "--wait", "ready")
-		instancetest.Await(t, "the program in it", func() bool {
-			return r.Run(t, "exec", "vm", "--", "/bin/probe", "read", "/data/boots").Stdout == "x"
-		})
+		awaitBoots(t, r, "vm")
 	})
 	if got := registry.Requests("/blobs/" + instancetest.Digest(image.Layer)); got != 1 {
 		t.Errorf("the layer was fetched %d times, want once for both forms", got)

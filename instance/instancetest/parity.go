@@ -330,10 +330,12 @@ func (b *bench) launch(t testing.TB, name string, more ...string) {
 	b.Must(t, b.launchArgs(b.app, name, more...)...)
 }
 
+// ready waits until the main process catches signals: ready to the agent is
+// earlier.
 func (b *bench) ready(t testing.TB, name string) {
 	t.Helper()
-	Await(t, name+" to answer", func() bool {
-		return b.Run(t, "exec", name, "--", "/bin/probe", "exit", "0").Code == 0
+	Await(t, name+" to be up", func() bool {
+		return b.Run(t, "exec", name, "--", "/bin/probe", "up").Code == 0
 	})
 }
 

@@ -32,7 +32,18 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 		return 2
 	}
 	ctx := context.Background()
+	if args[0] == verbRun {
+		// Neither pipe may reach what the runner starts.
+		syscall.CloseOnExec(reportFD)
+		syscall.CloseOnExec(wordFD)
+		if !awaitWord() {
+			return 0
+		}
+	}
 	m, err := Load(args[1])
+	if err == nil && args[0] == verbRun {
+		err = useLog(filepath.Join(m.LogDir, logName))
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		if args[0] == verbRun {
@@ -48,8 +59,6 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 			tell(err)
 		}
 	case args[0] == verbRun:
-		// The pipe must not reach what the runner starts.
-		syscall.CloseOnExec(reportFD)
 		var once sync.Once
 		var ended bool
 		ended, err = runner.Run(ctx, m, func(err error) { once.Do(func() { tell(err) }) })

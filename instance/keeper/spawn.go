@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"brig/instance"
@@ -28,62 +28,59 @@ type report struct {
 	Class fault.Class `json:"class,omitempty"`
 }
 
-// Spawn writes machine.json and starts brig-keeper for m in a session of its
-// own. It returns when the keeper says that m runs, or why it does not. A
-// cancelled ctx ends the keeper and all that was starting m; what runs inside
-// of m by then is for the caller to stop.
+// logName is the keeper's log in a machine's log directory.
+const logName = "keeper.log"
+
+// Spawn writes machine.json and has a keeper run m: the one that was started
+// Ahead, or a new one. It returns when the keeper says that m runs, or why it does
+// not. A cancelled ctx ends the keeper and all that was starting m; what runs
+// inside of m by then is for the caller to stop.
 func Spawn(ctx context.Context, m *instance.Machine) error {
 	if err := Save(m); err != nil {
 		return err
 	}
-	log, err := os.OpenFile(filepath.Join(m.LogDir, "keeper.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
+	path := filepath.Join(m.LogDir, logName)
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("cannot open the log of instance %q: %w", m.Name, err)
 	}
-	defer log.Close()
-	r, w, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("cannot start the keeper of instance %q: %w", m.Name, err)
-	}
-	defer r.Close()
-	cmd := exec.Command(m.Helpers.Keeper, verbRun, m.RunDir)
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{w}
-	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C", "GOMAXPROCS=1", runDirVariable + "=" + m.RunDir}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
-	w.Close()
+	log.Close()
+	w, err := keeperFor(ctx, m.Helpers.Keeper, m.RunDir)
 	if err != nil {
 		return fault.New(fault.Unsupported, "cannot start the keeper of instance %q: %w", m.Name, err)
 	}
-	stop := context.AfterFunc(ctx, func() { cmd.Process.Kill() })
+	defer w.close()
+	stop := context.AfterFunc(ctx, func() { w.cmd.Process.Kill() })
 	defer stop()
-	line, err := io.ReadAll(io.LimitReader(r, 64<<10))
+	// One that has ended says so in what is read next.
+	_ = w.goOn()
+	line, err := io.ReadAll(io.LimitReader(w.report, 64<<10))
 	if ctx.Err() != nil {
-		cmd.Wait()
+		w.cmd.Wait()
 		return errors.Join(fmt.Errorf("cannot start instance %q: %w", m.Name, ctx.Err()), abortCancelled(ctx, m))
 	}
-	if err := heard(line, err, filepath.Join(m.LogDir, "keeper.log")); err != nil {
-		cmd.Wait()
+	if err := heard(line, err, path, w.said); err != nil {
+		w.cmd.Wait()
 		return err
 	}
 	// The keeper of a container has ended by now, that of a virtual machine
 	// stays and becomes init's child when this process ends.
-	return cmd.Process.Release()
+	return w.cmd.Process.Release()
 }
 
-// heard makes an error of what the keeper said on its pipe.
-func heard(line []byte, err error, log string) error {
+// heard makes an error of what the keeper said on its pipe. If that is nothing,
+// the reason may be in its log, or in what it printed before it had one.
+func heard(line []byte, err error, log string, before io.ReaderAt) error {
 	var said report
 	if err == nil {
 		err = json.Unmarshal(bytes.TrimSpace(line), &said)
 	}
 	if err != nil {
 		why := "it ended without a word"
-		if tail, _ := os.ReadFile(log); len(bytes.TrimSpace(tail)) > 0 {
-			lines := bytes.Split(bytes.TrimSpace(tail), []byte("\n"))
-			why = string(lines[0])
+		early, _ := io.ReadAll(io.NewSectionReader(before, 0, 64<<10))
+		late, _ := os.ReadFile(log)
+		if said := bytes.TrimSpace(append(early, late...)); len(said) > 0 {
+			why, _, _ = strings.Cut(string(said), "\n")
 		}
 		return fault.New(fault.Internal, "the keeper failed: %s", why)
 	}

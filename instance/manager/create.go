@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"brig/instance"
 	"brig/instance/config"
 	"brig/instance/fault"
+	"brig/instance/keeper"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -87,6 +89,11 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
 	defer locked.Release()
+	if start {
+		var drop func()
+		ctx, drop = keeper.Ahead(ctx, m.cfg.Helpers.Keeper, m.cfg.Dirs.RunOf(spec.ID))
+		defer drop()
+	}
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
 		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
 		if start {
@@ -197,40 +204,50 @@ func (m *Manager) nameIsFree(ctx context.Context, name string) error {
 	return err
 }
 
-func (m *Manager) createOperation(a createArgs) *operation {
+func (m *Manager) createOperation(a createArgs) *operation { return m.cloneOperation(a, nil) }
+
+// cloneOperation is createOperation from a volume that may be in use.
+func (m *Manager) cloneOperation(a createArgs, live *storage.Live) *operation {
 	key := instanceKey(a.Spec.Name)
-	return &operation{steps: []step{
-		{
-			name: "address",
-			do:   func(context.Context) error { return m.claimAddress(a.Spec) },
-			undo: func(context.Context) error { return m.releaseAddress(a.Spec) },
+	clone := func(ctx context.Context) error {
+		pool, err := m.pool(ctx, a.Pool)
+		if err != nil {
+			return err
+		}
+		_, err = pool.Clone(ctx, a.From, key, storage.CloneOptions{
+			Edit: func(dir *os.Root) error { return store.SaveSpec(dir, a.Spec) },
+			Live: live,
+		})
+		return err
+	}
+	return &operation{steps: []step{{
+		name: "volume",
+		do: func(ctx context.Context) error {
+			// Both wait for the disk, which takes no longer for two.
+			claimed := make(chan error, 1)
+			go func() { claimed <- m.claimAddress(a.Spec) }()
+			err := clone(ctx)
+			return errors.Join(err, <-claimed)
 		},
-		{
-			name: "volume",
-			do: func(ctx context.Context) error {
-				pool, err := m.pool(ctx, a.Pool)
-				if err != nil {
-					return err
-				}
-				_, err = pool.Clone(ctx, a.From, key, storage.CloneOptions{
-					Edit: func(dir *os.Root) error { return store.SaveSpec(dir, a.Spec) },
-				})
+		undo: func(ctx context.Context) error {
+			if err := m.dropVolume(ctx, a.Pool, key, a.Spec.ID); err != nil {
 				return err
-			},
-			undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.Pool, key, a.Spec.ID) },
+			}
+			return m.releaseAddress(a.Spec)
 		},
-	}}
+	}}}
 }
 
 func (m *Manager) launchOperation(a launchArgs) *operation {
 	op := m.startOperation(a.Start)
 	op.steps = append(m.createOperation(a.Create).steps, op.steps...)
 	// A launch that is undone takes the logs of its instance with it.
+	undo := op.steps[0].undo
 	op.steps[0].undo = func(ctx context.Context) error {
 		if err := m.dropFiles(a.Start.ID); err != nil {
 			return err
 		}
-		return m.releaseAddress(a.Create.Spec)
+		return undo(ctx)
 	}
 	return op
 }
@@ -260,7 +277,7 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 // dropFiles removes the run and log folders of an instance that is gone, and what
 // its schedule remembers.
 func (m *Manager) dropFiles(id string) error {
-	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id)} {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id), m.expiriesPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}

@@ -132,7 +132,7 @@ func (m *Manager) attached(ctx context.Context, form instance.Type, d diskDevice
 		return a, err
 	}
 	a = instance.Attached{Device: d.name, Pool: d.ref.Pool, Volume: d.ref.Name, ReadOnly: d.readOnly}
-	if err := mounted(ctx, c.volume); err != nil {
+	if err := mount(ctx, c.volume); err != nil {
 		return a, err
 	}
 	if c.volume.Content() == storage.Disk {

@@ -19,11 +19,25 @@ func (m *Manager) Exec(ctx context.Context, name string, c instance.Command) (in
 	if len(c.Args) == 0 {
 		return 0, fault.New(fault.Invalid, "cannot run a command in %q: there is none; write it after --", name)
 	}
-	o, machine, err := m.awake(ctx, name, "run a command in")
+	o, err := m.open(ctx, name)
 	if err != nil {
 		return 0, err
 	}
-	return o.driver.Exec(ctx, machine, c)
+	machine, err := m.running(o.spec)
+	if err != nil {
+		return 0, err
+	}
+	// The driver asks for the state itself. It is asked here for the better words.
+	code := 0
+	if machine != nil {
+		code, err = o.driver.Exec(ctx, machine, c)
+	}
+	if machine == nil || fault.Is(err, fault.WrongState) {
+		if why := m.mustBeAwake(o, "run a command in"); why != nil {
+			return 0, why
+		}
+	}
+	return code, err
 }
 
 // Console connects to the console of a running instance.
@@ -101,20 +115,13 @@ func (m *Manager) freeze(ctx context.Context, name, doing string, to instance.St
 	return nil
 }
 
-// awake opens an instance whose guest can answer.
-func (m *Manager) awake(ctx context.Context, name, doing string) (*opened, *instance.Machine, error) {
-	o, err := m.open(ctx, name)
-	if err != nil {
-		return nil, nil, err
+// mustBeAwake gives a wrong-state error for an instance whose guest cannot answer.
+func (m *Manager) mustBeAwake(o *opened, doing string) error {
+	_, state, err := m.live(o, doing)
+	if err == nil && state.Status == instance.Frozen {
+		err = fault.New(fault.WrongState, "cannot %s %q: it is paused; let it go on with brig resume %s", doing, o.spec.Name, o.spec.Name)
 	}
-	machine, state, err := m.live(o, doing)
-	if err != nil {
-		return nil, nil, err
-	}
-	if state.Status == instance.Frozen {
-		return nil, nil, fault.New(fault.WrongState, "cannot %s %q: it is paused; let it go on with brig resume %s", doing, name, name)
-	}
-	return o, machine, nil
+	return err
 }
 
 func stateWord(s instance.Status) string {

@@ -18,6 +18,7 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	machine := &instance.Machine{
 		ID:      spec.ID,
 		Name:    spec.Name,
+		Pool:    o.pool,
 		Type:    spec.Type,
 		BrigDir: m.cfg.BrigDir,
 		RunDir:  m.cfg.Dirs.RunOf(spec.ID),
@@ -40,11 +41,11 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	} else {
 		machine.Boot.DNS = nil
 	}
-	var err error
-	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
+	if err := mount(ctx, o.volume); err != nil {
 		return nil, err
 	}
-	if err := mounted(ctx, o.volume); err != nil {
+	var err error
+	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
 		return nil, err
 	}
 	root := o.volume.Root()
@@ -56,8 +57,8 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	return machine, m.chooseKernel(ctx, spec, machine)
 }
 
-// mounted makes what a volume's Root says be there.
-func mounted(ctx context.Context, volume storage.Volume) error {
+// mount makes what Root tells of a volume be there.
+func mount(ctx context.Context, volume storage.Volume) error {
 	if v, ok := volume.(storage.Mounter); ok {
 		return v.Mount(ctx)
 	}

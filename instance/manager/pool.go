@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"brig/instance/fault"
-	"brig/instance/store"
 	"brig/storage"
 )
 
@@ -27,8 +26,14 @@ type Pools interface {
 	Create(ctx context.Context, r storage.Record) error
 	Delete(ctx context.Context, name string) error
 
-	// Record tells how a pool was made.
+	// Record tells how a pool was made, and Update notes it anew.
 	Record(name string) (storage.Record, error)
+	Update(r storage.Record) error
+
+	// Adopt makes the pool at a source ours, if it fits; Forget lets go of one and
+	// leaves what is in it. Both can be repeated.
+	Adopt(ctx context.Context, r storage.Record, fits func(storage.Pool) error) error
+	Forget(ctx context.Context, name string) error
 }
 
 // pool gives a pool by name; empty means the default one.
@@ -123,8 +128,8 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 
 // CreatePool makes a pool.
 func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
-	if err := store.CheckSnapshotName(r.Name); err != nil {
-		return fault.New(fault.Invalid, "cannot create a pool named %q: use letters, digits, dots, hyphens and underscores", r.Name)
+	if err := checkPoolName(r.Name); err != nil {
+		return err
 	}
 	held, err := m.lock(ctx, "create", "pool:"+r.Name)
 	if err != nil {
@@ -157,7 +162,7 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 		return err
 	}
 	if v.Reason != "" {
-		return fault.New(fault.Unavailable, "cannot delete pool %q: it cannot be looked into: %s", name, v.Reason)
+		return fault.New(fault.Unavailable, "cannot delete pool %q: it cannot be looked into: %s; to take it off the list and leave what is in it, use --force", name, v.Reason)
 	}
 	if len(v.UsedBy) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d instances are in it, %q among them; delete or move them first", name, len(v.UsedBy), v.UsedBy[0])

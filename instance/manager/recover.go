@@ -59,6 +59,7 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"rename":          build(m.renameOperation),
 		"transfer":        build(m.transferOperation),
 		"move":            build(m.moveOperation),
+		"refresh":         build(m.refreshOperation),
 		"delete":          build(m.deleteOperation),
 		"untrash":         build(m.untrashOperation),
 		"attach":          build(m.attachOperation),
@@ -70,6 +71,8 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"volume-restore":  build(m.volumeRestoreOperation),
 		"pull":            build(m.pullOperation),
 		"image-delete":    build(m.deleteImageOperation),
+		"adopt":           build(m.adoptOperation),
+		"set-pool":        build(m.setPoolOperation),
 	}
 }
 

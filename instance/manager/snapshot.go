@@ -51,6 +51,13 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	case slices.Contains(taken, snapshot):
 		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
 	}
+	live, err := m.liveness(inst)
+	if err == nil {
+		err = m.roomToClone(ctx, inst, live != nil)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
 	parts, locked, err := m.partsToTake(ctx, inst, snapshot)
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
@@ -60,9 +67,7 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	o := storage.SnapshotOptions{Description: r.Description, CreatedAt: keptAt(at), ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto}
 	op := m.snapshotOperation(args)
 	if len(parts) == 0 {
-		if o.Live, err = m.liveness(inst); err != nil {
-			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
-		}
+		o.Live = live
 		op.steps[0].do = func(ctx context.Context) error { return inst.volume.Snapshot(ctx, snapshot, o) }
 	} else {
 		args.Held = m.state(inst.spec).Status == instance.Running
@@ -72,6 +77,9 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	}
 	if err := m.performAs(ctx, "snapshot", append([]string{name}, partLocks(parts)...), args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	if long(inst.volume) {
+		m.sweepSoon()
 	}
 	return snapshot, nil
 }
@@ -147,6 +155,11 @@ func (m *Manager) liveness(inst *opened) (*storage.Live, error) {
 		live.SwitchDisk = func(ctx context.Context, path string) error {
 			_, err := d.SwitchDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"})
 			return err
+		}
+	}
+	if d, ok := inst.driver.(instance.DiskRebaser); ok {
+		live.RebaseDisk = func(ctx context.Context, path, backing string) error {
+			return d.RebaseDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"}, instance.Disk{Path: backing, Format: "qcow2"})
 		}
 	}
 	return live, nil

@@ -373,7 +373,7 @@ func TestOnlyWhatWasKeptLongEnoughExpires(t *testing.T) {
 		"future":       {now().Add(100 * long), passed - long},
 	} {
 		spec := w.create(name, name)
-		w.must(w.perform(ctx, "delete", []string{name}, deleteArgs{spec, DefaultPool, trashName(spec), note}))
+		w.must(w.perform(ctx, "delete", []string{name}, deleteArgs{Spec: spec, Pool: DefaultPool, Trash: trashName(spec), Note: note}))
 	}
 	noted := w.create("unnoted", "x")
 	w.must(w.Delete(ctx, "unnoted", DeleteOptions{}))
@@ -506,7 +506,7 @@ func TestDeathInTrashIsRecovered(t *testing.T) {
 			ctx := t.Context()
 			spec := w.create("web", "one")
 			note := deletion{now(), w.passed(ctx)}
-			var args any = deleteArgs{spec, DefaultPool, trashName(spec), note}
+			var args any = deleteArgs{Spec: spec, Pool: DefaultPool, Trash: trashName(spec), Note: note}
 			if c.kind == "untrash" {
 				w.must(w.Delete(ctx, "web", DeleteOptions{}))
 				args = untrashArgs{spec, DefaultPool, trashName(spec), note}

@@ -31,7 +31,9 @@ func visible(list []storage.Snapshot) []storage.Snapshot {
 	return slices.DeleteFunc(list, hidden)
 }
 
-func hidden(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
+func hidden(s storage.Snapshot) bool { return forUndo(s) || forRefresh(s) }
+
+func forUndo(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
 
 // Undo brings an instance back to what it was before the last restore, or back
 // from the trash if it was deleted, and tells what it undid. The undoing of a
@@ -91,7 +93,7 @@ func (m *Manager) ForgetUndo(ctx context.Context, name string) error {
 // undoable lists the snapshots for Undo, the last one is the newest.
 func undoable(ctx context.Context, v storage.Volume) ([]storage.Snapshot, error) {
 	list, err := v.Snapshots(ctx)
-	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !hidden(s) }), err
+	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !forUndo(s) }), err
 }
 
 func noteOf(s storage.Snapshot) (note undoNote) {
@@ -106,9 +108,13 @@ func noteOf(s storage.Snapshot) (note undoNote) {
 // it.
 func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string, parts []part) error {
 	name := inst.spec.Name
-	note, err := json.Marshal(undoNote{what, deletion{now(), m.passed(ctx)}})
+	note, err := json.Marshal(undoNote{what, deletion{m.cfg.Clock().UTC(), m.passed(ctx)}})
 	if err != nil {
 		return fmt.Errorf("cannot %s %q: %v", doing, name, err)
+	}
+	// While it still runs.
+	if err := m.roomToClone(ctx, inst, false); err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	names, locked, err := m.lockToGoBack(ctx, inst, parts)
 	if err != nil {
@@ -239,7 +245,7 @@ func (m *Manager) expireUndo(ctx context.Context, passed time.Duration) error {
 				continue
 			}
 			kept, _ := undoable(ctx, volume)
-			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, now()) }) {
+			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, m.cfg.Clock()) }) {
 				errs = append(errs, m.dropUndo(ctx, name, passed))
 			}
 		}
@@ -265,7 +271,7 @@ func (m *Manager) dropUndo(ctx context.Context, name string, passed time.Duratio
 	defer locked.Release()
 	kept, err := undoable(ctx, inst.volume)
 	for _, s := range kept {
-		if noteOf(s).over(passed, now()) {
+		if noteOf(s).over(passed, m.cfg.Clock()) {
 			err = errors.Join(err, m.forgetState(ctx, inst, s.Name))
 		}
 	}

@@ -54,9 +54,11 @@ func (w *world) attach(name, volume, path string) {
 }
 
 // kept names the snapshots of a volume.
-func (w *world) kept(name string) []string {
+func (w *world) kept(name string) []string { w.t.Helper(); return w.keptIn(DefaultPool, name) }
+
+func (w *world) keptIn(pool, name string) []string {
 	w.t.Helper()
-	v, err := w.Volume(w.t.Context(), "", name, GetOptions{})
+	v, err := w.Volume(w.t.Context(), pool, name, GetOptions{})
 	w.must(err)
 	var names []string
 	for _, s := range v.Snapshots {
@@ -288,7 +290,15 @@ func TestAVolumeGoesToAnotherPoolWithItsSnapshots(t *testing.T) {
 	w.writeVolume("data", "two")
 	before, err := w.openVolume(ctx, volumeRef{DefaultPool, "data"})
 	w.must(err)
+	spec := w.create("web", "web")
+	w.attach("web", "data", "/srv")
+	_, err = w.CreateSnapshot(ctx, "web", "both", SnapshotRequest{})
+	w.must(err)
+	w.must(w.RemoveDevice(ctx, "web", "data"))
 	w.must(w.CopyVolume(ctx, VolumeCopyRequest{Name: "data", ToPool: "far", To: "copied"}))
+	// What was kept with an instance is the original's, and goes where that goes.
+	w.is("snapshots of the copy", w.keptIn("far", "copied"), []string{"s"})
+	w.is("snapshots of the original", w.kept("data"), []string{"s", partName("both", spec.ID)})
 	w.must(w.MoveVolume(ctx, VolumeCopyRequest{Name: "data", ToPool: "far", To: "moved"}))
 	for name, same := range map[string]bool{"copied": false, "moved": true} {
 		c, err := w.openVolume(ctx, volumeRef{"far", name})
@@ -304,6 +314,7 @@ func TestAVolumeGoesToAnotherPoolWithItsSnapshots(t *testing.T) {
 			w.must(w.RestoreVolumeSnapshot(ctx, "far", name, "s"))
 		}
 	}
+	w.is("snapshots of what was moved", w.keptIn("far", "moved"), []string{"s", partName("both", spec.ID)})
 	if list, err := w.Volumes(ctx, DefaultPool, GetOptions{}); err != nil || len(list) != 0 {
 		t.Errorf("the first pool has %+v, %v", list, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -32,11 +31,12 @@ type volumeCopyArgs struct {
 	Part                 string
 	Alone                bool
 	Info                 *instance.Volume // of the copy
+	Mark                 string           // a snapshot of the source for the time of the copy
+	Moves                bool             // the source will be deleted
 }
 
 // CopyVolume makes a custom volume with the data and configuration of another. One
-// that running instances have is copied as it is at one moment; to another pool
-// only its snapshots can be.
+// that running instances have is copied as it is at one moment.
 func (m *Manager) CopyVolume(ctx context.Context, r VolumeCopyRequest) error {
 	from, to := refOf(r.Pool, r.Name), refOf(cmp.Or(r.ToPool, r.Pool), r.To)
 	if err := checkVolumeName(to.Name); err != nil {
@@ -62,8 +62,11 @@ func (m *Manager) CopyVolume(ctx context.Context, r VolumeCopyRequest) error {
 	if err != nil {
 		return err
 	}
-	a := volumeCopyArgs{from.Pool, from.Name, r.Snapshot, to.Pool, to.Name, partPrefix + newID(), r.VolumeOnly, info}
-	a.Info.ID, a.Info.CreatedAt = newID(), now()
+	info.ID, info.CreatedAt = newID(), now()
+	a := volumeCopyArgs{
+		Pool: from.Pool, Name: from.Name, Snapshot: r.Snapshot, ToPool: to.Pool, To: to.Name,
+		Part: partPrefix + newID(), Alone: r.VolumeOnly, Info: info, Mark: store.RefreshPrefix + newID(),
+	}
 	if err := m.copyVolume(ctx, v, a); err != nil {
 		return fmt.Errorf("cannot copy volume %q to %q in pool %q: %w", from.Name, to.Name, to.Pool, err)
 	}
@@ -71,27 +74,23 @@ func (m *Manager) CopyVolume(ctx context.Context, r VolumeCopyRequest) error {
 }
 
 func (m *Manager) copyVolume(ctx context.Context, v *lockedVolume, a volumeCopyArgs) error {
-	names := []string{v.ref.lock(), volumeRef{a.ToPool, a.To}.lock()}
-	running, err := m.runnersOf(ctx, v.ref, v.users)
-	if err != nil {
-		return err
-	}
-	if a.Pool == a.ToPool {
-		op := m.copyVolumeOperation(a)
-		if live := m.livenessOf(running, ""); live != nil && a.Snapshot == "" {
-			op.steps[0].do = func(ctx context.Context) error { return m.cloneVolume(ctx, a, live) }
+	var live *storage.Live
+	if a.Snapshot == "" {
+		running, err := m.runnersOf(ctx, v.ref, v.users)
+		if err != nil {
+			return err
 		}
-		return m.performAs(ctx, "volume-copy", names, a, op)
+		live = m.livenessOf(running, "")
 	}
-	if len(running) > 0 && a.Snapshot == "" {
-		name := running[0].inst.spec.Name
-		return fault.New(fault.WrongState, "%q runs with it; stop that first, or take a snapshot of the volume and copy it", name)
+	if a.Pool != a.ToPool {
+		if err := m.roomForVolume(ctx, v, a, live); err != nil {
+			return err
+		}
 	}
-	if err := m.roomForVolume(ctx, v, a); err != nil {
-		return err
-	}
+	op := m.copyVolumeOperation(a)
+	op.steps[0].do = func(ctx context.Context) error { return m.writeVolume(ctx, a, live) }
 	defer m.sweepLater()
-	return m.perform(ctx, "volume-copy", names, a)
+	return m.performAs(ctx, "volume-copy", []string{v.ref.lock(), volumeRef{a.ToPool, a.To}.lock()}, a, op)
 }
 
 // infoAt gives what a volume, or a snapshot of it, says that it is.
@@ -109,23 +108,32 @@ func (c *custom) infoAt(ctx context.Context, snapshot string) (*instance.Volume,
 	return store.LoadVolume(dir, c.ref.Name)
 }
 
-func (m *Manager) roomForVolume(ctx context.Context, v *lockedVolume, a volumeCopyArgs) error {
+func (m *Manager) roomForVolume(ctx context.Context, v *lockedVolume, a volumeCopyArgs, live *storage.Live) error {
 	pool, err := m.pool(ctx, a.ToPool)
 	if err != nil {
 		return err
 	}
-	need, err := transfer.Need(ctx, m.volumeTransfer(v.volume, pool, a))
+	need, err := transfer.Need(ctx, m.volumeTransfer(v.volume, pool, a, live))
 	if err != nil {
 		return fmt.Errorf("cannot tell how much space it needs: %w", err)
 	}
 	return room(ctx, pool, a.ToPool, need)
 }
 
-func (m *Manager) volumeTransfer(from storage.Volume, to storage.Pool, a volumeCopyArgs) transfer.Request {
+func (m *Manager) volumeTransfer(from storage.Volume, to storage.Pool, a volumeCopyArgs, live *storage.Live) transfer.Request {
+	skip := func(s storage.Snapshot) bool {
+		// What was kept with an instance is the original's.
+		_, _, ofInstance := cutPart(s.Name)
+		return ofInstance || hidden(s)
+	}
+	if a.Moves {
+		skip = nil
+	}
 	return transfer.Request{
-		Source: from, Snapshot: a.Snapshot, Alone: a.Alone,
+		Source: from, Snapshot: a.Snapshot, Alone: a.Alone, Live: live, Skip: skip,
 		Pool: to, Key: storage.Key{Class: storage.Custom, Name: a.Part},
-		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
+		Mark: transfer.Mark{Name: a.Mark, Description: "for the time of a copy"},
+		Dir:  m.mountDir(),
 		Edit: func(dir *os.Root, snapshot string) error {
 			if snapshot == "" {
 				return store.SaveVolume(dir, a.Info)
@@ -146,8 +154,8 @@ func (m *Manager) copyVolumeOperation(a volumeCopyArgs) *operation {
 	return &operation{steps: []step{
 		{
 			name: "data",
-			do:   func(ctx context.Context) error { return m.writeVolume(ctx, a) },
-			undo: func(ctx context.Context) error { return m.dropCustom(ctx, volumeRef{a.ToPool, a.Part}, a.Info.ID) },
+			do:   func(ctx context.Context) error { return m.writeVolume(ctx, a, nil) },
+			undo: func(ctx context.Context) error { return m.dropWritten(ctx, a) },
 		},
 		{
 			name: "name",
@@ -180,9 +188,9 @@ func (m *Manager) moveVolumeOperation(a volumeCopyArgs) *operation {
 }
 
 // writeVolume copies the data: at once in the same pool, else all of it.
-func (m *Manager) writeVolume(ctx context.Context, a volumeCopyArgs) error {
+func (m *Manager) writeVolume(ctx context.Context, a volumeCopyArgs, live *storage.Live) error {
 	if a.Pool == a.ToPool {
-		return m.cloneVolume(ctx, a, nil)
+		return m.cloneVolume(ctx, a, live)
 	}
 	from, err := m.openVolume(ctx, volumeRef{a.Pool, a.Name})
 	if err != nil {
@@ -194,7 +202,26 @@ func (m *Manager) writeVolume(ctx context.Context, a volumeCopyArgs) error {
 	}
 	task := m.cfg.Progress.Task("Copying to pool "+a.ToPool, 0, false)
 	defer task.Done()
-	return transfer.Copy(ctx, m.volumeTransfer(from.volume, to, a))
+	return transfer.Copy(ctx, m.volumeTransfer(from.volume, to, a, live))
+}
+
+// dropWritten drops what a copy has made so far.
+func (m *Manager) dropWritten(ctx context.Context, a volumeCopyArgs) error {
+	pool, err := m.pool(ctx, a.ToPool)
+	if err != nil {
+		return err
+	}
+	if err := pool.Delete(ctx, storage.Key{Class: storage.Custom, Name: a.Part}); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	from, err := m.openVolume(ctx, volumeRef{a.Pool, a.Name})
+	if err == nil {
+		err = from.volume.DeleteSnapshot(ctx, a.Mark)
+	}
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
 }
 
 func (m *Manager) cloneVolume(ctx context.Context, a volumeCopyArgs, live *storage.Live) error {
@@ -261,8 +288,11 @@ func (m *Manager) MoveVolume(ctx context.Context, r VolumeCopyRequest) error {
 		}
 		return nil
 	}
-	a := volumeCopyArgs{from.Pool, from.Name, "", to.Pool, to.Name, partPrefix + newID(), r.VolumeOnly, v.info}
-	err = m.roomForVolume(ctx, v, a)
+	a := volumeCopyArgs{
+		Pool: from.Pool, Name: from.Name, ToPool: to.Pool, To: to.Name,
+		Part: partPrefix + newID(), Alone: r.VolumeOnly, Info: v.info, Mark: store.RefreshPrefix + newID(), Moves: true,
+	}
+	err = m.roomForVolume(ctx, v, a, nil)
 	if err == nil {
 		err = m.perform(ctx, "volume-move", []string{from.lock(), to.lock()}, a)
 	}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"brig/instance/fault"
@@ -18,7 +19,10 @@ const DefaultPattern = "auto-{{ creation_date|date:'20060102-1504' }}"
 // {{ creation_date|date:'2006-01-02' }}, as Go writes layouts.
 type Pattern struct{ text string }
 
-var creationDate = regexp.MustCompile(`\{\{ *creation_date *(?:\| *date *: *(?:'([^']*)'|"([^"]*)") *)?\}\}`)
+// creationDate is compiled when it is first needed, which is in few commands.
+var creationDate = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\{\{ *creation_date *(?:\| *date *: *(?:'([^']*)'|"([^"]*)") *)?\}\}`)
+})
 
 // plainDate is the layout when none is given, made of what a name may hold.
 const plainDate = "2006-01-02_15-04-05"
@@ -30,7 +34,7 @@ func ParsePattern(text string, check func(name string) error) (Pattern, error) {
 		text = DefaultPattern
 	}
 	p := Pattern{text}
-	rest := creationDate.ReplaceAllString(text, "")
+	rest := creationDate().ReplaceAllString(text, "")
 	if strings.Contains(rest, "{{") || strings.Contains(rest, "}}") {
 		return Pattern{}, fault.New(fault.Invalid, "the pattern %q is not understood: the only thing for braces is {{ creation_date }}, or {{ creation_date|date:'2006-01-02_15-04-05' }}", text)
 	}
@@ -49,8 +53,8 @@ func ParsePattern(text string, check func(name string) error) (Pattern, error) {
 
 // dated is the pattern with the time put in.
 func (p Pattern) dated(at time.Time) string {
-	return creationDate.ReplaceAllStringFunc(p.text, func(match string) string {
-		parts := creationDate.FindStringSubmatch(match)
+	return creationDate().ReplaceAllStringFunc(p.text, func(match string) string {
+		parts := creationDate().FindStringSubmatch(match)
 		layout := parts[1] + parts[2]
 		if layout == "" {
 			layout = plainDate

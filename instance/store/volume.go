@@ -31,7 +31,7 @@ func LoadVolume(root *os.Root, name string) (*instance.Volume, error) {
 		return nil, fault.New(fault.Unsupported, "cannot use volume %q: its %s has format %d, made by a newer brig; this one knows formats up to %d", name, VolumeFile, v.Version, instance.VolumeVersion)
 	case err != nil:
 		return nil, fmt.Errorf("cannot read what volume %q is: %s is damaged: %v", name, VolumeFile, err)
-	case !validID(v.ID):
+	case !ValidID(v.ID):
 		return nil, fmt.Errorf("cannot read what volume %q is: %s is damaged: bad id %q", name, VolumeFile, v.ID)
 	}
 	return v, nil

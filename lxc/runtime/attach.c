@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,13 @@
 #ifndef CLOSE_RANGE_CLOEXEC
 #define CLOSE_RANGE_CLOEXEC (1U << 2)
 #endif
+
+/* All threads share one heap: Go's threads hardly use it, and each would map and
+ * unmap 128 MiB for one of its own when it starts. */
+__attribute__((constructor)) static void share_heap(void)
+{
+	mallopt(M_ARENA_MAX, 1);
+}
 
 static void report(struct brig_command *cmd, int step, int error)
 {

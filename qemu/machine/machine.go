@@ -183,11 +183,15 @@ func (a *args) disk(d instance.Disk) error {
 	return nil
 }
 
-// FileNode describes the file of a disk to QEMU, FormatNode what is in it. The
-// node of the file is called as the other one with "-file" added.
+// FileNode describes the file or block device of a disk to QEMU, FormatNode what is
+// in it. The node of the file is called as the other one with "-file" added.
 func FileNode(d instance.Disk, name string) map[string]any {
+	driver := "file"
+	if strings.HasPrefix(d.Path, "/dev/") {
+		driver = "host_device" // QEMU takes no device for a file
+	}
 	return map[string]any{
-		"driver": "file", "node-name": name + "-file", "filename": d.Path, "discard": "unmap",
+		"driver": driver, "node-name": name + "-file", "filename": d.Path, "discard": "unmap",
 	}
 }
 

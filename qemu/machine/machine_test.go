@@ -152,3 +152,11 @@ func TestUUIDIsStableAndWellFormed(t *testing.T) {
 		t.Errorf("UUID gives %s and %s", a, b)
 	}
 }
+
+func TestBlockDevicesAreNoFiles(t *testing.T) {
+	for path, want := range map[string]string{"/dev/vg/disk": "host_device", "/var/lib/brig/disk.raw": "file", "/devices/disk.raw": "file"} {
+		if got := machine.FileNode(instance.Disk{Path: path, Format: "raw"}, "root")["driver"]; got != want {
+			t.Errorf("the driver for %q = %q, want %q", path, got, want)
+		}
+	}
+}

@@ -24,6 +24,7 @@ import (
 	"brig/qemu/accel"
 	"brig/qemu/machine"
 	"brig/qemu/rundir"
+	"brig/storage/qcow2"
 )
 
 // bootTime is how long a machine may take until its init runs. Emulation on a
@@ -114,6 +115,11 @@ type vm struct {
 // start starts QEMU.
 func (v *vm) start(ctx context.Context) error {
 	m := v.m
+	// A guest cannot change what its disk stands on, but a person or a failing
+	// device can.
+	if err := qcow2.CheckDisk(m.Root.Disk.Path, m.Root.Disk.Format); err != nil {
+		return err
+	}
 	kernel := m.Kernel
 	choice, err := accel.Host(filepath.Dir(m.RunDir)).Choose(ctx, m.Config, kernel)
 	if err != nil {

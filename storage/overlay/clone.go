@@ -159,15 +159,15 @@ func (p *Pool) copyFiles(from, to string) error {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		if err := p.copyMeta(path.Join(from, e.Name()), path.Join(to, e.Name())); err != nil {
+		if err := copyMeta(p.root, path.Join(from, e.Name()), p.root, path.Join(to, e.Name())); err != nil {
 			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
 		}
 	}
 	return nil
 }
 
-func (p *Pool) copyMeta(from, to string) (err error) {
-	r, err := p.root.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+func copyMeta(source *os.Root, from string, target *os.Root, to string) (err error) {
+	r, err := source.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func (p *Pool) copyMeta(from, to string) (err error) {
 	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
 		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
 	}
-	w, err := p.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
+	w, err := target.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
 	if err != nil {
 		return err
 	}

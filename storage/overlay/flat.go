@@ -21,9 +21,9 @@ func isFlat(key storage.Key, content storage.Content) bool {
 	return key.Class == storage.Custom && content == storage.Tree
 }
 
-// copyLayer copies the tree of a layer to a new one, which it puts to the others.
+// copyFlat copies the tree of a layer to a new one, which it puts to the others.
 // The caller holds the layers shared until a record names it.
-func (c *change) copyLayer(ctx context.Context, from string) (id string, err error) {
+func (c *change) copyFlat(ctx context.Context, from string) (id string, err error) {
 	for _, name := range []string{newLayer, path.Join(newLayer, rootName)} {
 		if err := c.dir.Mkdir(name, 0o755); err != nil {
 			return "", err
@@ -45,7 +45,7 @@ func (c *change) copyLayer(ctx context.Context, from string) (id string, err err
 // the only one becomes its own, unless a snapshot needs that as it is.
 func (c *change) standFlat(ctx context.Context, layer string, own bool) (rec record, err error) {
 	if !own {
-		if layer, err = c.copyLayer(ctx, layer); err != nil {
+		if layer, err = c.copyFlat(ctx, layer); err != nil {
 			return rec, err
 		}
 	}

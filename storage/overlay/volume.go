@@ -27,6 +27,7 @@ type volume struct {
 var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Shortener  = (*volume)(nil)
 )
 
 func (v *volume) Key() storage.Key { return v.key }
@@ -93,7 +94,7 @@ func (p *Pool) diskRoot(id string) storage.Root {
 	if err != nil {
 		name = storage.DiskQcow2 // whoever opens it will say that it is missing
 	}
-	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name), DiskDir: p.path(layersDir)}
 }
 
 // treeRoot is the root of a tree of frozen layers.
@@ -253,7 +254,7 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 	defer release()
 	rec := h.rec.clone()
 	if rec.Flat {
-		rec.Active, err = c.copyLayer(ctx, layers[0])
+		rec.Active, err = c.copyFlat(ctx, layers[0])
 	} else {
 		rec.Layers = slices.Clone(layers)
 		rec.Active, err = c.newActive(rec.Content, rec.Layers)

@@ -2,10 +2,12 @@ package cli
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"brig/instance/manager"
+	"brig/instance/store"
 )
 
 func newDF(s *session) *cobra.Command {
@@ -15,9 +17,11 @@ func newDF(s *session) *cobra.Command {
 		Short: "Show how much space instances and volumes take up",
 		Long: `Show how much space instances take up with their snapshots: all that they use, how
 much of it they share with images and other instances, and how much would be free
-if they were deleted. A line for each pool tells its size, what is used of it and
-what is free. What is shared counts for each instance that uses it, so the sum of
-USED may be more than a pool holds.`,
+if they were deleted. Below each instance there is a line for each of its snapshots,
+with what it alone would free; what several snapshots hold, none frees alone. A line
+for each pool tells its size, what is used of it and what is free. What is shared
+counts for each instance that uses it, so the sum of USED may be more than a pool
+holds.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := parseFormat(kind)
 			if err != nil {
@@ -47,13 +51,21 @@ type space struct {
 }
 
 type instanceSpace struct {
+	Name          string          `json:"name"`
+	Pool          string          `json:"pool"`
+	Snapshots     int             `json:"snapshots"`
+	Used          int64           `json:"used"`
+	Shared        int64           `json:"shared"`
+	Exclusive     int64           `json:"exclusive"`
+	SnapshotUsage []snapshotSpace `json:"snapshot_usage"` // those for undo are among them
+	Reason        string          `json:"reason"`
+}
+
+type snapshotSpace struct {
 	Name      string `json:"name"`
-	Pool      string `json:"pool"`
-	Snapshots int    `json:"snapshots"`
 	Used      int64  `json:"used"`
 	Shared    int64  `json:"shared"`
 	Exclusive int64  `json:"exclusive"`
-	Reason    string `json:"reason"`
 }
 
 type poolSpace struct {
@@ -76,10 +88,14 @@ func spaceOf(v *manager.SpaceView) space {
 		s.Volumes = append(s.Volumes, line)
 	}
 	for _, i := range v.Instances {
-		s.Instances = append(s.Instances, instanceSpace{
-			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots,
+		line := instanceSpace{
+			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots, SnapshotUsage: []snapshotSpace{},
 			Used: i.Usage.Used, Shared: i.Usage.Used - i.Usage.Exclusive, Exclusive: i.Usage.Exclusive, Reason: i.Reason,
-		})
+		}
+		for _, u := range i.Usage.Snapshots {
+			line.SnapshotUsage = append(line.SnapshotUsage, snapshotSpace{u.Name, u.Used, u.Used - u.Exclusive, u.Exclusive})
+		}
+		s.Instances = append(s.Instances, line)
 	}
 	for _, p := range v.Pools {
 		s.Pools = append(s.Pools, poolSpace{
@@ -90,8 +106,8 @@ func spaceOf(v *manager.SpaceView) space {
 	return s
 }
 
-// spaceTable has a line for each instance and below them one for each pool, which
-// has no name. Exact makes all sizes plain numbers of bytes.
+// spaceTable has a line for each instance, with its snapshots below it, and then one
+// for each pool, which has no name. Exact makes all sizes plain numbers of bytes.
 func spaceTable(v *manager.SpaceView, exact bool) *table {
 	t := &table{header: []string{"NAME", "POOL", "SNAPSHOTS", "USED", "SHARED", "EXCLUSIVE", "TOTAL", "FREE"}}
 	text := func(n int64, reason string) string {
@@ -106,6 +122,9 @@ func spaceTable(v *manager.SpaceView, exact bool) *table {
 	for _, i := range v.Instances {
 		t.add(i.Name, i.Pool, strconv.Itoa(i.Snapshots), text(i.Usage.Used, i.Reason),
 			text(i.Usage.Used-i.Usage.Exclusive, i.Reason), text(i.Usage.Exclusive, i.Reason), "", "")
+		for _, u := range i.Usage.Snapshots {
+			t.add(snapshotText(i.Name, u.Name), i.Pool, "", text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, ""), "", "")
+		}
 	}
 	for _, vol := range v.Volumes {
 		used, shared, exclusive := "?", "?", "?"
@@ -119,4 +138,13 @@ func spaceTable(v *manager.SpaceView, exact bool) *table {
 			text(p.Total, p.Reason), text(p.Free, p.Reason))
 	}
 	return t
+}
+
+// snapshotText is how a snapshot is called among instances. What undo goes back to
+// has a name that nobody can use.
+func snapshotText(instance, snapshot string) string {
+	if strings.HasPrefix(snapshot, store.UndoPrefix) {
+		return instance + " (undo)"
+	}
+	return instance + "/" + snapshot
 }

@@ -316,7 +316,10 @@ func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, err
 	return &manager.SpaceView{
 		Instances: []manager.InstanceSpace{
 			{Name: "db", Pool: "tank", Reason: "the dataset tank/brig is not there"},
-			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20}},
+			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20, Snapshots: []storage.SnapshotUsage{
+				{Name: "snap0", Used: 290 << 20, Exclusive: 3 << 20},
+				{Name: "brig-undo-0123456789abcdef", Used: 295 << 20, Exclusive: 1 << 20},
+			}}},
 		},
 		Volumes: volumes,
 		Pools: []manager.PoolSpace{
@@ -328,6 +331,26 @@ func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, err
 
 func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	f.note("create pool %+v", r)
+	return nil
+}
+
+func (f *fake) SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error) {
+	v, err := f.Space(ctx, nil)
+	return slices.DeleteFunc(v.Instances, func(i manager.InstanceSpace) bool { return i.Pool != pool }), err
+}
+
+func (f *fake) AdoptPool(_ context.Context, r storage.Record) error {
+	f.note("adopt pool %s %s %v", r.Name, r.Driver, r.Config)
+	return nil
+}
+
+func (f *fake) ForgetPool(_ context.Context, name string) error {
+	f.note("forget pool %s", name)
+	return nil
+}
+
+func (f *fake) SetPool(_ context.Context, name string, set map[string]string) error {
+	f.note("set pool %s %v", name, set)
 	return nil
 }
 

@@ -63,8 +63,12 @@ type Manager interface {
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
 	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
+	SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
+	AdoptPool(ctx context.Context, r storage.Record) error
+	ForgetPool(ctx context.Context, name string) error
+	SetPool(ctx context.Context, name string, set map[string]string) error
 
 	CreateVolume(ctx context.Context, r manager.VolumeRequest) error
 	Volumes(ctx context.Context, pool string, o manager.GetOptions) ([]manager.VolumeView, error)

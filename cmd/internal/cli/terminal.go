@@ -95,24 +95,34 @@ func sizeOf(f *os.File) instance.Size {
 
 func isTerminal(f *os.File) bool { return f != nil && term.IsTerminal(int(f.Fd())) }
 
-// forwarded are the signals that a command without a terminal gets in place of
-// brig: not those that brig was started to ignore.
-func forwarded() []os.Signal {
-	return slices.DeleteFunc([]os.Signal{
-		unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM,
-	}, signal.Ignored)
+// The signals that a command without a terminal gets in place of brig: those that
+// brig catches anyway, and others.
+var (
+	usualSignals = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
+	otherSignals = []os.Signal{unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGALRM}
+)
+
+// notify sends those of signals to c that brig was not started to ignore.
+func notify(c chan<- os.Signal, signals []os.Signal) {
+	signals = slices.DeleteFunc(slices.Clone(signals), signal.Ignored)
+	if len(signals) > 0 { // none would mean all
+		signal.Notify(c, signals...)
+	}
 }
 
 // forwardSignals gives a channel with the signals that come in, for a command to
 // receive, until stop is called. Three SIGINT or SIGTERM mean brig itself: the
-// command may not care, or may not even run.
+// command may not care, or may not even run. The process ends soon after stop and
+// keeps its signals until then: each that begins or ceases to be caught makes the
+// Go runtime change threads twice, which for the first happens beside what is next.
 func forwardSignals(giveUp func()) (<-chan syscall.Signal, func()) {
 	in := make(chan os.Signal, 16)
 	out := make(chan syscall.Signal, 16)
 	done := make(chan struct{})
-	signal.Notify(in, forwarded()...)
+	notify(in, usualSignals)
 	var wg sync.WaitGroup
 	wg.Go(func() {
+		notify(in, otherSignals)
 		urgent := 0
 		for {
 			select {
@@ -133,7 +143,6 @@ func forwardSignals(giveUp func()) (<-chan syscall.Signal, func()) {
 		}
 	})
 	return out, func() {
-		signal.Stop(in)
 		close(done)
 		wg.Wait()
 	}

@@ -42,10 +42,18 @@ func main() {
 		signal.Notify(caught, syscall.SIGTERM, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGINT)
 		must(os.WriteFile("/data/report.json.new", encode(report()), 0o644))
 		must(os.Rename("/data/report.json.new", "/data/report.json"))
+		// A place that is gone with this process, unlike a file.
+		up, err := net.Listen("unix", upSocket)
+		must(err)
+		defer up.Close()
 		fmt.Println("probe is up")
 		s := <-caught
 		must(os.WriteFile("/data/signal", []byte(s.String()), 0o644))
 		os.Exit(40 + int(s.(syscall.Signal)))
+	case "up": // fail unless the main process reports and catches signals by now
+		conn, err := net.Dial("unix", upSocket)
+		must(err)
+		conn.Close()
 	case "see": // print what this process sees
 		os.Stdout.Write(encode(report()))
 	case "exit":
@@ -132,6 +140,9 @@ func main() {
 		os.Exit(2)
 	}
 }
+
+// upSocket is an abstract socket of the instance's network namespace.
+const upSocket = "@probe"
 
 func report() Report {
 	r := Report{Args: os.Args, Env: os.Environ(), UID: os.Getuid(), GID: os.Getgid()}
