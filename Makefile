@@ -46,7 +46,7 @@ lab: ## Build the guest that tests of ZFS, LVM, cgroup v2 and KVM run in
 	@.ci/setup build run test
 	PATH="$$(dirname $(go)):$$PATH" $(go) run ./cmd/internal/lab build
 
-lab-test: ## Run the tests that need that guest in it
+lab-test: ## Run only the tests of the packages that need that guest
 	@.ci/setup build run test
 	@.ci/test --lab
 

@@ -68,6 +68,38 @@ type DiskSwitcher interface {
 	SwitchDisk(ctx context.Context, m *Machine, overlay Disk) (quiesced bool, err error)
 }
 
+// DiskRebaser is implemented by drivers whose machines can be given another file
+// below the disk they write to, while they run. Backing is a qcow2 file which shows
+// the same as what is below the disk now. On return the machine has let go of what
+// was there before, and the disk's header names backing. It is safe to repeat, and
+// to be killed in.
+type DiskRebaser interface {
+	RebaseDisk(ctx context.Context, m *Machine, disk, backing Disk) error
+}
+
+// VolumeSwitcher is DiskSwitcher for the block volumes that are devices of a
+// machine.
+type VolumeSwitcher interface {
+	SwitchVolume(ctx context.Context, m *Machine, device string, overlay Disk) (quiesced bool, err error)
+}
+
+// Attacher is implemented by drivers that can give a volume to a running machine
+// and take it away. Attach makes the path where it is missing; a volume that is
+// there already is no error, and neither is one that is gone. Detach gives busy
+// while something in the machine uses it. Unsupported means that this volume can
+// be given to this machine only when it starts, or taken away when it is stopped.
+type Attacher interface {
+	Attach(ctx context.Context, m *Machine, a Attached) error
+	Detach(ctx context.Context, m *Machine, a Attached) error
+}
+
+// Quiescer is implemented by drivers whose guests hold back what they write.
+// Quiesce has the guest's file systems write all of it before Freeze, as far as
+// the guest takes part, and keeps them still until release.
+type Quiescer interface {
+	Quiesce(ctx context.Context, m *Machine) (release func() error, err error)
+}
+
 // Meter is implemented by drivers that can tell what a running machine uses of
 // the host. It is cheap, but not as cheap as State.
 type Meter interface {

@@ -12,6 +12,7 @@ import (
 type Machine struct {
 	ID      string            `json:"id"`
 	Name    string            `json:"name"`
+	Pool    string            `json:"pool"` // that its volume is in
 	Type    Type              `json:"type"`
 	BrigDir string            `json:"brig_dir"` // value of BRIG_DIR; empty: the default folders
 	RunDir  string            `json:"run_dir"`  // of this instance alone; gone once it ended and was cleaned up
@@ -20,8 +21,9 @@ type Machine struct {
 	Root    Root              `json:"root"`
 	Boot    Boot              `json:"boot"`
 	NICs    []NIC             `json:"nics"`
-	IDMap   IDMap             `json:"id_map"`           // containers
-	Kernel  *Kernel           `json:"kernel,omitempty"` // virtual machines booted directly
+	Volumes []Attached        `json:"volumes,omitempty"` // custom volumes, in the order in which to mount them
+	IDMap   IDMap             `json:"id_map"`            // containers
+	Kernel  *Kernel           `json:"kernel,omitempty"`  // virtual machines booted directly
 	Helpers Helpers           `json:"helpers"`
 }
 

@@ -60,6 +60,11 @@ func start(ctx context.Context, m *instance.Machine) error {
 	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("it gets no mount namespace: %w", err)
 	}
+	volumes, err := openVolumes(m)
+	if err != nil {
+		return err
+	}
+	defer volumes.close()
 	if err := mountStage(m); err != nil {
 		return err
 	}
@@ -67,6 +72,9 @@ func start(ctx context.Context, m *instance.Machine) error {
 		return err
 	}
 	if err := prepareRoot(m); err != nil {
+		return err
+	}
+	if err := volumes.stage(m); err != nil {
 		return err
 	}
 	if config.IsApp(m) {
@@ -172,7 +180,7 @@ func mountStage(m *instance.Machine) error {
 		}
 	}
 	stage := config.Stage(m)
-	if err := unix.Mount("brig", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=64k,nr_inodes=16,mode=0711"); err != nil {
+	if err := unix.Mount("brig", stage, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=256k,nr_inodes=256,mode=0711"); err != nil {
 		return fmt.Errorf("there is no place to mount its root: %s: %w", stage, err)
 	}
 	for _, dir := range []string{config.RootDir(m), config.GuestDir(m)} {

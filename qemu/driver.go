@@ -34,6 +34,7 @@ func New(kernels *boot.Store) *Driver { return &Driver{kernels: kernels} }
 var (
 	_ instance.Driver       = (*Driver)(nil)
 	_ instance.DiskSwitcher = (*Driver)(nil)
+	_ instance.DiskRebaser  = (*Driver)(nil)
 	_ instance.Meter        = (*Driver)(nil)
 	_ keeper.Runner         = runner.Keeper{}
 )

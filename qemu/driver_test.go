@@ -21,6 +21,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/qemu/rundir"
+	"brig/storage/qcow2"
 )
 
 // TestDebian is the life of one machine: booting is slow where it is emulated.
@@ -69,6 +70,7 @@ func TestDebian(t *testing.T) {
 	t.Run("console", func(t *testing.T) { h.console(t, m) })
 	t.Run("freeze", func(t *testing.T) { h.freeze(t, m) })
 	t.Run("switch disk", func(t *testing.T) { h.switchDisk(t, m) })
+	t.Run("rebase disk", func(t *testing.T) { h.rebaseDisk(t, m) })
 	t.Run("keeper killed", func(t *testing.T) { h.killKeeper(t, m) })
 	t.Run("reboot", func(t *testing.T) { h.reboot(t, m) })
 	t.Run("stop", func(t *testing.T) { h.stop(t, m) })
@@ -178,7 +180,7 @@ func (h *host) switchDisk(t *testing.T, m *instance.Machine) {
 	old := m.Root.Disk
 	h.run(m, "sh", "-c", "echo before >/root/before; sync")
 	overlay := instance.Disk{Path: filepath.Join(h.dir, "new,disk.qcow2"), Format: "qcow2"}
-	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", old.Path, "-F", "qcow2", overlay.Path, "2G"))
+	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", filepath.Base(old.Path), "-F", "qcow2", overlay.Path, "2G"))
 	missing := instance.Disk{Path: filepath.Join(h.dir, "missing"), Format: "qcow2"}
 	if _, err := h.driver.SwitchDisk(t.Context(), m, missing); err == nil {
 		t.Error("SwitchDisk to a missing file worked")
@@ -201,6 +203,96 @@ func (h *host) switchDisk(t *testing.T, m *instance.Machine) {
 		t.Errorf("the new disk has not got what was written: %v, %v", st, err)
 	}
 	m.Root.Disk = overlay
+}
+
+// rebaseDisk merges what is below the disk of a machine, and lets the machine go on
+// over that, while the guest writes.
+func (h *host) rebaseDisk(t *testing.T, m *instance.Machine) {
+	chain := []string{m.Root.Disk.Path, filepath.Join(h.dir, m.Name+".qcow2")}
+	top := m.Root.Disk
+	for i := range 3 {
+		h.run(m, "sh", "-c", fmt.Sprintf("echo %d >/root/layer%d; sync", i, i))
+		next := instance.Disk{Path: filepath.Join(h.dir, fmt.Sprintf("layer%d.qcow2", i)), Format: "qcow2"}
+		must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", filepath.Base(top.Path), "-F", "qcow2", next.Path, "2G"))
+		if _, err := h.driver.SwitchDisk(t.Context(), m, next); err != nil {
+			t.Fatal(err)
+		}
+		if i < 2 {
+			chain = append([]string{next.Path}, chain...)
+		}
+		top = next
+	}
+	merged := instance.Disk{Path: filepath.Join(h.dir, "merged.qcow2"), Format: "qcow2"}
+	mergeInto(t, merged.Path, chain, filepath.Base(h.base))
+	started := m.Root.Disk
+	if err := h.driver.RebaseDisk(t.Context(), m, started, merged); !fault.Is(err, fault.WrongState) {
+		t.Errorf("RebaseDisk of a disk that was left = %v, want wrong-state", err)
+	}
+	if err := h.driver.RebaseDisk(t.Context(), m, top, instance.Disk{Path: h.base + "x", Format: "qcow2"}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("RebaseDisk on a missing file = %v, want invalid", err)
+	}
+	for range 2 {
+		if err := h.driver.RebaseDisk(t.Context(), m, top, merged); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open := openFiles(t, h.driver.State(m).PID)
+	for _, path := range chain {
+		if slices.Contains(open, path) {
+			t.Errorf("QEMU has %s open still", path)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if !slices.Contains(open, merged.Path) || !slices.Contains(open, top.Path) {
+		t.Errorf("QEMU has %q open, and not the merged disk", open)
+	}
+	if err := qcow2.CheckDisk(top.Path, "qcow2"); err != nil {
+		t.Errorf("what the disk stands on now: %v", err)
+	}
+	out, code := h.run(m, "sh", "-c", "sync; echo 3 >/proc/sys/vm/drop_caches; cat /root/before /root/layer0 /root/layer1 /root/layer2; ls -R /usr >/dev/null && sha256sum /usr/bin/* >/dev/null && echo ok")
+	if code != 0 || out != "before\n0\n1\n2\nok" {
+		t.Errorf("the guest says %q (%d) afterwards", out, code)
+	}
+	m.Root.Disk = top
+}
+
+// mergeInto merges disks, top first.
+func mergeInto(t *testing.T, path string, chain []string, base string) {
+	t.Helper()
+	var layers []*os.File
+	for _, name := range chain {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		layers = append(layers, f)
+	}
+	to, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	if err := qcow2.Merge(t.Context(), to, layers, base, qcow2.Raw); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func openFiles(t *testing.T, pid int) []string {
+	t.Helper()
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var paths []string
+	for _, link := range links {
+		if path, err := os.Readlink(link); err == nil {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 func mtime(t *testing.T, path string) time.Time {

@@ -76,7 +76,11 @@ func newHost(t testing.TB) *host {
 	if h.keeper, err = os.Executable(); err != nil {
 		t.Fatal(err)
 	}
-	h.base = debianDisk(t)
+	// Disks stand on files beside them only.
+	h.base = filepath.Join(h.dir, "base.raw")
+	if err := os.Link(debianDisk(t), h.base); err != nil {
+		must(t, exec.Command("cp", "--sparse=always", debianDisk(t), h.base))
+	}
 	h.ownNetwork()
 	return h
 }
@@ -192,7 +196,7 @@ func (h *host) machine(name string) *instance.Machine {
 	rand.Read(raw[:])
 	id := hex.EncodeToString(raw[:])
 	disk := filepath.Join(h.dir, name+".qcow2")
-	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", h.base, "-F", "raw", disk))
+	must(t, exec.Command("qemu-img", "create", "-q", "-f", "qcow2", "-b", filepath.Base(h.base), "-F", "raw", disk))
 	m := &instance.Machine{
 		ID: id, Name: name, Type: instance.VirtualMachine,
 		RunDir: filepath.Join(h.dir, "run", id), LogDir: filepath.Join(h.dir, "log", id),

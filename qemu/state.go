@@ -1,7 +1,9 @@
 package qemu
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 
@@ -36,7 +38,24 @@ func (d *Driver) State(m *instance.Machine) instance.State {
 	if kept, err := rundir.Held(m.Path(rundir.KeeperLock)); err == nil && !kept {
 		state.Reason = "its keeper is gone; the next command that changes it gives it a new one"
 	}
+	if halted(s.PID) {
+		state.Reason = fmt.Sprintf("its QEMU was stopped by a signal and does nothing; kill -CONT %d lets it go on", s.PID)
+	}
 	return state
+}
+
+// halted tells whether a process was stopped by a signal or is being traced: by the
+// letter behind its name in /proc/PID/stat (proc(5)).
+func halted(pid int) bool {
+	if pid <= 0 {
+		return false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	rest := b[bytes.LastIndexByte(b, ')')+1:]
+	return len(rest) > 1 && (rest[1] == 'T' || rest[1] == 't')
 }
 
 // The words of State.Health.

@@ -20,7 +20,10 @@ type Class string
 const (
 	Images    Class = "images"    // read-only once created; what instances are cloned from
 	Instances Class = "instances" // writable
-	Custom    Class = "custom"    // writable, attached to instances
+	// Custom volumes are writable and attached to instances, to several at once: a
+	// Tree that was created as one, or cloned from one, is one directory (Root.Upper
+	// alone), and stays the same while it is in use.
+	Custom Class = "custom"
 )
 
 // Key names a volume of a pool.
@@ -208,6 +211,58 @@ type Limit struct {
 	Used int64 // 0 where nothing counts without a limit
 }
 
+// Adopter is a Volume that can keep a state of another volume as a snapshot of its
+// own for less than copying its files: by sharing data in one pool, or by copying
+// what the other volume's pool has and its own lacks.
+type Adopter interface {
+	// CanAdopt tells whether it can take snapshots of this volume, of its pool or
+	// of another.
+	CanAdopt(from Volume) bool
+
+	// Adopt keeps what a snapshot of from holds, metadata files included, as the
+	// snapshot that as describes. The volume's present data stays. Edit, which may
+	// be nil, changes the metadata files before the snapshot becomes visible.
+	// Errors are those of Snapshot, and unsupported where the two have come to
+	// differ in a way that does not allow it.
+	Adopt(ctx context.Context, from Volume, snapshot string, as Snapshot, edit func(dir *os.Root) error) error
+}
+
+// Streamer is a Volume whose file system can write a snapshot as a stream, or how
+// it differs from another snapshot, and read such streams.
+type Streamer interface {
+	// StreamFormat names the format. Volumes can be sent to those that have the
+	// same.
+	StreamFormat() string
+
+	// Send writes a snapshot with its metadata files, or what makes it different
+	// from another snapshot of the volume, base. The file may be the end of a pipe.
+	// It is wrong-state if the one cannot be told from the other.
+	Send(ctx context.Context, snapshot, base string, w *os.File) error
+
+	// Receive reads a stream and keeps what is in it as the snapshot that as
+	// describes, based on the volume's snapshot base if that was sent. The volume's
+	// present data stays. It is wrong-state if base is not what the stream needs,
+	// and invalid if the stream is damaged; then nothing of it stays.
+	Receive(ctx context.Context, base string, r *os.File, as Snapshot) error
+}
+
+// Shortener is a Volume whose data lies in a chain of layers, which gets longer
+// with each snapshot, and slower to read.
+type Shortener interface {
+	// Long tells cheaply whether the chain should be shortened.
+	Long() bool
+
+	// Shorten merges layers into one, in addition to those that snapshots and clones
+	// need, if the chain is long. It copies data, and may take as long as that does;
+	// the volume may be used, snapshotted, started and stopped meanwhile. For the
+	// moment in which the volume moves to the new chain it calls enter, which keeps
+	// others from changing or starting it until leave is called, and gives what it
+	// takes when a running instance uses it (nil: none does). Nothing is lost when
+	// it fails or is killed. Errors: exhausted when space is short, busy when it
+	// cannot be done as long as the volume is in use.
+	Shorten(ctx context.Context, enter func(context.Context) (live *Live, leave func(), err error)) error
+}
+
 // SetLimit limits the size of any volume: unsupported where its driver cannot.
 func SetLimit(ctx context.Context, v Volume, max int64) error {
 	if l, ok := v.(Limiter); ok {
@@ -235,6 +290,7 @@ type Root struct {
 	Work       string   // overlay's work directory, on Upper's file system
 	DiskPath   string
 	DiskFormat string // qcow2 or raw, never probed
+	DiskDir    string // holds all files that the disk stands on; empty: it stands on none
 }
 
 // Source is what to clone: a volume, or one of its snapshots.
@@ -270,6 +326,13 @@ type Live struct {
 	// backing file is the disk as it is now. It is called with the volume
 	// locked: it must not call the volume. Disks need it.
 	SwitchDisk func(ctx context.Context, path string) error
+
+	// RebaseDisk makes the running machine read what the disk at path, which it
+	// writes to, does not hold from the qcow2 file backing instead, which shows the
+	// same as what is below the disk now, and say so in the disk's header. It is
+	// called with the volume locked, and may be called again when it is not known
+	// what came of it. Shortener needs it.
+	RebaseDisk func(ctx context.Context, path, backing string) error
 }
 
 // Snapshot is one snapshot of a volume.
@@ -288,6 +351,35 @@ type Record struct {
 	Description string            `json:"description"`
 	Config      map[string]string `json:"config"` // source, size, and what else the driver knows
 	CreatedAt   time.Time         `json:"created_at"`
+
+	// New lets opening make the pool where there is none. Without it, a pool that
+	// is not where it was is unavailable: its disk may be missing.
+	New bool `json:"-"`
+}
+
+// Owner is a brig that uses a pool. Two that use one at the same time would change
+// it under each other's hands.
+type Owner struct {
+	ID   string `json:"id"`   // of the brig, for ever
+	Pool string `json:"pool"` // what it calls the pool
+	Host string `json:"host"` // the name of its host, for people
+	Dir  string `json:"dir"`  // where it keeps its state, for people
+}
+
+// Owned is implemented by pools that keep a note of whose they are.
+type Owned interface {
+	// Owner gives what SetOwner noted last; the zero Owner if nobody has. It works
+	// on a full or read-only pool.
+	Owner(ctx context.Context) (Owner, error)
+	SetOwner(ctx context.Context, o Owner) error
+}
+
+// Resizer is a Pool whose size is its own affair.
+type Resizer interface {
+	// Resize makes the pool hold max bytes in all. It may be in use. Where there is
+	// no room for what is in it, it is exhausted, and all is as before. Stopped
+	// anywhere, it can be repeated, and so can one with the size before.
+	Resize(ctx context.Context, max int64) error
 }
 
 // Usage of a volume in bytes, as the file system counts it. What is not exclusive

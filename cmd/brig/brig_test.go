@@ -46,3 +46,11 @@ func TestSnapshots(t *testing.T) {
 		})
 	}
 }
+
+func TestVolumes(t *testing.T) {
+	for _, form := range []instance.Type{instance.Container, instance.VirtualMachine} {
+		t.Run(string(form), func(t *testing.T) {
+			instancetest.Volumes(t, instancetest.New(t, bin), form)
+		})
+	}
+}

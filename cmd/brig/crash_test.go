@@ -30,6 +30,13 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	r.Must(t, "image", "pull", app)
 	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
 	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
+	apart := t.TempDir()
+	r.Must(t, "storage", "create", "apart", "overlay", "source="+apart)
+	r.Must(t, "storage", "create", "elastic", "btrfs", "--size", "256MiB")
+	t.Cleanup(func() {
+		r.Must(t, "storage", "delete", "apart")
+		r.Must(t, "storage", "delete", "elastic")
+	})
 	create := []string{"create", app, "web"}
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
@@ -45,23 +52,46 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	write := func(text string) []string {
 		return []string{"exec", "web", "--", "/bin/probe", "write", "/data/new", text}
 	}
+	// The volumes of stories are data and, where there is a second one, more.
+	volume, attach := []string{"storage", "volume", "create", "default", "data"}, []string{"storage", "volume", "attach", "default", "data", "web", "/srv"}
+	keep := []string{"storage", "volume", "snapshot", "create", "default", "data", "v1"}
 	start, stop, restore := []string{"start", "web", "--wait", "ready"}, []string{"stop", "-f", "web"}, []string{"snapshot", "restore", "web", "s1"}
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
 		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
 		"start":  {[][]string{create}, []string{"start", "web", "--wait", "ready"}, []int{0, 4}, runs},
-		"snapshot": {[][]string{create}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
+		// It runs, and stands still for the moment that the snapshot takes.
+		"snapshot": {[][]string{create, volume, attach, start}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return runs(t, r) && len(parts(t, r)) == 1 && r.Run(t, "snapshot", "restore", "web", "s1", "--volumes").Code == 0
+		}},
+		"snapshot-delete": {[][]string{create, volume, attach, snapshot}, []string{"snapshot", "delete", "web", "s1"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return len(parts(t, r)) == 0 && r.Run(t, restore...).Code == 3
+		}},
+		"snapshot-rename": {[][]string{create, volume, attach, snapshot}, []string{"snapshot", "rename", "web", "s1", "s2"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return slices.Equal(parts(t, r), []string{"web/s2"}) && r.Run(t, "snapshot", "restore", "web", "s2", "--volumes").Code == 0
 		}},
 		"restore": {
-			[][]string{create, snapshot, {"start", "web", "--wait", "ready"}, {"exec", "web", "--", "/bin/probe", "write", "/data/new", "x"}, {"stop", "-f", "web"}},
-			[]string{"snapshot", "restore", "web", "s1"}, []int{0},
+			[][]string{create, volume, attach, snapshot, start, write("x"), {"exec", "web", "--", "/bin/probe", "write", "/srv/new", "x"}, stop},
+			append(restore, "--volumes"), []int{0},
 			func(t *testing.T, r *instancetest.Rig) bool {
-				r.Must(t, "start", "web", "--wait", "ready")
-				return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/data/new").Code != 0
+				r.Must(t, start...)
+				return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/data/new").Code != 0 && r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0
 			},
 		},
-		"copy": {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
+		"attach": {[][]string{create, volume, start}, attach, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "exec", "web", "--", "/bin/probe", "write", "/srv/new", "x").Code == 0 && r.Run(t, "storage", "volume", "detach", "default", "data", "web").Code == 0
+		}},
+		"detach": {[][]string{create, volume, attach, start, {"exec", "web", "--", "/bin/probe", "write", "/srv/new", "x"}}, []string{"storage", "volume", "detach", "default", "data", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0 && r.Run(t, "storage", "volume", "delete", "default", "data").Code == 0
+		}},
+		"volume-create": {nil, volume, []int{0}, hasVolume("default", "data")},
+		"volume-copy":   {[][]string{volume, keep}, []string{"storage", "volume", "copy", "default/data", "far/more"}, []int{0, 4}, hasVolume("far", "more")},
+		"volume-move":   {[][]string{volume, keep}, []string{"storage", "volume", "move", "default/data", "far/more"}, []int{0, 3}, hasVolume("far", "more")},
+		"volume-snapshot": {[][]string{create, volume, attach, start}, keep, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return runs(t, r) && hasVolume("default", "data", "v1")(t, r)
+		}},
+		"volume-restore": {[][]string{volume, keep}, []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1"}, []int{0}, hasVolume("default", "data", "v1")},
+		"copy":           {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
 		"rename": {[][]string{create}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("db", "Stopped")(t, r) && is("web", "")(t, r)
 		}},
@@ -71,6 +101,15 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
 		}},
+		"refresh": {
+			[][]string{create, snapshot, {"copy", "web", "db", "-s", "far", "--refresh"}, start, write("new"), stop, {"snapshot", "create", "web", "s2"}, {"snapshot", "delete", "web", "s1"}},
+			[]string{"copy", "web", "db", "--refresh"}, []int{0},
+			func(t *testing.T, r *instancetest.Rig) bool {
+				want, got := r.Must(t, "snapshot", "list", "web", "-f", "csv"), r.Must(t, "snapshot", "list", "db", "-f", "csv")
+				r.Must(t, "start", "db", "--wait", "ready")
+				return got == want && in(t, r, "far", "db") && r.Must(t, "exec", "db", "--", "/bin/probe", "read", "/data/new") == "new"
+			},
+		},
 		"delete": {[][]string{create, snapshot}, []string{"delete", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
 			return is("web", "")(t, r) && len(list) == 1 && list[0].Name == "web"
@@ -86,9 +125,55 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			again := r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/data/new")
 			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
 		}},
+		"adopt": {[][]string{{"storage", "delete", "--force", "apart"}}, []string{"storage", "create", "apart", "overlay", "source=" + apart, "--adopt"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", app, "web", "-s", "apart").Code == 0 && in(t, r, "apart", "web")
+		}},
+		"set-pool": {[][]string{{"storage", "set", "elastic", "size=256MiB"}}, []string{"storage", "set", "elastic", "size=320MiB"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			_, pools := space(t, r)
+			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
+		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
+}
+
+// kept names what the snapshots of a volume were taken with, or are called.
+func kept(t *testing.T, r *instancetest.Rig, pool, volume string) (with, names []string) {
+	t.Helper()
+	var list []struct {
+		Name      string
+		TakenWith string `json:"taken_with"`
+	}
+	if err := json.Unmarshal([]byte(r.Must(t, "storage", "volume", "snapshot", "list", pool, volume, "-f", "json")), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.TakenWith != "" {
+			with = append(with, s.TakenWith)
+		} else {
+			names = append(names, s.Name)
+		}
+	}
+	return with, names
+}
+
+// parts are the instances' snapshots that the volume data is a part of.
+func parts(t *testing.T, r *instancetest.Rig) []string {
+	t.Helper()
+	with, _ := kept(t, r, "default", "data")
+	return with
+}
+
+// hasVolume tells whether a volume is there with these snapshots, and nothing half
+// done beside it.
+func hasVolume(pool, volume string, snapshots ...string) func(*testing.T, *instancetest.Rig) bool {
+	return func(t *testing.T, r *instancetest.Rig) bool {
+		if r.Run(t, "storage", "volume", "info", pool, volume).Code != 0 {
+			return false
+		}
+		_, names := kept(t, r, pool, volume)
+		return len(snapshots) == 0 || slices.Equal(names, snapshots)
+	}
 }
 
 // in tells whether nothing but one instance is in a pool.
@@ -190,6 +275,10 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 		}
 	}
 	r.Must(t, "trash", "empty", "--all")
+	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
+		v := strings.SplitN(line, ",", 3)
+		r.Must(t, "storage", "volume", "delete", v[1], v[0])
+	}
 	if r.Run(t, "image", "show", image).Code == 0 {
 		r.Must(t, "image", "delete", image)
 	}

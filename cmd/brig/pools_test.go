@@ -97,9 +97,12 @@ func TestCopyAndMoveBetweenPools(t *testing.T) {
 
 	r.Must(t, "start", "web", "--wait", "ready")
 	address := r.Must(t, "list", "web", "-f", "csv", "-c", "4")
-	for _, args := range [][]string{{"copy", "web", "db", "-s", "far"}, {"move", "web", "-s", "far"}} {
-		r.Fails(t, 4, []string{"web", "running", "far", "brig stop web"}, args...)
+	r.Fails(t, 4, []string{"web", "running", "far", "brig stop web"}, "move", "web", "-s", "far")
+	r.Must(t, "copy", "web", "live", "-s", "far")
+	if got := said("live"); got != "three" {
+		t.Errorf("a copy of the running web says %q, want three", got)
 	}
+	r.Must(t, "delete", "--now", "live")
 	r.Must(t, "copy", "web/one", "old", "-s", "far")
 	r.Must(t, "stop", "-f", "web")
 	r.Must(t, "copy", "web", "db", "-s", "far")
@@ -245,4 +248,84 @@ func noise(n int) []byte {
 		b[i] = byte(state >> 56)
 	}
 	return b
+}
+
+// TestRefresh keeps copies up to date in pools of every kind.
+func TestRefresh(t *testing.T) {
+	r := instancetest.New(t, bin)
+	app := probeImage(t, r)
+	t.Cleanup(func() {
+		r.Must(t, "storage", "delete", "far")
+		r.Must(t, "storage", "delete", "fast")
+		r.Must(t, "storage", "delete", "faster")
+	})
+	t.Cleanup(func() { r.Empty(t) })
+	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
+	r.Must(t, "storage", "create", "fast", "btrfs", "size=512MiB")
+	r.Must(t, "storage", "create", "faster", "btrfs", "size=512MiB")
+	for _, pools := range [][2]string{{"default", "default"}, {"default", "far"}, {"default", "fast"}, {"fast", "fast"}, {"fast", "faster"}, {"faster", "far"}} {
+		t.Run(pools[0]+" "+pools[1], func(t *testing.T) { keepUpToDate(t, r, app, pools[0], pools[1]) })
+	}
+}
+
+func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
+	put := func(name, text string) {
+		t.Helper()
+		r.Must(t, "exec", name, "--", "/bin/probe", "write", "/data/new", text)
+	}
+	says := func(name, want string) {
+		t.Helper()
+		r.Must(t, "start", name, "--wait", "ready")
+		if got := r.Must(t, "exec", name, "--", "/bin/probe", "read", "/data/new"); got != want {
+			t.Errorf("%s says %q, want %q", name, got, want)
+		}
+	}
+	alike := func() {
+		t.Helper()
+		want, got := r.Must(t, "snapshot", "list", "web", "-f", "csv"), r.Must(t, "snapshot", "list", "db", "-f", "csv")
+		if got != want {
+			t.Errorf("snapshots of the copy:\n%swant:\n%s", got, want)
+		}
+	}
+	t.Cleanup(func() { r.Empty(t) })
+	r.Must(t, "launch", app, "web", "-s", from, "--wait", "ready")
+	put("web", "one")
+	r.Must(t, "snapshot", "create", "web", "one", "--description", "the first")
+	r.Must(t, "copy", "web", "db", "-s", to, "--refresh")
+	alike()
+	says("db", "one")
+	put("db", "spoilt")
+	address := r.Must(t, "list", "db", "-f", "csv", "-c", "4")
+	r.Fails(t, 4, []string{"db", "running", "brig stop db"}, "copy", "web", "db", "--refresh")
+	r.Must(t, "stop", "-f", "db")
+
+	put("web", "two")
+	r.Must(t, "config", "set", "web", "snapshots.schedule=@daily")
+	r.Must(t, "snapshot", "create", "web", "two")
+	put("web", "three")
+	r.Must(t, "snapshot", "delete", "web", "one")
+	// The source runs.
+	r.Must(t, "copy", "web", "db", "--refresh", "--verify")
+	alike()
+	says("db", "three")
+	if got := r.Must(t, "list", "db", "-f", "csv", "-c", "4"); got != address {
+		t.Errorf("address after the refresh: %q, want %q", got, address)
+	}
+	if got := r.Must(t, "config", "get", "db", "snapshots.schedule"); strings.TrimSpace(got) != "@daily" {
+		t.Errorf("snapshots.schedule of the copy is %q", got)
+	}
+	r.Must(t, "snapshot", "restore", "db", "two")
+	if got := r.Must(t, "exec", "db", "--", "/bin/probe", "read", "/data/new"); got != "two" {
+		t.Errorf("db says %q after going back, want two", got)
+	}
+	r.Must(t, "stop", "-f", "db")
+	r.Must(t, "copy", "web", "db", "--refresh")
+	alike()
+	says("db", "three")
+	r.Must(t, "stop", "-f", "db")
+
+	r.Fails(t, 2, []string{"db", to}, "copy", "web", "db", "--refresh", "-s", "nowhere")
+	r.Fails(t, 4, []string{"web"}, "copy", "web", "web", "--refresh")
+	r.Fails(t, 2, []string{"two"}, "copy", "web/two", "db", "--refresh")
+	r.Must(t, "delete", "-f", "--now", "web", "db")
 }

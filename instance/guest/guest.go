@@ -32,7 +32,8 @@ const maxSettings = 4 << 20
 // Settings are all that a guest is told: the content of boot.json.
 type Settings struct {
 	instance.Boot
-	NICs []instance.NIC `json:"nics,omitempty"`
+	NICs   []instance.NIC   `json:"nics,omitempty"`
+	Mounts []instance.Mount `json:"mounts,omitempty"` // virtual machines; in this order
 }
 
 // SettingsOf are the settings of a machine.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -151,6 +152,30 @@ func (r *Root) MkdirAll(name string) error {
 		return err
 	}
 	return d.Close()
+}
+
+// OpenDir opens the directory that name leads to, to mount at, and gives the path
+// of it in the guest, without links.
+func (r *Root) OpenDir(name string) (*os.File, string, error) {
+	dir, err := r.open(name, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, "", err
+	}
+	here, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err == nil {
+		var root string
+		root, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", r.dir.Fd()))
+		inside, ok := strings.CutPrefix(here, strings.TrimSuffix(root, "/"))
+		if err == nil && (!ok || !strings.HasPrefix(inside, "/")) {
+			err = &fs.PathError{Op: "open", Path: name, Err: errors.New("not below the root directory")}
+		}
+		here = inside
+	}
+	if err != nil {
+		dir.Close()
+		return nil, "", err
+	}
+	return dir, here, nil
 }
 
 // remove removes a file or link, not what it leads to.

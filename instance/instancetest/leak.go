@@ -243,10 +243,13 @@ func files(t testing.TB, dir string) []string {
 // are kept on purpose.
 var kept = []string{
 	"state/clock.json",
+	"state/id",
 	"state/intents/reserve",
 	"state/kernels",
 	"state/network.json",
+	"state/pools/default/owner.json",
 	"state/pools/default/pool.json",
+	"state/storage/default.json",
 }
 
 func eachLine(t testing.TB, path string, do func(string)) {

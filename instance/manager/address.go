@@ -87,6 +87,12 @@ func (m *Manager) claimAddress(spec *instance.Spec) error {
 	return store.WriteFile(root, spec.Address.Addr().String(), []byte(spec.ID))
 }
 
+// claims tells whether an instance has claimed the address that it has.
+func (m *Manager) claims(spec *instance.Spec) bool {
+	owner, err := os.ReadFile(filepath.Join(m.addressDir(), spec.Address.Addr().String()))
+	return err == nil && string(owner) == spec.ID
+}
+
 // releaseAddress gives the address of an instance back, if it is still the
 // instance's own.
 func (m *Manager) releaseAddress(spec *instance.Spec) error {

@@ -72,12 +72,22 @@ func (m *Manager) readClock() (was, is clock) {
 			was = clock{}
 		}
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	var up unix.Timespec
-	if err != nil || unix.ClockGettime(unix.CLOCK_BOOTTIME, &up) != nil {
+	boot, up, err := m.cfg.Uptime()
+	if err != nil {
 		return was, was
 	}
-	return was, was.at(strings.TrimSpace(string(boot)), time.Duration(up.Nano()), now())
+	return was, was.at(boot, up, m.cfg.Clock())
+}
+
+// hostUptime asks the kernel.
+func hostUptime() (string, time.Duration, error) {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", 0, err
+	}
+	var up unix.Timespec
+	err = unix.ClockGettime(unix.CLOCK_BOOTTIME, &up)
+	return strings.TrimSpace(string(boot)), time.Duration(up.Nano()), err
 }
 
 // saveClock writes down the count now.

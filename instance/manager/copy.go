@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -12,9 +13,10 @@ import (
 	"brig/storage"
 )
 
-// Copy makes a stopped instance with the data and configuration of another, or
-// of one of its snapshots. The copy has an identity of its own: id, MAC and
-// address.
+// Copy makes a stopped instance with the data, configuration and snapshots of
+// another, or with those of one of its snapshots. The copy has an identity of its
+// own: id, MAC and address. With Refresh, a copy that is there already is brought
+// up to date.
 func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, error) {
 	if r.Name == "" {
 		r.Name = generatedName(newID())
@@ -27,11 +29,25 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 			return nil, err
 		}
 	}
+	if r.Refresh && r.Snapshot != "" {
+		return nil, fault.New(fault.Invalid, "cannot refresh %q from snapshot %q: a copy is refreshed from the instance as it is", r.Name, r.Snapshot)
+	}
+	if r.Name == r.Source {
+		return nil, fault.New(fault.AlreadyExists, "cannot copy %q to itself", r.Source)
+	}
 	src, held, err := m.openLocked(ctx, "copy", r.Source, r.Name)
 	if err != nil {
 		return nil, err
 	}
 	defer held.Release()
+	if r.Refresh {
+		switch _, _, err := m.find(ctx, instanceKey(r.Name)); {
+		case err == nil:
+			return m.refresh(ctx, src, r)
+		case !fault.Is(err, fault.NotFound):
+			return nil, err
+		}
+	}
 	if err := m.nameIsFree(ctx, r.Name); err != nil {
 		return nil, err
 	}
@@ -46,20 +62,27 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	}
 	spec := *from
 	spec.ID, spec.Name, spec.CreatedAt = newID(), r.Name, now()
-	spec.Config, spec.Profiles = maps.Clone(from.Config), slices.Clone(from.Profiles)
-	if r.Pool != "" && r.Pool != src.pool {
-		if err := m.copyAcross(ctx, src, &spec, r); err != nil {
-			return nil, fmt.Errorf("cannot copy %q to %q in pool %q: %w", r.Source, r.Name, r.Pool, err)
+	spec.Config, spec.Profiles, spec.Devices = maps.Clone(from.Config), slices.Clone(from.Profiles), maps.Clone(from.Devices)
+	whole, err := m.wholeCopy(ctx, src, r)
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy %q to %q: %w", r.Source, r.Name, err)
+	}
+	if whole {
+		if err := m.copyWhole(ctx, src, &spec, r); err != nil {
+			return nil, fmt.Errorf("cannot copy %q to %q in pool %q: %w", r.Source, r.Name, cmp.Or(r.Pool, src.pool), err)
 		}
 		return &spec, nil
 	}
 	args := createArgs{Spec: &spec, Pool: src.pool, From: sourceOf(r.Source, r.Snapshot)}
 	var live *storage.Live
 	if r.Snapshot == "" {
-		var err error
-		if live, err = m.liveness(src); err != nil {
-			return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
-		}
+		live, err = m.liveness(src)
+	}
+	if err == nil {
+		err = m.roomToClone(ctx, src, live != nil)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
 	}
 	op := m.cloneOperation(args, live)
 	err = m.withAddress(ctx, &spec, !from.Address.IsValid(), func() error {
@@ -69,6 +92,19 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 		return nil, fmt.Errorf("cannot copy %q to %q: %w", r.Source, r.Name, err)
 	}
 	return &spec, nil
+}
+
+// wholeCopy tells whether a copy takes more than a clone: it is for another pool, or
+// has snapshots, which a driver that cannot share them leaves behind.
+func (m *Manager) wholeCopy(ctx context.Context, src *opened, r CopyRequest) (bool, error) {
+	if r.Pool != "" && r.Pool != src.pool {
+		return true, nil
+	}
+	if a, ok := src.volume.(storage.Adopter); r.Snapshot != "" || r.InstanceOnly || !ok || !a.CanAdopt(src.volume) {
+		return false, nil
+	}
+	list, err := src.volume.Snapshots(ctx)
+	return len(visible(list)) > 0, err
 }
 
 func snapshotSpec(ctx context.Context, src *opened, snapshot string) (*instance.Spec, error) {

@@ -68,6 +68,9 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err := driver.Check(ctx); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
+	if err := m.checkDevices(ctx, spec); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
 	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
@@ -81,6 +84,11 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
 	}
+	locked, err := m.lockVolumesOf(ctx, doing, spec)
+	if err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	defer locked.Release()
 	if start {
 		var drop func()
 		ctx, drop = keeper.Ahead(ctx, m.cfg.Helpers.Keeper, m.cfg.Dirs.RunOf(spec.ID))
@@ -124,8 +132,10 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 			return nil, fault.New(fault.NotFound, "cannot create %q: there is no profile %q; the only one is default", name, p)
 		}
 	}
-	if len(r.Devices) > 0 {
-		return nil, fault.New(fault.Unsupported, "cannot create %q: devices cannot be given yet", name)
+	for device, keys := range r.Devices {
+		if _, err := parseDevice(device, keys); err != nil {
+			return nil, fmt.Errorf("cannot create %q: %w", name, err)
+		}
 	}
 	return &instance.Spec{
 		Version:     instance.SpecVersion,
@@ -136,10 +146,19 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 		CreatedAt:   now(),
 		Command:     r.Command,
 		Config:      maps.Clone(r.Config),
-		Devices:     map[string]map[string]string{},
+		Devices:     devices(r.Devices),
 		Profiles:    []string{"default"},
 		Ephemeral:   r.Ephemeral,
 	}, nil
+}
+
+// devices gives a copy of what was asked for.
+func devices(wanted map[string]map[string]string) map[string]map[string]string {
+	all := map[string]map[string]string{}
+	for name, keys := range wanted {
+		all[name] = maps.Clone(keys)
+	}
+	return all
 }
 
 // describe fills in what the image says about the instance.
@@ -258,7 +277,7 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 // dropFiles removes the run and log folders of an instance that is gone, and what
 // its schedule remembers.
 func (m *Manager) dropFiles(id string) error {
-	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id)} {
+	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id), m.expiriesPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}

@@ -15,16 +15,27 @@ type deleteArgs struct {
 	Pool  string
 	Trash string // what its volume is called in the trash; empty: it goes for good
 	Note  deletion
+
+	Damaged bool // its volume cannot be opened
 }
 
 // Delete moves an instance with its snapshots to the trash, or removes it for
 // good. A running one is refused unless forced.
 func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) error {
 	inst, held, err := m.openLocked(ctx, "delete", name)
+	if err != nil && !fault.Is(err, fault.Busy) && m.damaged(ctx, name) {
+		if !o.Force {
+			return fmt.Errorf("%w; to delete it nevertheless, use brig delete --force %s", err, name)
+		}
+		return m.deleteDamaged(ctx, name, o)
+	}
 	if err != nil {
 		return err
 	}
 	defer held.Release()
+	if err := m.noneMounted(inst.spec, "delete"); err != nil {
+		return err
+	}
 	if state := m.state(inst.spec); state.Status != instance.Stopped {
 		if !o.Force {
 			return fault.New(fault.WrongState, "cannot delete %q: it is %s; stop it first, or delete it with --force", name, stateWord(state.Status))
@@ -50,13 +61,16 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 // remove deletes a stopped instance. The caller holds its lock.
 func (m *Manager) remove(ctx context.Context, inst *opened, forGood bool) error {
 	name := inst.spec.Name
-	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool}, []string{name}
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool, Damaged: inst.volume == nil}, []string{name}
 	if !forGood {
-		args.Trash, args.Note = trashName(inst.spec), deletion{At: now(), Passed: m.passed(ctx)}
+		args.Trash, args.Note = trashName(inst.spec), deletion{At: m.cfg.Clock().UTC(), Passed: m.passed(ctx)}
 		names = append(names, trashLock(args.Trash))
 	}
 	if err := m.perform(ctx, "delete", names, args); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
+	}
+	if forGood {
+		m.forgetParts(ctx, inst.spec.ID)
 	}
 	return nil
 }
@@ -78,7 +92,7 @@ func (m *Manager) dropEphemeral(ctx context.Context) error {
 			continue
 		}
 		inst, err := m.open(ctx, v.Spec.Name)
-		if err == nil && inst.spec.ID == v.Spec.ID && m.state(inst.spec).Status == instance.Stopped {
+		if err == nil && inst.spec.ID == v.Spec.ID && m.noneMounted(inst.spec, "delete") == nil && m.state(inst.spec).Status == instance.Stopped {
 			errs = append(errs, m.remove(ctx, inst, true))
 		}
 		held.Release()
@@ -101,6 +115,9 @@ func (m *Manager) tellOfSpace(ctx context.Context, inst *opened) {
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
 	return &operation{forward: true, steps: []step{
 		{name: "volume", do: func(ctx context.Context) error {
+			if a.Damaged {
+				return m.dropDamaged(ctx, a)
+			}
 			if a.Trash != "" {
 				return m.throwAway(ctx, a)
 			}
@@ -109,4 +126,19 @@ func (m *Manager) deleteOperation(a deleteArgs) *operation {
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
 		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
 	}}
+}
+
+// dropDamaged deletes a volume that cannot be opened.
+func (m *Manager) dropDamaged(ctx context.Context, a deleteArgs) error {
+	pool, err := m.pool(ctx, a.Pool)
+	if err != nil {
+		return err
+	}
+	if _, err := pool.Open(ctx, instanceKey(a.Spec.Name)); err == nil {
+		return nil // it is another one
+	}
+	if err := pool.Delete(ctx, instanceKey(a.Spec.Name)); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
 }

@@ -20,12 +20,12 @@ func (m *Manager) expire(ctx context.Context) error {
 		switch {
 		case err != nil:
 			// There was no room for one, or it is damaged.
-			errs = append(errs, m.renote(ctx, t, deletion{now(), passed}))
-		case note.over(passed, now()):
+			errs = append(errs, m.renote(ctx, t, deletion{m.cfg.Clock().UTC(), passed}))
+		case note.over(passed, m.cfg.Clock()):
 			errs = append(errs, m.discard(ctx, t))
 		}
 	}
-	return errors.Join(append(errs, m.expireUndo(ctx, passed))...)
+	return errors.Join(append(errs, m.expireUndo(ctx, passed), m.expireMarks(ctx))...)
 }
 
 // renote notes anew since when a deleted instance is kept.
@@ -56,6 +56,6 @@ func (m *Manager) overdue() bool {
 			return false
 		}
 		note, err := readNote(volume)
-		return err != nil || note.over(clock.Passed, now())
+		return err != nil || note.over(clock.Passed, m.cfg.Clock())
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"brig/instance"
+	"brig/instance/keeper"
 	"brig/storage"
 )
 
@@ -28,6 +29,10 @@ func (m *Manager) List(ctx context.Context) ([]View, error) {
 		views, err := m.listPool(ctx, in, started)
 		if err != nil {
 			m.cfg.Notice(fmt.Sprintf("The instances of pool %q cannot be listed: %v", in, err))
+			views = m.lost(in)
+			for i := range views {
+				views[i].State.Reason = err.Error()
+			}
 		}
 		all = append(all, views...)
 	}
@@ -83,6 +88,23 @@ func (m *Manager) started() map[string]bool {
 		ids[n] = true
 	}
 	return ids
+}
+
+// lost shows the instances of a pool that cannot be read, as far as they were
+// started: what their machines are is known without it.
+func (m *Manager) lost(in string) []View {
+	var views []View
+	for id := range m.started() {
+		machine, err := keeper.Load(m.cfg.Dirs.RunOf(id))
+		if err != nil || machine.Pool != in {
+			continue
+		}
+		spec := &instance.Spec{ID: machine.ID, Name: machine.Name, Type: machine.Type}
+		if state := m.state(spec); state.Status != instance.Stopped {
+			views = append(views, View{Spec: spec, Pool: in, State: state})
+		}
+	}
+	return views
 }
 
 // view shows one instance. Gone means that it was deleted in the meantime.

@@ -166,6 +166,19 @@ func (m *Manager) UnmountSnapshot(ctx context.Context, target string) error {
 	return m.cfg.Looker.Unmount(ctx, target)
 }
 
+// noneMounted refuses to do something to an instance of which somebody looks at a
+// snapshot: what is shown would go.
+func (m *Manager) noneMounted(spec *instance.Spec, doing string) error {
+	where, err := m.cfg.Looker.Mounted(spec.ID + "/")
+	if err == nil && where != "" {
+		err = fault.New(fault.Busy, "a snapshot of it is mounted at %q; unmount it first: brig snapshot unmount %s", where, where)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	return nil
+}
+
 // notMounted refuses to do something to a snapshot that somebody looks at.
 func (m *Manager) notMounted(inst *opened, doing, snapshot string) error {
 	where, err := m.cfg.Looker.Mounted(subject(inst, snapshot))

@@ -18,6 +18,7 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	machine := &instance.Machine{
 		ID:      spec.ID,
 		Name:    spec.Name,
+		Pool:    o.pool,
 		Type:    spec.Type,
 		BrigDir: m.cfg.BrigDir,
 		RunDir:  m.cfg.Dirs.RunOf(spec.ID),
@@ -40,10 +41,12 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	} else {
 		machine.Boot.DNS = nil
 	}
-	if v, ok := o.volume.(storage.Mounter); ok {
-		if err := v.Mount(ctx); err != nil {
-			return nil, err
-		}
+	if err := mount(ctx, o.volume); err != nil {
+		return nil, err
+	}
+	var err error
+	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
+		return nil, err
 	}
 	root := o.volume.Root()
 	if o.volume.Content() == storage.Tree {
@@ -52,6 +55,14 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 	}
 	machine.Root.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
 	return machine, m.chooseKernel(ctx, spec, machine)
+}
+
+// mount makes what Root tells of a volume be there.
+func mount(ctx context.Context, volume storage.Volume) error {
+	if v, ok := volume.(storage.Mounter); ok {
+		return v.Mount(ctx)
+	}
+	return nil
 }
 
 // chooseKernel gives a virtual machine the kernel of its image, or one of

@@ -33,7 +33,11 @@ type Config struct {
 	Looker  Looker
 
 	Sweep func() error     // frees deleted data in a process of its own
-	Clock func() time.Time // what schedules go by; nil: the host's, in its time zone
+	Clock func() time.Time // what schedules and expiry go by; nil: the host's, in its time zone
+
+	// Uptime tells the kernel's id of this boot and how long ago it was, asleep or
+	// not. Nil: the host's.
+	Uptime func() (boot string, up time.Duration, err error)
 
 	Progress   images.Progress
 	Notice     func(text string) // something the user should know, one line
@@ -68,7 +72,8 @@ type Looker interface {
 	Mount(ctx context.Context, root storage.Root, target, subject string) error
 	Unmount(ctx context.Context, target string) error
 
-	// Mounted tells where a subject is mounted; empty: nowhere.
+	// Mounted tells where a subject is mounted, or one that begins with it if it ends
+	// in a slash; empty: nowhere.
 	Mounted(subject string) (target string, err error)
 
 	// Tidy ends what belongs to mounts that were taken away by other means.
@@ -120,6 +125,9 @@ func New(cfg Config) *Manager {
 	}
 	if m.cfg.Clock == nil {
 		m.cfg.Clock = time.Now
+	}
+	if m.cfg.Uptime == nil {
+		m.cfg.Uptime = hostUptime
 	}
 	if m.cfg.Notice == nil {
 		m.cfg.Notice = func(string) {}

@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"brig/instance/fault"
-	"brig/instance/store"
 	"brig/storage"
 )
 
@@ -27,8 +26,14 @@ type Pools interface {
 	Create(ctx context.Context, r storage.Record) error
 	Delete(ctx context.Context, name string) error
 
-	// Record tells how a pool was made.
+	// Record tells how a pool was made, and Update notes it anew.
 	Record(name string) (storage.Record, error)
+	Update(r storage.Record) error
+
+	// Adopt makes the pool at a source ours, if it fits; Forget lets go of one and
+	// leaves what is in it. Both can be repeated.
+	Adopt(ctx context.Context, r storage.Record, fits func(storage.Pool) error) error
+	Forget(ctx context.Context, name string) error
 }
 
 // pool gives a pool by name; empty means the default one.
@@ -94,6 +99,7 @@ type PoolView struct {
 	Info    storage.Info
 	UsedBy  []string // instances
 	Trashed []string // instances that were deleted and are still kept
+	Volumes []string // custom volumes
 	Reason  string   // why it cannot be used; empty: it can
 }
 
@@ -111,6 +117,9 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 	if err == nil {
 		v.UsedBy, v.Trashed, err = volumesIn(ctx, pool)
 	}
+	if err == nil {
+		v.Volumes, err = customIn(ctx, pool)
+	}
 	if err != nil {
 		v.Reason = err.Error()
 	}
@@ -119,8 +128,8 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 
 // CreatePool makes a pool.
 func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
-	if err := store.CheckSnapshotName(r.Name); err != nil {
-		return fault.New(fault.Invalid, "cannot create a pool named %q: use letters, digits, dots, hyphens and underscores", r.Name)
+	if err := checkPoolName(r.Name); err != nil {
+		return err
 	}
 	held, err := m.lock(ctx, "create", "pool:"+r.Name)
 	if err != nil {
@@ -137,7 +146,8 @@ func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
 	return m.cfg.Pools.Create(ctx, r)
 }
 
-// DeletePool removes a pool that no instance is in, with the images in it.
+// DeletePool removes a pool that no instance and no volume is in, with the images
+// in it.
 func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	if name == DefaultPool {
 		return fault.New(fault.Forbidden, "cannot delete pool %q: it is the one that is always there", name)
@@ -152,13 +162,16 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 		return err
 	}
 	if v.Reason != "" {
-		return fault.New(fault.Unavailable, "cannot delete pool %q: it cannot be looked into: %s", name, v.Reason)
+		return fault.New(fault.Unavailable, "cannot delete pool %q: it cannot be looked into: %s; to take it off the list and leave what is in it, use --force", name, v.Reason)
 	}
 	if len(v.UsedBy) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d instances are in it, %q among them; delete or move them first", name, len(v.UsedBy), v.UsedBy[0])
 	}
 	if len(v.Trashed) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
+	}
+	if len(v.Volumes) > 0 {
+		return fault.New(fault.WrongState, "cannot delete pool %q: %d volumes are in it, %q among them; delete or move them first, with brig storage volume", name, len(v.Volumes), v.Volumes[0])
 	}
 	return m.cfg.Pools.Delete(ctx, name)
 }

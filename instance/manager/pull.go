@@ -125,7 +125,9 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 			return nil, err
 		}
 	}
-	if err := roomForImage(ctx, pool, in, &image); err != nil {
+	// What is a file on this host is read where it is.
+	fetched := ref.Remote != ImportRemote && (ref.Remote != "" || ref.Scheme == "docker")
+	if err := m.roomForImage(ctx, pool, in, &image, fetched); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
 	op := m.pullOperation(a)

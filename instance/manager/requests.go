@@ -50,8 +50,10 @@ type CopyRequest struct {
 	Snapshot string // empty: the instance as it is now
 	Name     string // empty: a generated one
 
-	Pool         string // empty: that of the source
-	InstanceOnly bool   // leave the snapshots behind; in one pool they always are
+	Pool         string // empty: that of the source, or where the copy to be refreshed is
+	InstanceOnly bool   // leave the snapshots behind
+	Refresh      bool   // bring a copy that is there up to date
+	Verify       bool   // with Refresh: compare all data in the end
 }
 
 // MoveRequest names what to move and where.
@@ -67,6 +69,11 @@ type SnapshotRequest struct {
 	Description string
 	ExpiresAt   time.Time // zero: never
 	Auto        bool      // taken by a schedule, which may drop it again
+}
+
+// RestoreOptions tell what a restore brings back beside the instance itself.
+type RestoreOptions struct {
+	Volumes bool // also the custom volumes that it has, as they were then
 }
 
 // ConfigChange is what is to become of configuration keys.

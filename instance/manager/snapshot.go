@@ -2,6 +2,7 @@ package manager
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -31,7 +32,7 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 }
 
 // takeSnapshot is CreateSnapshot of an instance whose lock is held.
-func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot string, r SnapshotRequest) (string, error) {
+func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot string, r SnapshotRequest) (_ string, err error) {
 	name := inst.spec.Name
 	list, err := inst.volume.Snapshots(ctx)
 	if err != nil {
@@ -51,19 +52,34 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 		return "", fault.New(fault.AlreadyExists, "cannot snapshot %q: it has a snapshot named %q; choose another name, or delete that one", name, snapshot)
 	}
 	live, err := m.liveness(inst)
+	if err == nil {
+		err = m.roomToClone(ctx, inst, live != nil)
+	}
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
-	args := snapshotArgs{Name: name, ID: inst.spec.ID, Snapshot: snapshot}
-	op := m.snapshotOperation(args)
-	op.steps[0].do = func(ctx context.Context) error {
-		return inst.volume.Snapshot(ctx, snapshot, storage.SnapshotOptions{
-			Description: r.Description, CreatedAt: at.UTC().Truncate(time.Millisecond),
-			ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto, Live: live,
-		})
-	}
-	if err := m.performAs(ctx, "snapshot", []string{name}, args, op); err != nil {
+	parts, locked, err := m.partsToTake(ctx, inst, snapshot)
+	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	defer locked.Release()
+	args := snapshotArgs{Name: name, ID: inst.spec.ID, Snapshot: snapshot, Volumes: parts}
+	o := storage.SnapshotOptions{Description: r.Description, CreatedAt: keptAt(at), ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto}
+	op := m.snapshotOperation(args)
+	if len(parts) == 0 {
+		o.Live = live
+		op.steps[0].do = func(ctx context.Context) error { return inst.volume.Snapshot(ctx, snapshot, o) }
+	} else {
+		args.Held = m.state(inst.spec).Status == instance.Running
+		t := &together{m: m, inst: inst, args: args, o: o}
+		op.steps[0].do, op.steps[1].do = t.take, t.volumes
+		defer func() { err = errors.Join(err, t.release()) }()
+	}
+	if err := m.performAs(ctx, "snapshot", append([]string{name}, partLocks(parts)...), args, op); err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
+	if long(inst.volume) {
+		m.sweepSoon()
 	}
 	return snapshot, nil
 }
@@ -85,28 +101,32 @@ func snapshotName(config map[string]string, auto bool, at time.Time, taken []str
 	}
 }
 
-// snapshotArgs name a snapshot of an instance.
+// snapshotArgs name a snapshot of an instance and its parts in volumes.
 type snapshotArgs struct {
 	Name, ID, Snapshot string
+	Volumes            []part
+	Held               bool // the instance runs, and stands still for it
 }
 
 // snapshotOperation is what recovery needs of a snapshot: it cannot be taken by
 // another, so it is dropped if it was taken.
 func (m *Manager) snapshotOperation(a snapshotArgs) *operation {
-	return &operation{steps: []step{{name: "take", undo: func(ctx context.Context) error {
-		inst, err := m.open(ctx, a.Name)
-		if fault.Is(err, fault.NotFound) || err == nil && inst.spec.ID != a.ID {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		err = inst.volume.DeleteSnapshot(ctx, a.Snapshot)
-		if fault.Is(err, fault.NotFound) {
-			return nil
-		}
-		return err
-	}}}}
+	return &operation{steps: []step{
+		{
+			name: "take",
+			undo: func(ctx context.Context) error {
+				if err := m.dropTaken(ctx, a); err != nil || !a.Held {
+					return err
+				}
+				return m.letGo(ctx, a.Name, a.ID)
+			},
+		},
+		{
+			name: "volumes",
+			do:   func(context.Context) error { return nil },
+			undo: func(ctx context.Context) error { return m.dropParts(ctx, a.Volumes) },
+		},
+	}}
 }
 
 // liveness says how a running instance's volume is made consistent; nil for a
@@ -135,6 +155,11 @@ func (m *Manager) liveness(inst *opened) (*storage.Live, error) {
 		live.SwitchDisk = func(ctx context.Context, path string) error {
 			_, err := d.SwitchDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"})
 			return err
+		}
+	}
+	if d, ok := inst.driver.(instance.DiskRebaser); ok {
+		live.RebaseDisk = func(ctx context.Context, path, backing string) error {
+			return d.RebaseDisk(ctx, machine, instance.Disk{Path: path, Format: "qcow2"}, instance.Disk{Path: backing, Format: "qcow2"})
 		}
 	}
 	return live, nil
@@ -168,12 +193,14 @@ type restoreArgs struct {
 	Name, ID, Snapshot string
 	Undo               string // the snapshot of the state before
 	Note               string // its description
+	Volumes            []part // brought back with it
 }
 
 // RestoreSnapshot brings an instance back to a snapshot, configuration
 // included. All snapshots stay, newer ones too, and Undo brings back the state
-// before. A running instance is stopped by force for it and started again.
-func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) error {
+// before. A running instance is stopped by force for it and started again. Its
+// volumes stay as they are unless o says otherwise.
+func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string, o RestoreOptions) error {
 	if err := store.CheckSnapshotName(snapshot); err != nil {
 		return err
 	}
@@ -185,7 +212,15 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string) er
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
 	}
-	return m.goBack(ctx, inst, held, "restore", snapshot, fmt.Sprintf("restore to %q", snapshot))
+	var parts []part
+	if o.Volumes {
+		found, err := m.findParts(ctx, inst.spec.ID, snapshot)
+		if err != nil {
+			return fmt.Errorf("cannot restore %q: %w", name, err)
+		}
+		parts = m.onlyAttached(inst, found)
+	}
+	return m.goBack(ctx, inst, held, "restore", snapshot, fmt.Sprintf("restore to %q", snapshot), parts)
 }
 
 func hasSnapshot(ctx context.Context, inst *opened, snapshot string) error {
@@ -213,6 +248,7 @@ func (m *Manager) restoreOperation(a restoreArgs) *operation {
 			}
 			return inst.volume.Restore(ctx, a.Snapshot)
 		}},
+		{name: "volumes", do: func(ctx context.Context) error { return m.restoreParts(ctx, a) }},
 		{name: "configuration", do: func(ctx context.Context) error { return m.restoreSpec(ctx, a) }},
 		{name: "forget", do: func(ctx context.Context) error {
 			if a.Undo == "" {
@@ -260,7 +296,7 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, name, snapshot string) err
 	if err := m.notMounted(inst, "delete", snapshot); err != nil {
 		return err
 	}
-	if err := inst.volume.DeleteSnapshot(ctx, snapshot); err != nil {
+	if err := m.dropSnapshot(ctx, inst, snapshot); err != nil {
 		return fmt.Errorf("cannot delete snapshot %q of %q: %w", snapshot, name, err)
 	}
 	m.sweepLater()
@@ -285,7 +321,7 @@ func (m *Manager) RenameSnapshot(ctx context.Context, name, snapshot, to string)
 	if err := m.notMounted(inst, "rename", snapshot); err != nil {
 		return err
 	}
-	if err := inst.volume.RenameSnapshot(ctx, snapshot, to); err != nil {
+	if err := m.renameSnapshot(ctx, inst, snapshot, to); err != nil {
 		return fmt.Errorf("cannot rename snapshot %q of %q: %w", snapshot, name, err)
 	}
 	return nil

@@ -33,11 +33,17 @@ func (m *Manager) Start(ctx context.Context, name string, o StartOptions) error 
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}
 	m.snapshotAtStart(ctx, inst)
+	locked, err := m.lockVolumesOf(ctx, "start", inst.spec)
+	if err != nil {
+		return fmt.Errorf("cannot start %q: %w", name, err)
+	}
+	defer locked.Release()
 	ctx, drop := keeper.Ahead(ctx, m.cfg.Helpers.Keeper, m.cfg.Dirs.RunOf(inst.spec.ID))
 	defer drop()
 	if err := m.perform(ctx, "start", []string{name}, startArgs{name, inst.spec.ID}); err != nil {
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}
+	locked.Release()
 	held.Release()
 	return m.waitStarted(ctx, name, o)
 }

@@ -31,6 +31,9 @@ type operation struct {
 	steps   []step
 	forward bool
 	turn    int
+	// turned tells a recovering process whether a forward operation had come to its
+	// turn, where the steps before that are not to be repeated. Nil: it carries on.
+	turned func(context.Context) (bool, error)
 	// settled tells a recovering process that the operation had reached its end
 	// and only the intent was left. Nil: never.
 	settled func(context.Context) bool
@@ -135,15 +138,29 @@ func recoverOne(ctx context.Context, op *operation) error {
 	switch {
 	case op.settled != nil && op.settled(ctx):
 		return nil
-	case op.forward:
-		for _, s := range op.steps {
-			if err := s.do(ctx); err != nil {
-				return err
-			}
+	case op.forward && op.turned != nil:
+		yes, err := op.turned(ctx)
+		if err != nil {
+			return err
 		}
-		return nil
+		if !yes {
+			return undo(ctx, op.steps)
+		}
+		return repeat(ctx, op.steps[op.turn+1:])
+	case op.forward:
+		return repeat(ctx, op.steps)
 	}
 	return undo(ctx, op.steps)
+}
+
+// repeat does steps again.
+func repeat(ctx context.Context, steps []step) error {
+	for _, s := range steps {
+		if err := s.do(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lock takes the locks of names for a command, after recovering what earlier

@@ -21,6 +21,11 @@ func (m *Manager) Stop(ctx context.Context, name string, o StopOptions) error {
 // stopNamed is Stop. An ephemeral instance goes unless it is started again.
 func (m *Manager) stopNamed(ctx context.Context, name string, o StopOptions, again bool) error {
 	inst, held, err := m.openLocked(ctx, "stop", name)
+	if err != nil && !fault.Is(err, fault.Busy) {
+		if spec := m.startedAs(name); spec != nil {
+			return m.stopLost(ctx, spec, o)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -32,7 +37,7 @@ func (m *Manager) stopNamed(ctx context.Context, name string, o StopOptions, aga
 	if err := m.stop(ctx, inst, machine, o); err != nil {
 		return fmt.Errorf("cannot stop %q: %w", name, err)
 	}
-	if inst.spec.Ephemeral && !again {
+	if inst.spec.Ephemeral && !again && m.noneMounted(inst.spec, "delete") == nil {
 		if err := m.remove(ctx, inst, true); err != nil {
 			return err
 		}

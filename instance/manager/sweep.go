@@ -13,7 +13,14 @@ import (
 // sweepLater frees the space of what was deleted without making the caller
 // wait. It is a convenience: what is not freed now is freed by a later command.
 func (m *Manager) sweepLater() {
-	if m.cfg.Sweep == nil || !m.pending() && !m.overdue() || m.sweeping() {
+	if m.cfg.Sweep != nil && (m.pending() || m.overdue()) {
+		m.sweepSoon()
+	}
+}
+
+// sweepSoon starts a sweep beside this process, unless there is one.
+func (m *Manager) sweepSoon() {
+	if m.cfg.Sweep == nil || m.sweeping() {
 		return
 	}
 	if err := m.cfg.Sweep(); err != nil {
@@ -80,7 +87,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{m.dropEphemeral(ctx), m.expire(ctx), m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
+	errs := []error{m.dropEphemeral(ctx), m.expire(ctx), m.sweepOrphans(ctx), m.cfg.Images.Sweep(), m.cfg.Network.Sweep(ctx), m.locks.Sweep()}
 	for _, name := range names {
 		pool, err := m.pool(ctx, name)
 		if err == nil && pool.Pending() {
@@ -88,7 +95,9 @@ func (m *Manager) sweep(ctx context.Context) error {
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot free deleted data in pool %q: %w", name, err))
+			continue
 		}
+		errs = append(errs, m.shorten(ctx, pool))
 	}
 	return errors.Join(errs...)
 }

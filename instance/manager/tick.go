@@ -111,6 +111,9 @@ func (m *Manager) tick(ctx context.Context, name string) error {
 	}
 	// What is taken now may be the successor of what was kept until now.
 	if d, err = m.duties(ctx, inst); err == nil {
+		if d.expiries != nil {
+			errs = append(errs, m.writeExpiries(inst.spec.ID, d.expiries))
+		}
 		errs = append(errs, m.dropSnapshots(ctx, inst, d.expired, "has expired"))
 		err = m.dropSnapshots(ctx, inst, d.surplus, "is not kept any longer")
 	}
@@ -124,10 +127,11 @@ type duties struct {
 	old              memory
 	memory           memory // as it has to become, if remember says so
 	remember         bool
+	expiries         expiries // as they have to become, if they are not nil
 }
 
 func (d duties) none() bool {
-	return len(d.expired)+len(d.surplus) == 0 && !d.due && !d.remember
+	return len(d.expired)+len(d.surplus) == 0 && !d.due && !d.remember && d.expiries == nil
 }
 
 func (m *Manager) duties(ctx context.Context, inst *opened) (d duties, err error) {
@@ -148,8 +152,12 @@ func (m *Manager) duties(ctx context.Context, inst *opened) (d duties, err error
 		return fail(err)
 	}
 	passed := m.passed(ctx)
+	noted := m.readExpiries(spec.ID)
+	if next, changed := noted.with(list, passed, at); changed {
+		d.expiries, noted = next, next
+	}
 	list = slices.DeleteFunc(list, func(s storage.Snapshot) bool {
-		over := !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) || hidden(s) && noteOf(s).over(passed, at)
+		over := !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) && noted.over(s, passed) || forUndo(s) && noteOf(s).over(passed, at)
 		if over {
 			d.expired = append(d.expired, s.Name)
 		}
@@ -218,7 +226,7 @@ func (m *Manager) dropSnapshots(ctx context.Context, inst *opened, names []strin
 		if m.notMounted(inst, "delete", s) != nil {
 			continue // next time
 		}
-		err := inst.volume.DeleteSnapshot(ctx, s)
+		err := m.dropSnapshot(ctx, inst, s)
 		if err == nil {
 			m.cfg.Notice(fmt.Sprintf("Deleted %s of %s, which %s", s, inst.spec.Name, why))
 		} else if !fault.Is(err, fault.NotFound) {
@@ -279,8 +287,11 @@ func (m *Manager) readMemory(id string) (found memory, ok bool) {
 }
 
 // remember writes the memory of an instance.
-func (m *Manager) remember(id string, what memory) error {
-	dir := filepath.Dir(m.memoryPath(id))
+func (m *Manager) remember(id string, what memory) error { return noteDone(m.memoryPath(id), what) }
+
+// noteDone writes a file in the folder of what is remembered.
+func noteDone(path string, what any) error {
+	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("cannot note what was done: %w", err)
 	}
@@ -293,7 +304,7 @@ func (m *Manager) remember(id string, what memory) error {
 	if err != nil {
 		return fmt.Errorf("cannot note what was done: %v", err)
 	}
-	return store.WriteFile(root, filepath.Base(m.memoryPath(id)), append(data, '\n'))
+	return store.WriteFile(root, filepath.Base(path), append(data, '\n'))
 }
 
 // pausing tells whether it is too early to try again what failed.

@@ -43,7 +43,7 @@ type elsewhere struct {
 func (elsewhere) Tidy(context.Context) error { return nil }
 
 func (e *elsewhere) Mounted(subject string) (string, error) {
-	if subject == e.subject {
+	if e.subject != "" && (subject == e.subject || strings.HasSuffix(subject, "/") && strings.HasPrefix(e.subject, subject)) {
 		return "/mnt", nil
 	}
 	return "", nil
@@ -53,8 +53,14 @@ func (e *elsewhere) Mounted(subject string) (string, error) {
 type ticking struct {
 	*Manager
 	clock time.Time
+	ahead time.Duration // of the clock, which jumped
 	pool  storage.Pool
 	looks *elsewhere
+}
+
+// uptime is what the kernel counts while the clock goes on.
+func (k *ticking) uptime() time.Duration {
+	return k.clock.Add(-k.ahead).Sub(time.Date(2024, 5, 6, 7, 0, 0, 0, time.UTC))
 }
 
 func newTicking(t *testing.T) *ticking {
@@ -70,6 +76,7 @@ func newTicking(t *testing.T) *ticking {
 		Drivers: []instance.Driver{idle{}},
 		Pools:   onePool{pool: pool},
 		Clock:   func() time.Time { return k.clock },
+		Uptime:  func() (string, time.Duration, error) { return "this boot", k.uptime(), nil },
 		Looker:  k.looks,
 	})
 	return k
@@ -256,12 +263,18 @@ func TestMountedSnapshotsStay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	k.tickAt(t, k.clock)
 	k.looks.subject = inst.spec.ID + "/seen"
 	if err := k.DeleteSnapshot(t.Context(), "web", "seen"); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "/mnt") {
 		t.Errorf("DeleteSnapshot = %v, want busy with /mnt", err)
 	}
 	if err := k.RenameSnapshot(t.Context(), "web", "seen", "other"); !fault.Is(err, fault.Busy) {
 		t.Errorf("RenameSnapshot = %v, want busy", err)
+	}
+	for _, o := range []DeleteOptions{{}, {Now: true}, {Force: true}} {
+		if err := k.Manager.Delete(t.Context(), "web", o); !fault.Is(err, fault.Busy) || !strings.Contains(err.Error(), "/mnt") {
+			t.Errorf("Delete of the instance with %+v = %v, want busy with /mnt", o, err)
+		}
 	}
 	k.tickAt(t, k.clock.Add(2*time.Hour))
 	k.has(t, "web", "seen")
@@ -376,4 +389,48 @@ func TestConfigure(t *testing.T) {
 	if err != nil || !maps.Equal(v.Spec.Config, want) {
 		t.Errorf("configuration %v, %v, want %v", v.Spec.Config, err, want)
 	}
+}
+
+func TestAClockThatJumpsAheadExpiresNothing(t *testing.T) {
+	k := newTicking(t)
+	k.instance(t, "web", map[string]string{})
+	expires := k.clock.Add(48 * time.Hour)
+	if _, err := k.CreateSnapshot(t.Context(), "web", "kept", SnapshotRequest{ExpiresAt: expires}); err != nil {
+		t.Fatal(err)
+	}
+	k.tickAt(t, k.clock)
+	// One that no tick has seen before.
+	if _, err := k.CreateSnapshot(t.Context(), "web", "unseen", SnapshotRequest{ExpiresAt: expires}); err != nil {
+		t.Fatal(err)
+	}
+	start := k.clock
+	k.ahead = 5 * 365 * 24 * time.Hour
+	for h := range 48 {
+		k.tickAt(t, start.Add(k.ahead).Add(time.Duration(h)*time.Hour))
+	}
+	k.has(t, "web", "kept", "unseen")
+	// Back at the right time, they go when they are due.
+	k.ahead = 0
+	k.tickAt(t, expires.Add(-time.Minute))
+	k.has(t, "web", "kept", "unseen")
+	k.tickAt(t, expires.Add(time.Minute))
+	k.has(t, "web")
+}
+
+func TestExpiryOutlivesABootWithTheWrongTime(t *testing.T) {
+	k := newTicking(t)
+	boot := "one"
+	k.Manager.cfg.Uptime = func() (string, time.Duration, error) { return boot, k.uptime() % (100 * 24 * time.Hour), nil }
+	k.instance(t, "web", map[string]string{})
+	if _, err := k.CreateSnapshot(t.Context(), "web", "kept", SnapshotRequest{ExpiresAt: k.clock.Add(10 * 24 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	k.tickAt(t, k.clock)
+	start := k.clock
+	boot, k.ahead = "two", 3*365*24*time.Hour
+	k.tickAt(t, start.Add(k.ahead).Add(time.Minute))
+	k.tickAt(t, start.Add(k.ahead).Add(5*24*time.Hour))
+	k.has(t, "web", "kept")
+	k.tickAt(t, start.Add(k.ahead).Add(11*24*time.Hour))
+	k.has(t, "web")
 }

@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -24,6 +25,9 @@ type transferArgs struct {
 	InstanceOnly bool
 	From, To     string // pools
 	Part         string
+	Mark         string // a snapshot of the source for the time of the copy
+	Keep         bool   // it stays, for the copy to be refreshed later
+	Moves        bool   // the source will be deleted
 }
 
 // partPrefix begins the names of volumes that are being made.
@@ -32,26 +36,29 @@ const partPrefix = "part_"
 // halfDone tells whether a volume is no instance yet.
 func halfDone(volume string) bool { return strings.HasPrefix(volume, partPrefix) }
 
-// copyAcross makes the copy of src that spec describes in another pool.
-func (m *Manager) copyAcross(ctx context.Context, src *opened, spec *instance.Spec, r CopyRequest) error {
+// copyWhole makes the copy of src that spec describes, with its snapshots.
+func (m *Manager) copyWhole(ctx context.Context, src *opened, spec *instance.Spec, r CopyRequest) error {
 	a := transferArgs{
 		Spec: spec, Source: r.Source, Snapshot: r.Snapshot, InstanceOnly: r.InstanceOnly,
-		From: src.pool, To: r.Pool, Part: partPrefix + newID(),
+		From: src.pool, To: cmp.Or(r.Pool, src.pool), Part: partPrefix + newID(), Mark: store.RefreshPrefix + newID(),
 	}
-	if r.Snapshot == "" {
-		if err := m.atRest(src, "copied"); err != nil {
-			return err
-		}
-	}
-	if err := m.roomFor(ctx, src, a); err != nil {
+	a.Keep = r.Refresh && a.From != a.To
+	live, err := m.liveness(src)
+	if err != nil {
 		return err
 	}
-	err := m.withAddress(ctx, spec, !spec.Address.IsValid(), func() error {
-		return m.perform(ctx, "transfer", []string{spec.Name, r.Source}, a)
-	})
-	if err != nil {
-		m.sweepLater()
+	if r.Snapshot != "" {
+		live = nil
 	}
+	if err := m.roomFor(ctx, src, a, live); err != nil {
+		return err
+	}
+	op := m.transferOperation(a)
+	op.steps[1] = m.writePart(a, live)
+	err = m.withAddress(ctx, spec, !spec.Address.IsValid(), func() error {
+		return m.performAs(ctx, "transfer", []string{spec.Name, r.Source}, a, op)
+	})
+	m.sweepLater()
 	return err
 }
 
@@ -86,11 +93,14 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 	spec.Name = r.Name
 	a := transferArgs{
 		Spec: &spec, Source: r.Source, InstanceOnly: r.InstanceOnly,
-		From: src.pool, To: r.Pool, Part: partPrefix + newID(),
+		From: src.pool, To: r.Pool, Part: partPrefix + newID(), Mark: store.RefreshPrefix + newID(), Moves: true,
 	}
-	err = m.atRest(src, "moved")
+	err = m.atRest(src)
 	if err == nil {
-		err = m.roomFor(ctx, src, a)
+		err = m.noneMounted(src.spec, "move")
+	}
+	if err == nil {
+		err = m.roomFor(ctx, src, a, nil)
 	}
 	if err == nil {
 		err = m.perform(ctx, "move", []string{r.Source, r.Name}, a)
@@ -103,20 +113,20 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 }
 
 // atRest gives a wrong-state error unless an instance is stopped.
-func (m *Manager) atRest(inst *opened, to string) error {
+func (m *Manager) atRest(inst *opened) error {
 	if state := m.state(inst.spec); state.Status != instance.Stopped {
-		return fault.New(fault.WrongState, "%q is %s, and only a stopped instance can be %s to another pool; stop it first with brig stop %s", inst.spec.Name, stateWord(state.Status), to, inst.spec.Name)
+		return fault.New(fault.WrongState, "%q is %s, and only a stopped instance can be moved to another pool; stop it first with brig stop %s", inst.spec.Name, stateWord(state.Status), inst.spec.Name)
 	}
 	return nil
 }
 
 // roomFor refuses a copy that its pool has no room for.
-func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs) error {
+func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs, live *storage.Live) error {
 	pool, err := m.pool(ctx, a.To)
 	if err != nil {
 		return err
 	}
-	need, err := transfer.Need(ctx, m.request(src.volume, pool, a))
+	need, err := transfer.Need(ctx, m.request(src.volume, pool, a, live))
 	if err != nil {
 		return fmt.Errorf("cannot tell how much space it needs: %w", err)
 	}
@@ -124,11 +134,16 @@ func (m *Manager) roomFor(ctx context.Context, src *opened, a transferArgs) erro
 }
 
 // request says how the arguments are carried out.
-func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) transfer.Request {
+func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs, live *storage.Live) transfer.Request {
+	skip := hidden
+	if a.Moves {
+		skip = nil // what is kept for undo belongs to it
+	}
 	return transfer.Request{
-		Source: from, Snapshot: a.Snapshot, Alone: a.InstanceOnly,
-		Pool: to, Key: instanceKey(a.Part),
-		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
+		Source: from, Snapshot: a.Snapshot, Alone: a.InstanceOnly, Live: live, Skip: skip,
+		Pool: to, Same: a.From == a.To, Key: instanceKey(a.Part),
+		Mark: transfer.Mark{Name: a.Mark, Description: markOf(a.Spec.ID)}, Keep: a.Keep,
+		Dir: m.mountDir(),
 		Edit: func(dir *os.Root, snapshot string) error {
 			if snapshot == "" {
 				return store.SaveSpec(dir, a.Spec)
@@ -143,14 +158,14 @@ func (m *Manager) request(from storage.Volume, to storage.Pool, a transferArgs) 
 	}
 }
 
-// transferOperation copies an instance to another pool.
+// transferOperation copies an instance with its snapshots.
 func (m *Manager) transferOperation(a transferArgs) *operation {
 	claim := step{
 		name: "address",
 		do:   func(context.Context) error { return m.claimAddress(a.Spec) },
 		undo: func(context.Context) error { return m.releaseAddress(a.Spec) },
 	}
-	return &operation{steps: []step{claim, m.writePart(a), {
+	return &operation{steps: []step{claim, m.writePart(a, nil), {
 		name: "name",
 		do:   func(ctx context.Context) error { return m.namePart(ctx, a) },
 		undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.To, instanceKey(a.Spec.Name), a.Spec.ID) },
@@ -160,7 +175,7 @@ func (m *Manager) transferOperation(a transferArgs) *operation {
 // moveOperation copies an instance to another pool and deletes it where it was.
 // Once that is done there is nothing to go back to.
 func (m *Manager) moveOperation(a transferArgs) *operation {
-	return &operation{steps: []step{m.writePart(a), {
+	return &operation{steps: []step{m.writePart(a, nil), {
 		name: "name",
 		do:   func(ctx context.Context) error { return m.namePart(ctx, a) },
 		undo: func(ctx context.Context) error {
@@ -184,7 +199,7 @@ func (m *Manager) moveOperation(a transferArgs) *operation {
 }
 
 // writePart is the step that copies the data.
-func (m *Manager) writePart(a transferArgs) step {
+func (m *Manager) writePart(a transferArgs, live *storage.Live) step {
 	return step{
 		name: "data",
 		do: func(ctx context.Context) error {
@@ -202,17 +217,17 @@ func (m *Manager) writePart(a transferArgs) step {
 			}
 			task := m.cfg.Progress.Task("Copying to pool "+a.To, 0, false)
 			defer task.Done()
-			return transfer.Copy(ctx, m.request(volume, to, a))
+			return transfer.Copy(ctx, m.request(volume, to, a, live))
 		},
 		undo: func(ctx context.Context) error {
 			pool, err := m.pool(ctx, a.To)
 			if err != nil {
 				return err
 			}
-			if err := pool.Delete(ctx, instanceKey(a.Part)); !fault.Is(err, fault.NotFound) {
+			if err := pool.Delete(ctx, instanceKey(a.Part)); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
-			return nil
+			return m.dropMark(ctx, a)
 		},
 	}
 }
@@ -224,3 +239,23 @@ func (m *Manager) namePart(ctx context.Context, a transferArgs) error {
 	}
 	return pool.Rename(ctx, instanceKey(a.Part), a.Spec.Name)
 }
+
+// dropMark deletes the snapshot of the source for the time of the copy.
+func (m *Manager) dropMark(ctx context.Context, a transferArgs) error {
+	pool, err := m.pool(ctx, a.From)
+	if err != nil {
+		return err
+	}
+	volume, err := pool.Open(ctx, instanceKey(a.Source))
+	if err == nil {
+		err = volume.DeleteSnapshot(ctx, a.Mark)
+	}
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	return nil
+}
+
+// mountDir is a folder for what is mounted where nobody sees it. It is there: this
+// command holds a lock in it.
+func (m *Manager) mountDir() string { return filepath.Join(m.cfg.Dirs.Run, "locks") }

@@ -298,5 +298,6 @@ func (m *Manager) discard(ctx context.Context, t trashed) error {
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("cannot remove %q from the trash: %w", t.name, err)
 	}
+	m.forgetParts(ctx, t.id)
 	return nil
 }

@@ -197,7 +197,7 @@ func TestADeletedInstanceComesBackAsItWas(t *testing.T) {
 	}
 	w.holds("web", "two")
 	w.is("the trash", w.inTheTrash(), []string{})
-	w.must(w.RestoreSnapshot(ctx, "web", "s"))
+	w.must(w.RestoreSnapshot(ctx, "web", "s", RestoreOptions{}))
 	w.holds("web", "one")
 	if _, err := os.Stat(filepath.Join(w.cfg.Dirs.State, "addresses", spec.Address.Addr().String())); err != nil {
 		t.Errorf("its address is not claimed: %v", err)
@@ -373,7 +373,7 @@ func TestOnlyWhatWasKeptLongEnoughExpires(t *testing.T) {
 		"future":       {now().Add(100 * long), passed - long},
 	} {
 		spec := w.create(name, name)
-		w.must(w.perform(ctx, "delete", []string{name}, deleteArgs{spec, DefaultPool, trashName(spec), note}))
+		w.must(w.perform(ctx, "delete", []string{name}, deleteArgs{Spec: spec, Pool: DefaultPool, Trash: trashName(spec), Note: note}))
 	}
 	noted := w.create("unnoted", "x")
 	w.must(w.Delete(ctx, "unnoted", DeleteOptions{}))
@@ -506,7 +506,7 @@ func TestDeathInTrashIsRecovered(t *testing.T) {
 			ctx := t.Context()
 			spec := w.create("web", "one")
 			note := deletion{now(), w.passed(ctx)}
-			var args any = deleteArgs{spec, DefaultPool, trashName(spec), note}
+			var args any = deleteArgs{Spec: spec, Pool: DefaultPool, Trash: trashName(spec), Note: note}
 			if c.kind == "untrash" {
 				w.must(w.Delete(ctx, "web", DeleteOptions{}))
 				args = untrashArgs{spec, DefaultPool, trashName(spec), note}

@@ -31,7 +31,9 @@ func visible(list []storage.Snapshot) []storage.Snapshot {
 	return slices.DeleteFunc(list, hidden)
 }
 
-func hidden(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
+func hidden(s storage.Snapshot) bool { return forUndo(s) || forRefresh(s) }
+
+func forUndo(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.UndoPrefix) }
 
 // Undo brings an instance back to what it was before the last restore, or back
 // from the trash if it was deleted, and tells what it undid. The undoing of a
@@ -62,16 +64,25 @@ func (m *Manager) Undo(ctx context.Context, name string) (string, error) {
 	if !again {
 		next = undoOf + what
 	}
-	return what, m.goBack(ctx, inst, held, "undo", last.Name, next)
+	parts, err := m.findParts(ctx, inst.spec.ID, last.Name)
+	if err != nil {
+		return "", fmt.Errorf("cannot undo anything on %q: %w", name, err)
+	}
+	return what, m.goBack(ctx, inst, held, "undo", last.Name, next, parts)
 }
 
 // ForgetUndo frees what is kept for Undo.
 func (m *Manager) ForgetUndo(ctx context.Context, name string) error {
-	_, held, err := m.openLocked(ctx, "forget the undo of", name)
+	inst, held, err := m.openLocked(ctx, "forget the undo of", name)
 	if err != nil {
 		return err
 	}
 	defer held.Release()
+	locked, err := m.lockUndoParts(ctx, inst)
+	if err != nil {
+		return err
+	}
+	defer locked.Release()
 	if err := m.forgetUndo(ctx, name, ""); err != nil {
 		return fmt.Errorf("cannot forget what undo of %q keeps: %w", name, err)
 	}
@@ -82,7 +93,7 @@ func (m *Manager) ForgetUndo(ctx context.Context, name string) error {
 // undoable lists the snapshots for Undo, the last one is the newest.
 func undoable(ctx context.Context, v storage.Volume) ([]storage.Snapshot, error) {
 	list, err := v.Snapshots(ctx)
-	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !hidden(s) }), err
+	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !forUndo(s) }), err
 }
 
 func noteOf(s storage.Snapshot) (note undoNote) {
@@ -93,13 +104,23 @@ func noteOf(s storage.Snapshot) (note undoNote) {
 }
 
 // goBack brings an instance, which the caller has locked, to a snapshot. Doing is
-// the kind of the operation, what is how Undo calls it.
-func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string) error {
+// the kind of the operation, what is how Undo calls it. Parts are brought back with
+// it.
+func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string, parts []part) error {
 	name := inst.spec.Name
-	note, err := json.Marshal(undoNote{what, deletion{now(), m.passed(ctx)}})
+	note, err := json.Marshal(undoNote{what, deletion{m.cfg.Clock().UTC(), m.passed(ctx)}})
 	if err != nil {
 		return fmt.Errorf("cannot %s %q: %v", doing, name, err)
 	}
+	// While it still runs.
+	if err := m.roomToClone(ctx, inst, false); err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
+	}
+	names, locked, err := m.lockToGoBack(ctx, inst, parts)
+	if err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
+	}
+	defer locked.Release()
 	machine, _, err := m.live(inst, "stop")
 	wasRunning := err == nil
 	if wasRunning {
@@ -107,11 +128,12 @@ func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, do
 			return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 		}
 	}
-	args := restoreArgs{name, inst.spec.ID, snapshot, store.UndoPrefix + newID(), string(note)}
-	if err := m.perform(ctx, doing, []string{name}, args); err != nil {
+	args := restoreArgs{name, inst.spec.ID, snapshot, store.UndoPrefix + newID(), string(note), parts}
+	if err := m.perform(ctx, doing, append([]string{name}, names...), args); err != nil {
 		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	m.sweepLater()
+	locked.Release()
 	held.Release()
 	if wasRunning {
 		return m.Start(ctx, name, StartOptions{})
@@ -129,15 +151,18 @@ func (m *Manager) keepForUndo(ctx context.Context, a restoreArgs) error {
 		return err
 	}
 	err = inst.volume.Snapshot(ctx, a.Undo, storage.SnapshotOptions{Description: a.Note, CreatedAt: now()})
-	if fault.Is(err, fault.AlreadyExists) {
-		return nil
+	if err != nil && !fault.Is(err, fault.AlreadyExists) {
+		return err
 	}
-	return err
+	return m.keepParts(ctx, a)
 }
 
 // dropForUndo drops it when the state did not change after all: what was kept
 // before it is worth more.
 func (m *Manager) dropForUndo(ctx context.Context, a restoreArgs) error {
+	if err := m.dropKeptParts(ctx, a); err != nil {
+		return err
+	}
 	inst, err := m.open(ctx, a.Name)
 	if err != nil {
 		return err
@@ -163,9 +188,25 @@ func (m *Manager) forgetUndo(ctx context.Context, name, but string) error {
 		if s.Name == but {
 			continue
 		}
-		if err := inst.volume.DeleteSnapshot(ctx, s.Name); err != nil && !fault.Is(err, fault.NotFound) {
+		if err := m.forgetState(ctx, inst, s.Name); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// forgetState drops a snapshot for Undo, and the parts of it before: as long as
+// they are there it is.
+func (m *Manager) forgetState(ctx context.Context, inst *opened, snapshot string) error {
+	parts, err := m.findParts(ctx, inst.spec.ID, snapshot)
+	if err == nil {
+		err = m.dropParts(ctx, parts)
+	}
+	if err != nil {
+		return err
+	}
+	if err := inst.volume.DeleteSnapshot(ctx, snapshot); !fault.Is(err, fault.NotFound) {
+		return err
 	}
 	return nil
 }
@@ -204,7 +245,7 @@ func (m *Manager) expireUndo(ctx context.Context, passed time.Duration) error {
 				continue
 			}
 			kept, _ := undoable(ctx, volume)
-			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, now()) }) {
+			if slices.ContainsFunc(kept, func(s storage.Snapshot) bool { return noteOf(s).over(passed, m.cfg.Clock()) }) {
 				errs = append(errs, m.dropUndo(ctx, name, passed))
 			}
 		}
@@ -223,10 +264,15 @@ func (m *Manager) dropUndo(ctx context.Context, name string, passed time.Duratio
 	if err != nil {
 		return nil // it is gone, or not to be touched
 	}
+	locked, err := m.lockUndoParts(ctx, inst)
+	if err != nil {
+		return err
+	}
+	defer locked.Release()
 	kept, err := undoable(ctx, inst.volume)
 	for _, s := range kept {
-		if noteOf(s).over(passed, now()) {
-			err = errors.Join(err, inst.volume.DeleteSnapshot(ctx, s.Name))
+		if noteOf(s).over(passed, m.cfg.Clock()) {
+			err = errors.Join(err, m.forgetState(ctx, inst, s.Name))
 		}
 	}
 	return err

@@ -68,7 +68,7 @@ func TestARestoreCanBeUndone(t *testing.T) {
 	wants(t, "Undo of nothing", err, fault.WrongState)
 	_, err = w.Undo(ctx, "nobody")
 	wants(t, "Undo on nobody", err, fault.NotFound)
-	w.must(w.RestoreSnapshot(ctx, "web", "one"))
+	w.must(w.RestoreSnapshot(ctx, "web", "one", RestoreOptions{}))
 	w.holds("web", "one")
 	w.described("")
 	undo := func(what, data, description string) {
@@ -88,7 +88,7 @@ func TestARestoreCanBeUndone(t *testing.T) {
 	undo(`undo of the restore to "one"`, "one", "")
 	undo(`restore to "one"`, "three", "three")
 	w.write("web", "four")
-	w.must(w.RestoreSnapshot(ctx, "web", "two"))
+	w.must(w.RestoreSnapshot(ctx, "web", "two", RestoreOptions{}))
 	w.holds("web", "two")
 	undo(`restore to "two"`, "four", "three")
 
@@ -123,7 +123,7 @@ func TestADeleteCanBeUndone(t *testing.T) {
 func TestSnapshotsForUndoAreOutOfReach(t *testing.T) {
 	w := restorable(t)
 	ctx := t.Context()
-	w.must(w.RestoreSnapshot(ctx, "web", "one"))
+	w.must(w.RestoreSnapshot(ctx, "web", "one", RestoreOptions{}))
 	kept := w.undoes()[0]
 	if !strings.HasPrefix(kept, store.UndoPrefix) {
 		t.Fatalf("kept for undo: %q", kept)
@@ -131,7 +131,7 @@ func TestSnapshotsForUndoAreOutOfReach(t *testing.T) {
 	_, err := w.CreateSnapshot(ctx, "web", store.UndoPrefix+"x", SnapshotRequest{})
 	wants(t, "CreateSnapshot", err, fault.Invalid)
 	wants(t, "DeleteSnapshot", w.DeleteSnapshot(ctx, "web", kept), fault.Invalid)
-	wants(t, "RestoreSnapshot", w.RestoreSnapshot(ctx, "web", kept), fault.Invalid)
+	wants(t, "RestoreSnapshot", w.RestoreSnapshot(ctx, "web", kept, RestoreOptions{}), fault.Invalid)
 	wants(t, "RenameSnapshot", w.RenameSnapshot(ctx, "web", "one", kept), fault.Invalid)
 	_, err = w.Copy(ctx, CopyRequest{Source: "web", Snapshot: kept, Name: "copy"})
 	wants(t, "Copy", err, fault.Invalid)
@@ -142,7 +142,7 @@ func TestSnapshotsForUndoExpire(t *testing.T) {
 	ctx := t.Context()
 	w.create("gone", "x")
 	w.must(w.Delete(ctx, "gone", DeleteOptions{}))
-	w.must(w.RestoreSnapshot(ctx, "web", "one"))
+	w.must(w.RestoreSnapshot(ctx, "web", "one", RestoreOptions{}))
 	fresh := w.undoes()
 	for what, expire := range map[string]func(context.Context) error{"sweep": w.Sweep, "tick": w.Tick} {
 		inst, err := w.open(ctx, "web")
@@ -176,7 +176,7 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 					if kind == "undo" {
 						_, err = w.Undo(t.Context(), "web")
 					} else {
-						err = w.RestoreSnapshot(t.Context(), "web", "one")
+						err = w.RestoreSnapshot(t.Context(), "web", "one", RestoreOptions{})
 					}
 					if err == nil || !strings.Contains(err.Error(), point) {
 						t.Fatalf("%s = %v, want the failpoint's error", kind, err)
@@ -202,7 +202,7 @@ func TestInterruptedRestoreIsRecovered(t *testing.T) {
 				begun(w, kind)
 				inst, err := w.open(t.Context(), "web")
 				w.must(err)
-				args := restoreArgs{"web", inst.spec.ID, "one", store.UndoPrefix + newID(), `{"before":"test"}`}
+				args := restoreArgs{"web", inst.spec.ID, "one", store.UndoPrefix + newID(), `{"before":"test"}`, nil}
 				if kind == "undo" {
 					args.Snapshot = w.undoes()[0]
 				}
@@ -219,7 +219,7 @@ func begun(w *world, kind string) string {
 	if kind == "restore" {
 		return "three"
 	}
-	w.must(w.RestoreSnapshot(w.t.Context(), "web", "one"))
+	w.must(w.RestoreSnapshot(w.t.Context(), "web", "one", RestoreOptions{}))
 	w.write("web", "four")
 	return "four"
 }

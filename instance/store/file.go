@@ -121,7 +121,7 @@ func ParseSpec(data []byte, name string) (*instance.Spec, error) {
 		return nil, fault.New(fault.Unsupported, "cannot use instance %q: its %s has format %d, made by a newer brig; this one knows formats up to %d", name, SpecFile, spec.Version, instance.SpecVersion)
 	case err != nil:
 		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: %v", name, SpecFile, err)
-	case !validID(spec.ID):
+	case !ValidID(spec.ID):
 		return nil, fmt.Errorf("cannot read the configuration of instance %q: %s is damaged: bad id %q", name, SpecFile, spec.ID)
 	}
 	spec.Name = name
@@ -137,7 +137,8 @@ func SaveSpec(root *os.Root, spec *instance.Spec) error {
 	return WriteFile(root, SpecFile, append(data, '\n'))
 }
 
-func validID(id string) bool {
+// ValidID tells whether id is one of an instance: 16 hex digits.
+func ValidID(id string) bool {
 	for i := range len(id) {
 		if c := id[i]; !isDigit(c) && (c < 'a' || c > 'f') {
 			return false

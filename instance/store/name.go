@@ -35,6 +35,10 @@ func CheckName(name string) error {
 // what it does can be undone.
 const UndoPrefix = "brig-undo-"
 
+// RefreshPrefix begins the names of those that tell what an instance and a copy of
+// it have in common.
+const RefreshPrefix = "brig-refresh-"
+
 // CheckSnapshotName refuses what cannot be the name of a snapshot: 1 to 63
 // ASCII letters, digits, dots, hyphens and underscores, starting with a letter
 // or digit.
@@ -46,6 +50,9 @@ func CheckSnapshotName(name string) error {
 	}
 	if strings.HasPrefix(name, UndoPrefix) {
 		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: brig keeps such names for itself; see brig undo", name)
+	}
+	if strings.HasPrefix(name, RefreshPrefix) {
+		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: brig keeps such names for itself; see brig copy --refresh", name)
 	}
 	if !ok {
 		return fault.New(fault.Invalid, "cannot use %q as a snapshot name: use 1 to 63 letters, digits, dots, hyphens and underscores, starting with a letter or digit", name)

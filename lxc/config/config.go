@@ -54,6 +54,21 @@ func GuestDir(m *instance.Machine) string { return filepath.Join(Stage(m), "gues
 // GuestProgram is where the keeper mounts the program brig-guest.
 func GuestProgram(m *instance.Machine) string { return filepath.Join(Stage(m), "brig-guest") }
 
+// VolumeDir is where the keeper mounts a custom volume, from where liblxc binds it
+// into the container.
+func VolumeDir(m *instance.Machine, device string) string {
+	return filepath.Join(Stage(m), "volume-"+device)
+}
+
+// Volumes is the file that tells liblxc which of them to bind where, each time the
+// container boots.
+func Volumes(m *instance.Machine) string { return filepath.Join(Stage(m), "volumes") }
+
+// VolumeLine is a line of it. Path has no links in it.
+func VolumeLine(m *instance.Machine, device, path string) string {
+	return fstab(VolumeDir(m, device), strings.TrimPrefix(path, "/"), "none", "bind,create=dir") + "\n"
+}
+
 // ConsoleLog and Log are the names of files in the log directory.
 const (
 	ConsoleLog = "console.log"

@@ -151,6 +151,7 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 			w.mount(filepath.Join(h.LXCFS, "proc", name), path.Join("proc", name), "none", "bind,optional")
 		}
 	}
+	w.set("lxc.mount.fstab", Volumes(m))
 	if IsApp(m) {
 		w.mount("shm", "dev/shm", "tmpfs", "nosuid,nodev,mode=1777,create=dir")
 		w.mount("mqueue", "dev/mqueue", "mqueue", "nosuid,nodev,noexec,create=dir,optional")
@@ -161,8 +162,12 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 
 // mount writes an fstab line, in which blanks and backslashes are octal.
 func (w *writer) mount(source, target, kind, options string) {
+	w.set("lxc.mount.entry", fstab(source, target, kind, options))
+}
+
+func fstab(source, target, kind, options string) string {
 	escape := strings.NewReplacer(`\`, `\134`, " ", `\040`)
-	w.set("lxc.mount.entry", fmt.Sprintf("%s %s %s %s 0 0", escape.Replace(source), escape.Replace(target), kind, options))
+	return fmt.Sprintf("%s %s %s %s 0 0", escape.Replace(source), escape.Replace(target), kind, options)
 }
 
 // console is one terminal, whose monitor keeps at most two files of ConsoleSize.

@@ -70,6 +70,7 @@ type FDs struct {
 	Taps                        []int // one a NIC
 	Vsock                       int   // vhost-vsock with its CID set; 0: none
 	VsockCID                    uint32
+	Shares                      []int // one a file system among the volumes: its connection with virtiofsd
 }
 
 // Args gives QEMU's arguments, without the program's name. Bad configuration is
@@ -94,7 +95,13 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.add("-msg", "timestamp=on")
 	a.add("-action", "panic=none") // the kernel restarts by itself, and the keeper was told
 	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-	a.add("-machine", "q35,usb=off,vmport=off,dump-guest-core=off")
+	// Virtiofsd works in the guest's memory.
+	options := "q35,usb=off,vmport=off,dump-guest-core=off"
+	if len(h.FDs.Shares) > 0 {
+		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", memory>>20))
+		options += ",memory-backend=memory"
+	}
+	a.add("-machine", options)
 	if err := a.accelerator(h.Accelerator); err != nil {
 		return nil, err
 	}
@@ -106,6 +113,9 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.monitors(h)
 	a.guestDevices(h)
 	if err := a.disk(m.Root.Disk); err != nil {
+		return nil, err
+	}
+	if err := a.volumes(m.Volumes, h.FDs.Shares); err != nil {
 		return nil, err
 	}
 	return a.list, a.nics(m.NICs, h.FDs)
@@ -173,11 +183,15 @@ func (a *args) disk(d instance.Disk) error {
 	return nil
 }
 
-// FileNode describes the file of a disk to QEMU, FormatNode what is in it. The
-// node of the file is called as the other one with "-file" added.
+// FileNode describes the file or block device of a disk to QEMU, FormatNode what is
+// in it. The node of the file is called as the other one with "-file" added.
 func FileNode(d instance.Disk, name string) map[string]any {
+	driver := "file"
+	if strings.HasPrefix(d.Path, "/dev/") {
+		driver = "host_device" // QEMU takes no device for a file
+	}
 	return map[string]any{
-		"driver": "file", "node-name": name + "-file", "filename": d.Path, "discard": "unmap",
+		"driver": driver, "node-name": name + "-file", "filename": d.Path, "discard": "unmap",
 	}
 }
 

@@ -43,6 +43,15 @@ func TestArgs(t *testing.T) {
 			m.Root.Disk = instance.Disk{Path: "/pool/web/disk.raw", Format: "raw"}
 			m.NICs[0].MTU = 1450
 		},
+		"volumes": func(m *instance.Machine, h *machine.Host) {
+			m.Volumes = []instance.Attached{
+				{Device: "disk", Disk: instance.Disk{Path: "/pool/db/disk.qcow2", Format: "qcow2"}},
+				{Device: "photos", Dir: "/pool/photos,x/rootfs", Path: "/srv"},
+				{Device: "a-name-that-is-far-too-long", Disk: instance.Disk{Path: "/pool/both.raw", Format: "raw"}, Shared: true, ReadOnly: true},
+				{Device: "books", Dir: "/pool/books/rootfs", Path: "/books", ReadOnly: true},
+			}
+			h.FDs.Shares = []int{9, 10}
+		},
 		"hostile": func(m *instance.Machine, h *machine.Host) {
 			m.Name = "-web,process=x"
 			m.NICs, h.FDs.Taps = nil, nil
@@ -109,8 +118,15 @@ func TestBadMachinesAreRefused(t *testing.T) {
 		"no kernel":        {func(m *instance.Machine, _ *machine.Host) { m.Kernel = nil }, fault.Unsupported},
 		"no disk":          {func(m *instance.Machine, _ *machine.Host) { m.Root.Disk = instance.Disk{} }, fault.Invalid},
 		"unknown format":   {func(m *instance.Machine, _ *machine.Host) { m.Root.Disk.Format = "vmdk" }, fault.Invalid},
-		"bad mac":          {func(m *instance.Machine, _ *machine.Host) { m.NICs[0].MAC = "00:11:22,romfile=x" }, fault.Invalid},
-		"accelerator":      {func(_ *instance.Machine, h *machine.Host) { h.Accelerator = "xen" }, fault.Invalid},
+		"no share":         {func(m *instance.Machine, _ *machine.Host) { m.Volumes = []instance.Attached{{Device: "d", Dir: "/d"}} }, fault.Internal},
+		"shared qcow2": {func(m *instance.Machine, _ *machine.Host) {
+			m.Volumes = []instance.Attached{{Device: "d", Shared: true, Disk: instance.Disk{Path: "/d", Format: "qcow2"}}}
+		}, fault.Unsupported},
+		"volume of unknown format": {func(m *instance.Machine, _ *machine.Host) {
+			m.Volumes = []instance.Attached{{Device: "d", Disk: instance.Disk{Path: "/d"}}}
+		}, fault.Invalid},
+		"bad mac":     {func(m *instance.Machine, _ *machine.Host) { m.NICs[0].MAC = "00:11:22,romfile=x" }, fault.Invalid},
+		"accelerator": {func(_ *instance.Machine, h *machine.Host) { h.Accelerator = "xen" }, fault.Invalid},
 	}
 	for name, tt := range tests {
 		m, h := example(), host()
@@ -134,5 +150,13 @@ func TestUUIDIsStableAndWellFormed(t *testing.T) {
 	a, b := machine.UUID("0123456789abcdef"), machine.UUID("0123456789abcdee")
 	if a == b || a != machine.UUID("0123456789abcdef") || len(a) != 36 || a[14] != '8' {
 		t.Errorf("UUID gives %s and %s", a, b)
+	}
+}
+
+func TestBlockDevicesAreNoFiles(t *testing.T) {
+	for path, want := range map[string]string{"/dev/vg/disk": "host_device", "/var/lib/brig/disk.raw": "file", "/devices/disk.raw": "file"} {
+		if got := machine.FileNode(instance.Disk{Path: path, Format: "raw"}, "root")["driver"]; got != want {
+			t.Errorf("the driver for %q = %q, want %q", path, got, want)
+		}
 	}
 }

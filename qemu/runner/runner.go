@@ -24,6 +24,7 @@ import (
 	"brig/qemu/accel"
 	"brig/qemu/machine"
 	"brig/qemu/rundir"
+	"brig/storage/qcow2"
 )
 
 // bootTime is how long a machine may take until its init runs. Emulation on a
@@ -114,16 +115,23 @@ type vm struct {
 // start starts QEMU.
 func (v *vm) start(ctx context.Context) error {
 	m := v.m
+	// A guest cannot change what its disk stands on, but a person or a failing
+	// device can.
+	if err := qcow2.CheckDisk(m.Root.Disk.Path, m.Root.Disk.Format); err != nil {
+		return err
+	}
 	kernel := m.Kernel
 	choice, err := accel.Host(filepath.Dir(m.RunDir)).Choose(ctx, m.Config, kernel)
 	if err != nil {
 		return err
 	}
-	settings, err := guest.SettingsOf(m).Encode()
+	settings := guest.SettingsOf(m)
+	settings.Mounts = mounts(m)
+	encoded, err := settings.Encode()
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(m.Path(rundir.Boot), settings, 0o600); err != nil {
+	if err := os.WriteFile(m.Path(rundir.Boot), encoded, 0o600); err != nil {
 		return err
 	}
 	lock, err := rundir.Acquire(m.Path(rundir.Lock))
@@ -138,6 +146,9 @@ func (v *vm) start(ctx context.Context) error {
 		return err
 	}
 	defer inherited.close()
+	if fds.Shares, err = share(ctx, m, inherited); err != nil {
+		return err
+	}
 	memory, err := hostMemory()
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 )
 
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
@@ -140,8 +141,9 @@ func (p *Pool) idle(key storage.Key, content storage.Content) error {
 		return nil
 	}
 	for _, name := range []string{storage.DiskRaw, storage.DiskQcow2} {
-		if p.written(path.Join(key.String(), dataName, name)) {
-			return fault.New(fault.WrongState, "a running machine uses its disk; stop it first")
+		disk := path.Join(key.String(), dataName, name)
+		if p.written(disk) {
+			return fault.New(fault.WrongState, "a running machine uses its disk%s; stop it first", holders.By(holders.Using(p.path(disk))))
 		}
 	}
 	return nil

@@ -11,9 +11,12 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/holders"
 )
 
 // Driver makes and opens pools: in a folder on btrfs, on a block device, or in a
@@ -44,6 +47,8 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (map[string]string
 		return nil, fault.New(fault.NotFound, "cannot use the source: %w", err)
 	case st.IsDir():
 		return d.makeIn(config, r.Name)
+	case config["force"] != "true" && d.medium(r.Name, config).brigs():
+		return nil, fault.New(fault.AlreadyExists, "there is a pool on %q already; adopt it with --adopt, or lose all that is on it with force=true", config["source"])
 	}
 	force, err := strconv.ParseBool(config["force"])
 	if err != nil && config["force"] != "" {
@@ -80,6 +85,9 @@ func (d Driver) makeIn(config map[string]string, name string) (map[string]string
 		return nil, fault.New(fault.Invalid, "cannot use the folder %q: %w", config["source"], err)
 	}
 	if entries, err := os.ReadDir(source); err == nil && len(entries) > 0 {
+		if _, err := os.Lstat(filepath.Join(source, poolFile)); err == nil {
+			return nil, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
+		}
 		return nil, fault.New(fault.WrongState, "the folder %q is not empty", source)
 	}
 	p, err := Open(source, Options{Name: name})
@@ -106,12 +114,79 @@ func (d Driver) medium(name string, config map[string]string) Medium {
 	return Medium{Source: config["source"], At: filepath.Join(d.Mounts, name)}
 }
 
+// Adopt gives the configuration of the pool that is in the folder, on the device or
+// in the file source, and takes that over from another host.
+func (d Driver) Adopt(ctx context.Context, r storage.Record) (map[string]string, error) {
+	config := maps.Clone(r.Config)
+	for key := range config {
+		if key != "source" {
+			return nil, fault.New(fault.Invalid, "to adopt a btrfs pool takes the key source, and not %q", key)
+		}
+	}
+	source, err := filepath.Abs(config["source"])
+	if err != nil || config["source"] == "" {
+		return nil, fault.New(fault.Invalid, "to adopt a btrfs pool takes its folder, device or file: give source=/path")
+	}
+	st, err := os.Stat(source)
+	if err != nil {
+		return nil, fault.New(fault.NotFound, "cannot use the source: %w", err)
+	}
+	config["source"] = source
+	if st.IsDir() {
+		return config, nil
+	}
+	config[ownMedium] = "true"
+	medium := d.medium(r.Name, config)
+	medium.Adopt = true
+	if err := medium.Mount(ctx); err != nil {
+		return nil, err
+	}
+	if st.Mode().IsRegular() {
+		config["size"] = strconv.FormatInt(st.Size(), 10)
+	}
+	return config, nil
+}
+
 // Open opens a pool, and mounts what it is on if it has that for itself.
 func (d Driver) Open(ctx context.Context, r storage.Record) (storage.Pool, error) {
+	o := Options{Name: r.Name, Existing: !r.New}
+	var p *Pool
+	var err error
 	if r.Config[ownMedium] == "" {
-		return Open(r.Config["source"], Options{Name: r.Name})
+		p, err = Open(r.Config["source"], o)
+	} else {
+		p, err = d.medium(r.Name, r.Config).Open(ctx, o)
 	}
-	return d.medium(r.Name, r.Config).Open(ctx, Options{Name: r.Name})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Release lets go of a pool that stays as it is: a medium is unmounted. One that is
+// gone needs nothing.
+func (d Driver) Release(ctx context.Context, r storage.Record) error {
+	if r.Config[ownMedium] == "" {
+		return nil
+	}
+	medium := d.medium(r.Name, r.Config)
+	err := unmount(ctx, medium)
+	if fault.Is(err, fault.Unavailable) {
+		// Its file or device is gone, and with it what could be written.
+		if err = unix.Unmount(medium.At, unix.UMOUNT_NOFOLLOW); errors.Is(err, unix.EINVAL) || errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		if errors.Is(err, unix.EBUSY) {
+			return fault.New(fault.Busy, "%q is in use%s", medium.At, holders.By(holders.Using(medium.At)))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(medium.At); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Destroy removes what is in a pool, and the file if it is in one. A device
@@ -160,6 +235,7 @@ func unmount(ctx context.Context, m Medium) error {
 
 // empty deletes every volume of a pool.
 func (d Driver) empty(ctx context.Context, r storage.Record) error {
+	r.New = true // one that is half made, or half destroyed
 	pool, err := d.Open(ctx, r)
 	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
 		return nil

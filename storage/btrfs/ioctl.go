@@ -207,6 +207,7 @@ type searchKey struct {
 
 // item is one item of a tree.
 type item struct {
+	transid        uint64 // the transaction that wrote the leaf it is in
 	object, offset uint64
 	kind           uint32
 	data           []byte // valid until the next item
@@ -250,6 +251,7 @@ func searchWith(dir *os.File, key searchKey, buf []byte, f func(it item) error) 
 			if len(rest) < headerSize {
 				return fault.New(fault.Internal, "a search gave more than fits")
 			}
+			it.transid = binary.NativeEndian.Uint64(rest)
 			it.object = binary.NativeEndian.Uint64(rest[8:])
 			it.offset = binary.NativeEndian.Uint64(rest[16:])
 			it.kind = binary.NativeEndian.Uint32(rest[24:])

@@ -7,10 +7,8 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -19,6 +17,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/instance/run"
+	"brig/storage/holders"
 )
 
 // Medium is a btrfs of a pool's own: on a block device, or in a file, which is
@@ -57,7 +56,7 @@ func (m Medium) Format(ctx context.Context, size int64, force bool) (err error) 
 	case err != nil:
 		return err
 	case st.Mode().IsRegular():
-		return fault.New(fault.AlreadyExists, "there is such a file already; use it as it is, or delete it")
+		return fault.New(fault.AlreadyExists, "there is such a file already; adopt the pool in it with source=%s --adopt, or delete it", m.Source)
 	case st.Mode()&(fs.ModeDevice|fs.ModeCharDevice) != fs.ModeDevice:
 		return fault.New(fault.Invalid, "it is not a block device")
 	}
@@ -108,8 +107,19 @@ func (m Medium) Open(ctx context.Context, o Options) (*Pool, error) {
 	if err := m.Mount(ctx); err != nil {
 		return nil, err
 	}
-	o.medium = m.Source
+	o.medium, o.at = m.Source, m.At
 	return Open(m.At, o)
+}
+
+// brigs tells whether there is a file system on the source that Format made.
+func (m Medium) brigs() bool {
+	f, err := os.Open(m.Source)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	super, err := readSuperblock(f)
+	return err == nil && strings.HasPrefix(super.label, labelPrefix)
 }
 
 // Mount makes sure that the file system is mounted, in the mount namespace of the
@@ -129,8 +139,11 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if device != nil {
 		device.Close()
 	}
-	if mounted || err != nil {
+	if err != nil || mounted && !m.failed() {
 		return err
+	}
+	if mounted && unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW) != nil {
+		return nil // it can be read, and somebody does
 	}
 	if err := m.check(source); err != nil {
 		return err
@@ -142,7 +155,11 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err := os.MkdirAll(m.At, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, ""); err != nil {
+	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
+	if err != nil && mounted {
+		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME|unix.MS_RDONLY, "")
+	}
+	if err != nil {
 		return fault.New(fault.Unavailable, "mount: %w; the kernel's log may say more", err)
 	}
 	if !m.Adopt {
@@ -151,10 +168,24 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	return m.label()
 }
 
+// failed tells whether what is mounted became read-only because of an error: the
+// kernel does so when, for one, a file cannot grow. Mounted anew, it is as it was at
+// the last commit.
+func (m Medium) failed() bool {
+	var st unix.Statfs_t
+	return unix.Statfs(m.At, &st) == nil && st.Flags&unix.ST_RDONLY != 0
+}
+
 // lock opens the source and keeps other programs from mounting, unmounting and
 // resizing it until the file is closed.
 func (m Medium) lock(ctx context.Context) (*os.File, error) {
 	f, err := os.OpenFile(m.Source, os.O_RDWR, 0)
+	if errors.Is(err, unix.EROFS) {
+		f, err = os.Open(m.Source) // what is mounted already can be read
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unavailable, "%w: connect it, or put it back; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
+	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
@@ -209,7 +240,7 @@ func (m Medium) check(source *os.File) error {
 	}
 	own := hostLabel()
 	if !m.Adopt && strings.HasPrefix(super.label, labelPrefix) && super.label != own && super.label != labelPrefix && own != labelPrefix {
-		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it")
+		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it with brig storage create NAME btrfs source=%s --adopt", m.Source)
 	}
 	return nil
 }
@@ -277,31 +308,12 @@ func (m Medium) Unmount(ctx context.Context) (err error) {
 	}
 	err = unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EBUSY) {
-		return fault.New(fault.Busy, "it is in use%s", users(m.At))
+		return fault.New(fault.Busy, "it is in use%s", holders.By(holders.Using(m.At)))
 	}
 	if err != nil {
 		return err
 	}
 	return os.Remove(m.At)
-}
-
-// users names programs that have something open below dir.
-func users(dir string) string {
-	links, _ := filepath.Glob("/proc/[0-9]*/fd/*")
-	for _, name := range []string{"cwd", "root"} {
-		more, _ := filepath.Glob("/proc/[0-9]*/" + name)
-		links = append(links, more...)
-	}
-	for _, link := range links {
-		to, err := os.Readlink(link)
-		if err != nil || to != dir && !strings.HasPrefix(to, dir+"/") {
-			continue
-		}
-		pid := strings.Split(link, "/")[2]
-		name, _ := os.ReadFile("/proc/" + pid + "/comm")
-		return fmt.Sprintf(" by %q (process %s), which has %q open", strings.TrimSpace(string(name)), pid, to)
-	}
-	return ""
 }
 
 // Resize changes the size of the mounted file system, and of its file. For a

@@ -26,6 +26,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/owner"
 )
 
 // What is in a pool's directory beside the directories of the volume classes.
@@ -46,11 +47,15 @@ var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 type Options struct {
 	Name string
 
+	// Existing keeps Open from making a pool where there is none.
+	Existing bool
+
 	// Step, if set, is called after each step that changes the pool on disk, with
 	// the step's name. Tests kill the program there.
 	Step func(step string)
 
 	medium string // the device or file that the pool has for itself
+	at     string // where that is mounted
 }
 
 // Pool is a pool in a directory on btrfs. It holds no state beside its open
@@ -60,6 +65,8 @@ type Pool struct {
 	root   *os.Root
 	name   string
 	medium string
+	at     string // where the medium is mounted
+	must   bool   // be there
 	step   func(string)
 }
 
@@ -79,7 +86,7 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, name: o.Name, medium: o.medium, step: o.Step}
+	p := &Pool{dir: dir, name: o.Name, medium: o.medium, at: o.at, must: o.Existing, step: o.Step}
 	if p.name == "" {
 		p.name = "default"
 	}
@@ -87,12 +94,15 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 		p.step = func(string) {}
 	}
 	p.root, err = os.OpenRoot(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !o.Existing {
 		// Guests' set-user-id programs must be out of reach for the host's users.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 		p.root, err = os.OpenRoot(dir)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unavailable, "%w: put it back, or mount its disk; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
@@ -111,6 +121,9 @@ func (p *Pool) Close() error { return p.root.Close() }
 func (p *Pool) check() error {
 	b, err := readFile(p.root, poolFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		if p.must {
+			return fault.New(fault.Unavailable, "there is no pool in it: is a disk missing that has to be mounted there?")
+		}
 		return p.create()
 	}
 	if err != nil {
@@ -151,7 +164,7 @@ func (p *Pool) create() error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if !slices.Contains(known, name) && name != reserveFile && !strings.HasPrefix(name, poolFile) {
+		if !slices.Contains(known, name) && name != reserveFile && !strings.HasPrefix(name, poolFile) && !owner.Mine(name) {
 			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", name)
 		}
 	}

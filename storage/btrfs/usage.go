@@ -22,6 +22,9 @@ import (
 // every clone in the pool the transaction up to which its data come from its
 // source, so what was written before the last that others share counts as shared.
 // A file that a guest copied by reference out of another volume cannot be.
+//
+// What a snapshot takes is told from how long each extent stayed, which lineage.go
+// finds out with a few look-ups for each.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	defer fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
@@ -29,7 +32,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err := first(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
-	m := &meter{ctx: ctx, extents: map[uint64]bool{}, buf: make([]byte, searchHead+manyItems)}
+	m := &meter{ctx: ctx, extents: map[uint64]*extent{}, buf: make([]byte, searchHead+manyItems)}
 	if m.shared, err = p.sharedUpTo(ctx, rec); err != nil {
 		return storage.Usage{}, err
 	}
@@ -41,15 +44,21 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err := unix.Syncfs(int(data.Fd())); err != nil {
 		return storage.Usage{}, err
 	}
-	history, err := p.history(v.key, data)
+	states, err := p.history(v.key, data)
 	if err != nil {
 		return storage.Usage{}, err
 	}
-	for i, s := range history {
-		if err := m.subvolume(data, s.id, known(history, i)); err != nil {
+	l := newLineage(data, states)
+	for i, s := range states {
+		m.state, m.lineage = i, l
+		if err := m.subvolume(data, s.id, s.known); err != nil {
 			return storage.Usage{}, err
 		}
 	}
+	if err := l.measure(ctx, m); err != nil {
+		return storage.Usage{}, err
+	}
+	m.usage.Snapshots = l.snapshots(m.usage)
 	return m.usage, nil
 }
 
@@ -85,17 +94,20 @@ func (p *Pool) sharedUpTo(ctx context.Context, rec record) (uint64, error) {
 	return shared, nil
 }
 
-// history gives the subvolumes of a volume: its data and its snapshots, by when
+// history gives the states of a volume: its data, and then its snapshots by when
 // they were made.
-func (p *Pool) history(key storage.Key, data *os.File) ([]*subvolInfo, error) {
+func (p *Pool) history(key storage.Key, data *os.File) ([]*state, error) {
 	info, err := infoOf(data)
 	if err != nil {
 		return nil, err
 	}
-	history := []*subvolInfo{info}
+	states := []*state{{subvolInfo: info}}
 	dir, err := p.root.OpenRoot(path.Join(key.String(), snapshotsDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return states, nil
+	}
 	if err != nil {
-		return history, ignoreMissing(err)
+		return nil, err
 	}
 	defer dir.Close()
 	names, err := withFile(dir, ".", snapshotFile)
@@ -115,42 +127,28 @@ func (p *Pool) history(key storage.Key, data *os.File) ([]*subvolInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		history = append(history, info)
+		s := &state{subvolInfo: info, name: name}
+		if rec, err := readSnapshot(dir, name); err == nil {
+			s.created = rec.CreatedAt
+		}
+		states = append(states, s)
 	}
-	slices.SortFunc(history[1:], func(a, b *subvolInfo) int {
+	slices.SortFunc(states[1:], func(a, b *state) int {
 		return cmp.Or(cmp.Compare(a.otransid, b.otransid), cmp.Compare(a.id, b.id))
 	})
-	return history, nil
-}
-
-// known gives the last transaction that wrote leaves of history[i] which others in
-// the history have as well: an earlier snapshot of the same subvolume, or what it
-// is a snapshot of itself.
-func known(history []*subvolInfo, i int) uint64 {
-	s, upTo := history[i], uint64(0)
-	source := s.parentUUID // whose state s shows
-	if i == 0 {
-		source = s.uuid
-	}
-	for j, other := range history {
-		switch {
-		case j == 0 || j == i:
-		case other.parentUUID == source && (i == 0 || j < i):
-			upTo = max(upTo, other.otransid)
-		case i == 0 && other.uuid == s.parentUUID:
-			upTo = max(upTo, s.otransid)
-		}
-	}
-	return upTo
+	return states, nil
 }
 
 // meter adds up what is in subvolumes.
 type meter struct {
 	ctx     context.Context
-	shared  uint64          // what was written up to this transaction is shared
-	extents map[uint64]bool // those counted
+	shared  uint64             // what was written up to this transaction is shared
+	extents map[uint64]*extent // those counted
 	buf     []byte
 	usage   storage.Usage
+
+	lineage *lineage
+	state   int // that is being counted
 }
 
 // The least that a subvolume takes up: one node.
@@ -173,8 +171,11 @@ func (m *meter) subvolume(f *os.File, id, after uint64) error {
 		if it.kind == inodeItem && len(it.data) >= 16 {
 			inode, written = it.object, binary.LittleEndian.Uint64(it.data[8:])
 		}
+		if m.lineage.states[m.state].id == id {
+			m.lineage.leaf(m.state, it)
+		}
 		if it.kind == extentData {
-			return m.extent(it.data)
+			return m.extent(it, id)
 		}
 		if it.object != inode {
 			inode, written = it.object, ^uint64(0) // its item is in a leaf that was counted
@@ -201,21 +202,54 @@ func (m *meter) subvolume(f *os.File, id, after uint64) error {
 const itemHeader = 25
 
 // extent counts the extent of a file. One may be in many files.
-func (m *meter) extent(b []byte) error {
-	const inline, fixed = 0, 53
-	if len(b) < 21 || b[20] != inline && len(b) < fixed {
-		return fault.New(fault.Unavailable, "the file system is damaged: an extent is cut off")
+func (m *meter) extent(it item, subvolume uint64) error {
+	e, err := parseExtent(it.data)
+	if err != nil {
+		return err
 	}
-	written := binary.LittleEndian.Uint64(b)
-	if b[20] == inline {
-		m.add(int64(len(b))+itemHeader, written)
+	if e.inline {
+		m.add(int64(len(it.data))+itemHeader, e.written)
 		return nil
 	}
-	m.add(fixed+itemHeader, written)
-	start, size := binary.LittleEndian.Uint64(b[21:]), int64(binary.LittleEndian.Uint64(b[29:]))
-	if start != 0 && !m.extents[start] {
-		m.extents[start] = true
-		m.add(size, written)
+	m.add(extentItem+itemHeader, e.written)
+	if e.start == 0 {
+		return nil // a hole
+	}
+	known := m.extents[e.start]
+	if known == nil {
+		known = &extent{start: e.start, size: e.size, exclusive: e.written > m.shared}
+		m.extents[e.start] = known
+		m.add(e.size, e.written)
+	}
+	if m.lineage.states[m.state].id == subvolume {
+		m.lineage.saw(known, m.state, place{it.object, it.offset, e.length})
 	}
 	return nil
+}
+
+// extentItem is the size of the item of an extent that is not inline.
+const extentItem = 53
+
+// parsed is what is read of the item of an extent.
+type parsed struct {
+	inline  bool
+	written uint64 // the transaction that wrote it
+	start   uint64 // on disk; 0: a hole
+	size    int64  // on disk
+	length  uint64 // of the part that is in the file here
+}
+
+func parseExtent(b []byte) (e parsed, err error) {
+	const inline = 0
+	if len(b) < 21 || b[20] != inline && len(b) < extentItem {
+		return e, fault.New(fault.Unavailable, "the file system is damaged: an extent is cut off")
+	}
+	e.written = binary.LittleEndian.Uint64(b)
+	if b[20] == inline {
+		e.inline = true
+		return e, nil
+	}
+	e.start, e.size = binary.LittleEndian.Uint64(b[21:]), int64(binary.LittleEndian.Uint64(b[29:]))
+	e.length = binary.LittleEndian.Uint64(b[45:])
+	return e, nil
 }

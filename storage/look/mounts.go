@@ -19,6 +19,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/mount"
 )
 
@@ -116,7 +117,7 @@ func (m *Mounts) Unmount(ctx context.Context, target string) error {
 	} else if there {
 		err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 		if errors.Is(err, unix.EBUSY) {
-			return fault.New(fault.Busy, "cannot unmount %q: something in it is in use; see fuser -vm %s", target, target)
+			return fault.New(fault.Busy, "cannot unmount %q: it is in use%s", target, holders.By(holders.Using(target)))
 		}
 		if err != nil {
 			return fmt.Errorf("cannot unmount %q: %w", target, err)
@@ -125,14 +126,15 @@ func (m *Mounts) Unmount(ctx context.Context, target string) error {
 	return m.end(ctx, here)
 }
 
-// Mounted tells where a subject is mounted; empty: nowhere.
+// Mounted tells where a subject is mounted, or, if it ends in a slash, the first that
+// begins with it; empty: nowhere.
 func (m *Mounts) Mounted(subject string) (target string, err error) {
 	all, err := m.notes()
 	if err != nil {
 		return "", err
 	}
 	for _, n := range all {
-		if n.Subject != subject {
+		if n.Subject != subject && !(strings.HasSuffix(subject, "/") && strings.HasPrefix(n.Subject, subject)) {
 			continue
 		}
 		if there, err := n.there(); err != nil || there {

@@ -45,7 +45,7 @@ func (s *server) raw(ctx context.Context, root storage.Root) (*os.File, error) {
 	if root.DiskFormat == qcow2.Raw {
 		return os.Open(root.DiskPath)
 	}
-	if err := check(root); err != nil {
+	if err := qcow2.CheckDisk(root.DiskPath, root.DiskFormat); err != nil {
 		return nil, err
 	}
 	if err := s.start(root); err != nil {
@@ -67,23 +67,6 @@ func (s *server) raw(ctx context.Context, root storage.Root) (*os.File, error) {
 		case <-time.After(pause):
 		}
 	}
-}
-
-// check follows the chain of a disk, which stays inside the folder that holds
-// the folders of its files, before the tool does.
-func check(root storage.Root) error {
-	above := filepath.Dir(filepath.Dir(root.DiskPath))
-	dir, err := os.OpenRoot(above)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	name, err := filepath.Rel(above, root.DiskPath)
-	if err != nil {
-		return err
-	}
-	_, err = qcow2.Chain(dir, name, root.DiskFormat)
-	return err
 }
 
 // openServed opens the file that the tool shows, once it does.

@@ -35,7 +35,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer meta.Close()
-	rec, err := c.take(ctx, from, o.Live)
+	rec, err := c.take(ctx, from, key, o.Live)
 	if err != nil {
 		return nil, err
 	}
@@ -67,15 +67,15 @@ func sourceName(from storage.Source) string {
 
 // take fills the new volume with the metadata files of from and a record over its
 // layers. From then on the record in the change's directory keeps the layers.
-func (c *change) take(ctx context.Context, from storage.Source, live *storage.Live) (record, error) {
+func (c *change) take(ctx context.Context, from storage.Source, to storage.Key, live *storage.Live) (record, error) {
 	if from.Snapshot != "" || from.Class == storage.Images {
-		return c.takeFrozen(ctx, from)
+		return c.takeFrozen(ctx, from, to)
 	}
-	return c.takeActive(ctx, from.Key, live)
+	return c.takeActive(ctx, from.Key, to, live)
 }
 
 // takeFrozen takes a snapshot or an image, which nobody writes.
-func (c *change) takeFrozen(ctx context.Context, from storage.Source) (rec record, err error) {
+func (c *change) takeFrozen(ctx context.Context, from storage.Source, to storage.Key) (rec record, err error) {
 	p := c.pool
 	release, err := p.share(ctx)
 	if err != nil {
@@ -98,11 +98,14 @@ func (c *change) takeFrozen(ctx context.Context, from storage.Source) (rec recor
 	if err := p.copyFiles(files, c.path(newVolume, metaDir)); err != nil {
 		return rec, err
 	}
+	if source.Flat && isFlat(to, source.Content) {
+		return c.standFlat(ctx, layers[0], false)
+	}
 	return c.standOn(source.Content, layers)
 }
 
 // takeActive takes a writable volume as it is now.
-func (c *change) takeActive(ctx context.Context, from storage.Key, live *storage.Live) (rec record, err error) {
+func (c *change) takeActive(ctx context.Context, from, to storage.Key, live *storage.Live) (rec record, err error) {
 	p := c.pool
 	h, err := p.lockVolume(ctx, from)
 	if err != nil {
@@ -120,6 +123,9 @@ func (c *change) takeActive(ctx context.Context, from storage.Key, live *storage
 		if err := c.save(h, f.rec); err != nil {
 			return rec, err
 		}
+	}
+	if h.rec.Flat && isFlat(to, h.rec.Content) {
+		return c.standFlat(ctx, f.layers[0], true)
 	}
 	return c.standOn(h.rec.Content, f.layers)
 }
@@ -153,15 +159,15 @@ func (p *Pool) copyFiles(from, to string) error {
 		if !e.Type().IsRegular() {
 			continue
 		}
-		if err := p.copyMeta(path.Join(from, e.Name()), path.Join(to, e.Name())); err != nil {
+		if err := copyMeta(p.root, path.Join(from, e.Name()), p.root, path.Join(to, e.Name())); err != nil {
 			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
 		}
 	}
 	return nil
 }
 
-func (p *Pool) copyMeta(from, to string) (err error) {
-	r, err := p.root.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+func copyMeta(source *os.Root, from string, target *os.Root, to string) (err error) {
+	r, err := source.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
@@ -173,7 +179,7 @@ func (p *Pool) copyMeta(from, to string) (err error) {
 	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
 		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
 	}
-	w, err := p.root.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
+	w, err := target.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
 	if err != nil {
 		return err
 	}

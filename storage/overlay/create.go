@@ -39,17 +39,21 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 		return nil, err
 	}
 	p.step("filled")
-	rec := record{Content: content, Layers: []string{newID()}}
+	id := newID()
 	release, err := p.share(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	if err := c.putLayer(rec.Layers[0]); err != nil {
+	if err := c.putLayer(id); err != nil {
 		return nil, err
 	}
 	p.step("layer in place")
-	if key.Class != storage.Images {
+	rec := record{Content: content, Layers: []string{id}}
+	switch {
+	case isFlat(key, content):
+		rec = record{Content: content, Flat: true, Active: id}
+	case key.Class != storage.Images:
 		if rec.Active, err = c.newActive(content, rec.Layers); err != nil {
 			return nil, err
 		}

@@ -19,6 +19,31 @@ type Driver struct{}
 // Create makes a pool in the folder that the key source names: one that is
 // empty or missing.
 func (Driver) Create(_ context.Context, r storage.Record) (map[string]string, error) {
+	config, err := settings(r)
+	if err != nil {
+		return nil, err
+	}
+	source := config["source"]
+	if entries, err := os.ReadDir(source); err == nil && len(entries) > 0 {
+		if _, err := os.Lstat(filepath.Join(source, poolFile)); err == nil {
+			return nil, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
+		}
+		return nil, fault.New(fault.WrongState, "the folder %q is not empty", source)
+	}
+	p, err := Open(source, Options{Name: r.Name})
+	if err != nil {
+		return nil, err
+	}
+	return config, p.root.Close()
+}
+
+// Adopt gives the configuration of the pool that is in the folder source.
+func (Driver) Adopt(_ context.Context, r storage.Record) (map[string]string, error) {
+	return settings(r)
+}
+
+// settings checks and completes the configuration of a pool.
+func settings(r storage.Record) (map[string]string, error) {
 	config := maps.Clone(r.Config)
 	source := config["source"]
 	if source == "" {
@@ -33,20 +58,17 @@ func (Driver) Create(_ context.Context, r storage.Record) (map[string]string, er
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "cannot use the folder %q: %w", source, err)
 	}
-	if entries, err := os.ReadDir(source); err == nil && len(entries) > 0 {
-		return nil, fault.New(fault.WrongState, "the folder %q is not empty", source)
-	}
-	p, err := Open(source, Options{Name: r.Name})
-	if err != nil {
-		return nil, err
-	}
 	config["source"] = source
-	return config, p.root.Close()
+	return config, nil
 }
 
 // Open opens a pool.
 func (Driver) Open(_ context.Context, r storage.Record) (storage.Pool, error) {
-	return Open(r.Config["source"], Options{Name: r.Name})
+	p, err := Open(r.Config["source"], Options{Name: r.Name, Existing: !r.New})
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // Destroy removes the folder of a pool with all that is in it.

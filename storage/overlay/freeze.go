@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/treecopy"
 )
 
@@ -30,6 +31,8 @@ func (c *change) freeze(ctx context.Context, h *locked, live *storage.Live, capt
 		return nil, err
 	}
 	switch {
+	case h.rec.Flat && live == nil:
+		return c.copyTree(ctx, h, still())
 	case h.rec.Active == "" || live == nil:
 		return c.freezeIdle(ctx, h)
 	case h.rec.Content == storage.Tree:
@@ -107,11 +110,18 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	return f, syncDir(p.root, layersDir)
 }
 
-// copyFrozen stops the writers for as long as the copy takes. It tells whether
-// there was anything to copy.
+// copyFrozen copies the tree and stops the writers for what they changed last. It
+// tells whether there was anything to copy.
 func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) (copied bool, err error) {
 	for _, name := range []string{newLayer, path.Join(newLayer, rootName)} {
 		if err := c.dir.Mkdir(name, 0o755); err != nil {
+			return false, err
+		}
+	}
+	from := c.pool.path(layersDir, h.rec.Active, rootName)
+	copy := treecopy.NewAhead(from, c.pool.path(c.path(newLayer, rootName)))
+	if size, err := treecopy.Size(ctx, from); err != nil || size > aheadFrom {
+		if err := copy.Copy(ctx); err != nil {
 			return false, err
 		}
 	}
@@ -120,12 +130,18 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 		return false, fmt.Errorf("freezing its writers: %w", err)
 	}
 	defer func() { err = errors.Join(err, thaw()) }()
-	same, err := c.pool.untouched(&h.rec)
-	if err != nil || same {
-		return false, err
+	if !h.rec.Flat {
+		same, err := c.pool.untouched(&h.rec)
+		if err != nil || same {
+			return false, err
+		}
 	}
-	return true, treecopy.Copy(ctx, c.pool.path(layersDir, h.rec.Active, rootName), c.pool.path(c.path(newLayer, rootName)))
+	return true, copy.Finish(ctx)
 }
+
+// aheadFrom is the size from which a tree is copied while its writers go on, before
+// they are stopped for what they changed meanwhile.
+const aheadFrom = 4 << 20
 
 // switchDisk makes the machine that uses a disk go on in an empty one over it.
 // The record names the new disk before the machine does so, because from then on
@@ -143,7 +159,13 @@ func (c *change) switchDisk(ctx context.Context, h *locked, live *storage.Live) 
 		return nil, errors.Join(fmt.Errorf("switching its disk: %w", err), p.settle(context.WithoutCancel(ctx), h))
 	}
 	p.step("disk switched")
-	f := &frozen{layers: layers, rec: h.rec.clone(), changed: true}
+	rec := h.rec.clone()
+	// What it was told before it has done, or never will.
+	if err := p.resolve(&rec); err != nil {
+		return nil, err
+	}
+	layers = append([]string{rec.Active}, rec.Layers...)
+	f := &frozen{layers: layers, rec: rec, changed: true}
 	f.rec.Active, f.rec.Next, f.rec.Layers = h.rec.Next, "", slices.Clone(layers)
 	// The machine has moved on, and so must the record, even if the caller gave up.
 	f.release, err = p.share(context.WithoutCancel(ctx))
@@ -169,17 +191,29 @@ func (c *change) announce(ctx context.Context, h *locked, layers []string) error
 // machine has switched or ended, and the new one is right in both cases: over the
 // old one and empty, it shows the old one. If the old one is, the new one is
 // forgotten, unless the machine holds it open and may yet switch.
+//
+// A move to merged layers that was not finished is settled when no machine writes
+// to the disk. Until then both are kept, since a machine may still do what a
+// program told it that has died since.
 func (p *Pool) settle(ctx context.Context, h *locked) error {
-	if h.rec.Next == "" {
+	if h.rec.Next == "" && len(h.rec.Merged) == 0 {
 		return nil
 	}
 	rec := h.rec.clone()
-	rec.Next = ""
 	if !p.written(h.rec.Active) {
-		rec.Layers = append([]string{h.rec.Active}, rec.Layers...)
-		rec.Active = h.rec.Next
+		if err := p.resolve(&rec); err != nil {
+			return err
+		}
+		if rec.Next != "" {
+			rec.Layers = append([]string{rec.Active}, rec.Layers...)
+			rec.Active, rec.Next = rec.Next, ""
+		}
 		return p.save(ctx, h, rec)
 	}
+	if rec.Next == "" {
+		return nil
+	}
+	rec.Next = ""
 	if p.written(h.rec.Next) {
 		return fault.New(fault.WrongState, "its machine was told to go on in another disk and did not yet; try again, or restart the machine")
 	}
@@ -194,7 +228,8 @@ func (p *Pool) settle(ctx context.Context, h *locked) error {
 // manager knows.)
 func (p *Pool) idle(rec *record) error {
 	if rec.Content == storage.Disk && rec.Active != "" && p.written(rec.Active) {
-		return fault.New(fault.WrongState, "a running machine uses its disk; stop it first")
+		disk := p.path(inLayer(rec.Active, storage.DiskQcow2))
+		return fault.New(fault.WrongState, "a running machine uses its disk%s; stop it first", holders.By(holders.Using(disk)))
 	}
 	return nil
 }

@@ -56,7 +56,7 @@ func (p *Pool) diskName(id string) (string, error) {
 // newActive is that of a change, which calls it.
 func (p *Pool) newActive(content storage.Content, layers []string) (id string, err error) {
 	if limit := p.limit(content); len(layers) > limit {
-		return "", fault.New(fault.Exhausted, "it would stand on %d layers, at most %d are possible; stop it and take a snapshot, which merges them", len(layers), limit)
+		return "", fault.New(fault.Exhausted, "it would stand on %d layers, and %d are possible; brig merges them by itself where the pool has room for that: free some space and try again in a while, or stop it first", len(layers), limit)
 	}
 	id = newID()
 	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {
@@ -127,7 +127,7 @@ func (p *Pool) newDisk(id, below string) error {
 	if err != nil {
 		return err
 	}
-	err = qcow2.Create(f, size, path.Join("..", below, name), qcow2.FormatOf(name))
+	err = qcow2.Create(f, size, beside(below, name), qcow2.FormatOf(name))
 	return errors.Join(err, f.Sync(), f.Close(), syncDir(p.root, path.Join(layersDir, id)))
 }
 

@@ -23,6 +23,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/owner"
 )
 
 // What is in a pool's directory beside the directories of the volume classes.
@@ -43,6 +44,9 @@ var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 type Options struct {
 	Name string
 
+	// Existing keeps Open from making a pool where there is none.
+	Existing bool
+
 	// Step, if set, is called after each step that changes the pool on disk, with
 	// the step's name. Tests kill the program there.
 	Step func(step string)
@@ -55,6 +59,7 @@ type Pool struct {
 	root *os.Root
 	at   *os.File // the same directory
 	name string
+	must bool // be there
 	step func(string)
 }
 
@@ -80,14 +85,17 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, name: o.Name, step: o.Step}
+	p := &Pool{dir: dir, name: o.Name, must: o.Existing, step: o.Step}
 	p.root, err = os.OpenRoot(dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !o.Existing {
 		// Guests' set-user-id programs must be out of reach for the host's users.
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 		p.root, err = os.OpenRoot(dir)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unavailable, "%w: put it back, or mount its disk; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
@@ -106,6 +114,9 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 func (p *Pool) check() error {
 	b, err := p.root.ReadFile(poolFile)
 	if errors.Is(err, fs.ErrNotExist) {
+		if p.must {
+			return fault.New(fault.Unavailable, "there is no pool in it: is a disk missing that has to be mounted there?")
+		}
 		return p.create()
 	}
 	if err != nil {
@@ -133,7 +144,7 @@ func (p *Pool) create() error {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), poolFile) && e.Name() != "lost+found" {
+		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), poolFile) && !owner.Mine(e.Name()) && e.Name() != "lost+found" {
 			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", e.Name())
 		}
 	}

@@ -33,9 +33,11 @@ const maxRecord = 8 << 20
 type record struct {
 	Version   int             `json:"version"`
 	Content   storage.Content `json:"content"`
+	Flat      bool            `json:"flat,omitempty"`   // the active layer is the whole tree
 	Active    string          `json:"active,omitempty"` // the layer that is written; images have none
 	Next      string          `json:"next,omitempty"`   // a disk that a running machine was told to go on in
 	Layers    []string        `json:"layers"`           // frozen ones, top first
+	Merged    []string        `json:"merged,omitempty"` // others that show the same, which a disk may stand on instead: its header says
 	Snapshots []snapshot      `json:"snapshots,omitempty"`
 }
 
@@ -50,7 +52,7 @@ type snapshot struct {
 
 // all gives every layer that r names.
 func (r *record) all() []string {
-	all := slices.Clone(r.Layers)
+	all := slices.Concat(r.Layers, r.Merged)
 	for _, id := range []string{r.Active, r.Next} {
 		if id != "" {
 			all = append(all, id)
@@ -112,14 +114,38 @@ func (p *Pool) read(dir string) (rec record, err error) {
 			return rec, fault.New(fault.Unavailable, "the record of %q is damaged: it names a layer %q", dir, id)
 		}
 	}
-	if len(rec.Layers) == 0 {
+	if len(rec.Layers) == 0 && (!rec.Flat || rec.Active == "") {
 		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: it names no layer", dir)
 	}
-	rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(s snapshot) bool {
-		_, err := p.root.Lstat(path.Join(dir, snapshotsDir, s.ID))
-		return !validID(s.ID) || errors.Is(err, fs.ErrNotExist)
-	})
-	return rec, nil
+	return rec, p.dropGone(dir, &rec)
+}
+
+// dropGone takes the snapshots without a directory out of a record. It looks once,
+// since there may be a thousand.
+func (p *Pool) dropGone(dir string, rec *record) error {
+	if len(rec.Snapshots) == 0 {
+		return nil
+	}
+	names, err := p.names(path.Join(dir, snapshotsDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fault.New(fault.Unavailable, "the snapshots of %q cannot be read: %w", dir, err)
+	}
+	there := make(map[string]bool, len(names))
+	for _, name := range names {
+		there[name] = validID(name)
+	}
+	rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(s snapshot) bool { return !there[s.ID] })
+	return nil
+}
+
+// names lists a directory, without looking at each entry as readDir does.
+func (p *Pool) names(dir string) ([]string, error) {
+	d, err := p.root.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	return d.Readdirnames(-1)
 }
 
 // errTooLarge tells that a file is larger than anything brig writes.

@@ -27,6 +27,7 @@ type volume struct {
 var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Shortener  = (*volume)(nil)
 )
 
 func (v *volume) Key() storage.Key { return v.key }
@@ -78,7 +79,10 @@ func (v *volume) Root() storage.Root {
 		return p.diskRoot(id)
 	}
 	root := p.treeRoot(rec.Layers)
-	if rec.Active != "" {
+	switch {
+	case rec.Flat:
+		root.Upper = p.path(layersDir, rec.Active, rootName)
+	case rec.Active != "":
 		root.Upper, root.Work = p.path(layersDir, rec.Active, rootName), p.path(layersDir, rec.Active, workName)
 	}
 	return root
@@ -90,7 +94,7 @@ func (p *Pool) diskRoot(id string) storage.Root {
 	if err != nil {
 		name = storage.DiskQcow2 // whoever opens it will say that it is missing
 	}
-	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name)}
+	return storage.Root{DiskPath: p.path(layersDir, id, name), DiskFormat: qcow2.FormatOf(name), DiskDir: p.path(layersDir)}
 }
 
 // treeRoot is the root of a tree of frozen layers.
@@ -249,8 +253,13 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 	}
 	defer release()
 	rec := h.rec.clone()
-	rec.Layers = slices.Clone(layers)
-	if rec.Active, err = c.newActive(rec.Content, rec.Layers); err != nil {
+	if rec.Flat {
+		rec.Active, err = c.copyFlat(ctx, layers[0])
+	} else {
+		rec.Layers = slices.Clone(layers)
+		rec.Active, err = c.newActive(rec.Content, rec.Layers)
+	}
+	if err != nil {
 		return err
 	}
 	old := h.rec.Active

@@ -1,11 +1,10 @@
 package qcow2
 
 import (
+	"fmt"
 	"os"
 	"path"
 	"syscall"
-
-	"brig/instance/fault"
 )
 
 // MaxChain bounds how many files a disk may consist of.
@@ -65,19 +64,11 @@ type inode struct{ dev, ino uint64 }
 // read checks one file. Seen, if there is one, gets the file, which must not be
 // there yet.
 func read(dir *os.Root, name, format string, seen map[inode]bool) (Link, error) {
-	// Without O_NONBLOCK a fifo under that name would hang us.
-	f, err := dir.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	f, st, err := openLink(dir, name)
 	if err != nil {
-		return Link{}, fault.New(fault.Invalid, "cannot use the disk file %q: %w", name, err)
+		return Link{}, err
 	}
 	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return Link{}, fault.New(fault.Invalid, "cannot use the disk file %q: %w", name, err)
-	}
-	if !st.Mode().IsRegular() {
-		return Link{}, fault.New(fault.Invalid, "cannot use the disk file %q: it is not a regular file", name)
-	}
 	if seen != nil {
 		sys := st.Sys().(*syscall.Stat_t)
 		id := inode{sys.Dev, sys.Ino}
@@ -90,5 +81,8 @@ func read(dir *os.Root, name, format string, seen map[inode]bool) (Link, error) 
 		return Link{Name: name, Format: Raw, Size: st.Size()}, nil
 	}
 	h, err := Read(f, st.Size())
-	return Link{Name: name, Format: Qcow2, Size: h.Size, Header: h}, err
+	if err != nil {
+		return Link{}, fmt.Errorf("the disk file %q: %w", name, err)
+	}
+	return Link{Name: name, Format: Qcow2, Size: h.Size, Header: h}, nil
 }

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"brig/instance/fault"
 	"brig/storage"
 )
@@ -34,11 +36,28 @@ type Driver interface {
 	Destroy(ctx context.Context, r storage.Record) error
 }
 
+// Adopter is a Driver that can use a pool that another brig made, or this one
+// before it forgot it.
+type Adopter interface {
+	// Adopt gives the configuration of the pool that is at r's source, as Create
+	// does. It changes nothing in it.
+	Adopt(ctx context.Context, r storage.Record) (map[string]string, error)
+}
+
+// Releaser is a Driver that has to let go of a pool which stays as it is.
+type Releaser interface {
+	Release(ctx context.Context, r storage.Record) error
+}
+
 // Options are what a Registry works with.
 type Options struct {
 	Dir     string // of the files
 	Default storage.Record
 	Drivers map[string]Driver
+
+	// Owner tells who we are, for the notes in pools of whose they are. Nil: no
+	// notes are read or made.
+	Owner func() (storage.Owner, error)
 }
 
 // Registry is the set of pools. It is safe for concurrent use, and remembers the
@@ -73,7 +92,7 @@ func (r *Registry) Names() ([]string, error) {
 // Record tells how a pool was made.
 func (r *Registry) Record(name string) (storage.Record, error) {
 	if name == r.options.Default.Name {
-		return r.options.Default, nil
+		return r.defaultRecord(), nil
 	}
 	missing := fault.New(fault.NotFound, "cannot find a pool named %q: see brig storage list", name)
 	if name == "" || strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") {
@@ -113,6 +132,16 @@ func (r *Registry) Open(ctx context.Context, name string) (storage.Pool, error) 
 	if pool, err = driver.Open(ctx, record); err != nil {
 		return nil, fmt.Errorf("cannot use pool %q: %w", name, err)
 	}
+	if err := r.check(ctx, record, pool); err != nil {
+		return nil, errors.Join(fmt.Errorf("cannot use pool %q: %w", name, err), shut(pool))
+	}
+	if record.New {
+		// From now on it has to be there. Where this cannot be written, it is written
+		// another time.
+		if err := r.write(record); err != nil && !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EROFS) {
+			return nil, errors.Join(fmt.Errorf("cannot use pool %q: %w", name, err), shut(pool))
+		}
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if first := r.open[name]; first != nil {
@@ -129,16 +158,29 @@ func (r *Registry) Create(ctx context.Context, record storage.Record) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.options.Dir, 0o700); err != nil {
-		return fmt.Errorf("cannot create pool %q: %w", record.Name, err)
-	}
 	config, err := driver.Create(ctx, record)
 	if err != nil {
 		return fmt.Errorf("cannot create pool %q: %w", record.Name, err)
 	}
 	record.Config = config
+	pool, err := driver.Open(ctx, record)
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot create pool %q: %w", record.Name, err), driver.Destroy(context.WithoutCancel(ctx), record))
+	}
+	if err := errors.Join(r.check(ctx, record, pool), shut(pool)); err != nil {
+		// It was there, and is another's: nothing of it is to be destroyed.
+		return fmt.Errorf("cannot create pool %q: %w", record.Name, err)
+	}
 	if err := r.write(record); err != nil {
 		return errors.Join(fmt.Errorf("cannot create pool %q: %w", record.Name, err), driver.Destroy(context.WithoutCancel(ctx), record))
+	}
+	return nil
+}
+
+// Update replaces what is noted about a pool.
+func (r *Registry) Update(record storage.Record) error {
+	if err := r.write(record); err != nil {
+		return fmt.Errorf("cannot note the configuration of pool %q: %w", record.Name, err)
 	}
 	return nil
 }
@@ -154,21 +196,38 @@ func (r *Registry) Delete(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	pool := r.open[name]
-	delete(r.open, name)
-	r.mu.Unlock()
-	// What a pool holds open keeps its file system in use.
-	if c, ok := pool.(io.Closer); ok {
-		if err := c.Close(); err != nil {
-			return fmt.Errorf("cannot delete pool %q: %w", name, err)
-		}
+	if err := r.close(name); err != nil {
+		return fmt.Errorf("cannot delete pool %q: %w", name, err)
 	}
 	if err := driver.Destroy(ctx, record); err != nil {
 		return fmt.Errorf("cannot delete pool %q: %w", name, err)
 	}
-	if err := os.Remove(r.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := r.remove(name); err != nil {
 		return fmt.Errorf("cannot delete pool %q: %w", name, err)
+	}
+	return nil
+}
+
+// remove removes the file of a pool, durably.
+func (r *Registry) remove(name string) error {
+	if err := os.Remove(r.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return r.sync()
+}
+
+// close lets go of a pool: what it holds open keeps its file system in use.
+func (r *Registry) close(name string) error {
+	r.mu.Lock()
+	pool := r.open[name]
+	delete(r.open, name)
+	r.mu.Unlock()
+	return shut(pool)
+}
+
+func shut(pool storage.Pool) error {
+	if c, ok := pool.(io.Closer); ok {
+		return c.Close()
 	}
 	return nil
 }
@@ -189,6 +248,9 @@ func (r *Registry) write(record storage.Record) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(r.options.Dir, 0o700); err != nil {
+		return err
+	}
 	f, err := os.CreateTemp(r.options.Dir, ".new-")
 	if err != nil {
 		return err
@@ -204,6 +266,11 @@ func (r *Registry) write(record storage.Record) error {
 	if err := os.Rename(f.Name(), r.path(record.Name)); err != nil {
 		return err
 	}
+	return r.sync()
+}
+
+// sync makes the names of the files durable.
+func (r *Registry) sync() error {
 	dir, err := os.Open(r.options.Dir)
 	if err != nil {
 		return err

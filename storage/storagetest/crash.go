@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
@@ -52,7 +53,7 @@ func die(d Driver) int {
 		return 1
 	}
 	opened := false
-	p, err := d.Open(os.Getenv(crashPlace), func(step string) {
+	d.step = func(step string) {
 		if !opened {
 			return
 		}
@@ -60,12 +61,15 @@ func die(d Driver) int {
 			unix.Kill(os.Getpid(), unix.SIGKILL)
 			select {}
 		}
-	})
+	}
+	p, err := d.Open(os.Getenv(crashPlace), d.step)
 	opened = true
 	switch action := os.Getenv(crashAction); {
 	case err != nil:
 	case action == gone:
 		err = seesNothing(context.Background(), p)
+	case action == shortenRunning:
+		err = dieRunning(context.Background(), p, d)
 	default:
 		err = actions()[action].do(context.Background(), p, d)
 	}
@@ -91,8 +95,15 @@ type action struct {
 	// made ready to be shared.
 	source bool
 
+	// needs tells whether a volume has what it takes. Nil: any has.
+	needs func(v storage.Volume) bool
+
 	// after checks the state that it leads to.
 	after func(t *testing.T, p *pool)
+
+	// before, if set, makes more for it to work on. It gives false if the driver has
+	// no use for the action.
+	before func(t *testing.T, p *pool) bool
 }
 
 func (p *pool) has(t *testing.T, key storage.Key) bool {
@@ -135,7 +146,7 @@ func webHolds(state map[string]string) func(t *testing.T, p *pool) {
 
 func actions() map[string]action {
 	toOne := on(func(ctx context.Context, v storage.Volume) error { return v.Restore(ctx, "one") })
-	return map[string]action{
+	all := map[string]action{
 		"create": {
 			do: func(ctx context.Context, p storage.Pool, d Driver) error {
 				_, err := p.Create(ctx, image("new"), d.Content, func(dir *os.Root) error {
@@ -239,7 +250,16 @@ func actions() map[string]action {
 				}
 			},
 		},
+		"shorten": {
+			before:   webIsLong,
+			do:       on(func(ctx context.Context, v storage.Volume) error { return shorten(ctx, v, nil) }),
+			happened: func(t *testing.T, p *pool) bool { return !isLong(p.open(t, instance("web"))) },
+			source:   true, // what was merged may stay
+			after:    webHolds(stateNow),
+		},
 	}
+	maps.Copy(all, bringing())
+	return all
 }
 
 // testCrashes kills a program at each step of each action, and looks whether the
@@ -253,9 +273,13 @@ func testCrashes(t *testing.T, d Driver) {
 	for name, a := range actions() {
 		d.run(t, name, func(t *testing.T) {
 			t.Parallel()
+			if !a.can(t, d) {
+				d.lacks(t)
+				return
+			}
 			for step := 1; ; step++ {
 				if !crash(t, d, name, a, step) {
-					if step == 1 {
+					if step == 1 && a.before == nil {
 						t.Error("there is no step to die at: the driver does not call step")
 					}
 					return
@@ -301,16 +325,13 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 	t.Helper()
 	p := newPool(t, d)
 	prepare(t, p)
+	if a.before != nil && !a.before(t, p) {
+		return false
+	}
 	before := p.files(t)
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
 	cmd.Env = append(os.Environ(), crashDriver+"="+d.Name, crashPlace+"="+p.place, crashAction+"="+name, crashStep+"="+strconv.Itoa(step))
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() >= 0 && exit.ExitCode() != survived {
-		t.Fatalf("the program to be killed at step %d said %s, %v", step, out, err)
-	}
-	over := exit.ExitCode() == survived
-
+	over := ended(t, cmd, step)
 	p = p.again(t)
 	happened := a.happened(t, p)
 	if over && !happened {
@@ -332,7 +353,7 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 			t.Errorf("a sweep left %s", diff)
 		}
 	}
-	err = a.do(t.Context(), p, d)
+	err := a.do(t.Context(), p, d)
 	if happened && a.repeated != "" {
 		wants(t, "doing it again", err, a.repeated)
 	} else if err != nil {
@@ -343,6 +364,18 @@ func crash(t *testing.T, d Driver, name string, a action, step int) bool {
 	a.after(t, p)
 	p.clear(t)
 	return !over
+}
+
+// ended runs a program that is to be killed at a step, and tells whether it had so
+// many.
+func ended(t *testing.T, cmd *exec.Cmd, step int) (over bool) {
+	t.Helper()
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() >= 0 && exit.ExitCode() != survived {
+		t.Fatalf("the program to be killed at step %d said %s, %v", step, out, err)
+	}
+	return exit.ExitCode() == survived
 }
 
 // prepare makes what an action works on.

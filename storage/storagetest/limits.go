@@ -13,6 +13,9 @@ import (
 // maxBulk is the limit that the suite sets.
 const maxBulk = 12 << 20
 
+// farOff is a text that is on a disk behind all that bulk writes here.
+const farOff = "zzz"
+
 // testLimits writes to a volume with a limit until it fails, and more when the
 // limit is lifted.
 func testLimits(t *testing.T, d Driver) {
@@ -21,13 +24,13 @@ func testLimits(t *testing.T, d Driver) {
 	}
 	p := smallPool(t, d)
 	ctx := t.Context()
-	v := p.create(t, instance("web"), map[string]string{"a": "one"})
+	v := p.create(t, instance("web"), map[string]string{farOff: "one"})
 	if !d.Limits {
 		d.unsupported(t, "SetLimit", storage.SetLimit(ctx, v, maxBulk))
 		if limit, err := storage.LimitOf(ctx, v); err != nil || limit.Max != 0 {
 			t.Errorf("LimitOf = %+v, %v, want none", limit, err)
 		}
-		p.holds(t, v, map[string]string{"a": "one"})
+		p.holds(t, v, map[string]string{farOff: "one"})
 		p.clear(t)
 		return
 	}
@@ -59,7 +62,7 @@ func testLimits(t *testing.T, d Driver) {
 	if err := p.data.bulk(v.Root(), wrote, maxBulk, 2); err != nil {
 		t.Errorf("writing without a limit = %v", err)
 	}
-	p.holds(t, v, map[string]string{"a": "one"})
+	p.holds(t, v, map[string]string{farOff: "one"})
 	p.clear(t)
 }
 

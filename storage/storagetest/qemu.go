@@ -3,10 +3,11 @@ package storagetest
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -21,12 +22,18 @@ import (
 
 // machine is a QEMU that holds a disk as a running machine does.
 type machine struct {
-	t    *testing.T
-	cmd  *exec.Cmd
+	t      *testing.T
+	cmd    *exec.Cmd
+	gone   chan struct{} // closed when it has ended
+	socket string
+	*monitor
+}
+
+// monitor is a connection to a machine's QEMU, which serves one at a time.
+type monitor struct {
 	conn net.Conn
 	in   *bufio.Reader
-	node string // of the disk now
-	n    int
+	step func(string) // called between commands that belong together
 }
 
 // start starts a machine on a disk.
@@ -39,64 +46,105 @@ func start(t *testing.T, root storage.Root) *machine {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	socket := filepath.Join(dir, "qmp")
-	listener, err := net.Listen("unix", socket)
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
+	listener.SetUnlinkOnClose(false)
 	defer listener.Close()
-	m := &machine{t: t, node: "d0"}
+	inherited, err := listener.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inherited.Close()
+	m := &machine{t: t, gone: make(chan struct{}), socket: socket}
+	const node = "d0"
 	// A device makes QEMU lock disks of every format; it shares the disk with the
 	// monitor, which writes.
 	m.cmd = exec.Command("qemu-system-x86_64", "-machine", "q35,accel=tcg", "-m", "16M", "-nodefaults", "-display", "none", "-S",
-		"-qmp", "unix:"+socket, "-blockdev", string(blockdev(m.node, root.DiskPath, root.DiskFormat, false)),
-		"-device", "virtio-blk-pci,drive="+m.node+",share-rw=on")
+		"-chardev", "socket,id=qmp,fd=3,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
+		"-blockdev", encode(file(node, root.DiskPath)), "-blockdev", encode(format(node, root.DiskFormat)),
+		"-device", "virtio-blk-pci,id=root,drive="+node+",share-rw=on")
+	m.cmd.ExtraFiles = []*os.File{inherited}
 	var said strings.Builder
 	m.cmd.Stderr = &said
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(m.stop)
-	gone := make(chan struct{})
 	go func() {
-		// If QEMU ends before it connects, nobody else would wake Accept.
 		m.cmd.Wait()
-		close(gone)
-		listener.Close()
+		close(m.gone)
 	}()
-	if m.conn, err = listener.Accept(); err != nil {
-		<-gone
-		t.Fatalf("QEMU said %s", said.String())
-	}
-	m.in = bufio.NewReader(m.conn)
-	if _, err := m.in.ReadBytes('\n'); err != nil { // the greeting
-		t.Fatal(err)
-	}
-	if _, err := m.command("qmp_capabilities", nil); err != nil {
-		t.Fatal(err)
+	// Nobody else would end the connection if QEMU ends before it takes it.
+	inherited.Close()
+	listener.Close()
+	if m.monitor, err = dial(socket); err != nil {
+		m.cmd.Process.Kill()
+		<-m.gone
+		t.Fatalf("QEMU said %s: %v", said.String(), err)
 	}
 	return m
+}
+
+// dial connects to a machine.
+func dial(socket string) (*monitor, error) {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return nil, err
+	}
+	m := &monitor{conn: conn, in: bufio.NewReader(conn), step: func(string) {}}
+	_, err = m.in.ReadBytes('\n') // the greeting
+	if err == nil {
+		_, err = m.command("qmp_capabilities", nil)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// lend lets f, another program, talk to the machine.
+func (m *machine) lend(f func()) {
+	m.t.Helper()
+	m.conn.Close()
+	f()
+	var err error
+	if m.monitor, err = dial(m.socket); err != nil {
+		m.t.Fatal(err)
+	}
 }
 
 // stop ends the machine at once and waits until its locks are gone.
 func (m *machine) stop() {
 	m.cmd.Process.Kill()
-	if m.conn != nil {
-		io.Copy(io.Discard, m.in)
+	<-m.gone
+	if m.monitor != nil {
 		m.conn.Close()
 	}
 }
 
-func blockdev(node, path, format string, detached bool) []byte {
-	dev := map[string]any{"driver": format, "node-name": node, "file": map[string]any{"driver": "file", "filename": path}}
-	if detached {
-		dev["backing"] = nil
+// file and format describe a disk to QEMU.
+func file(node, path string) map[string]any {
+	driver := "file"
+	if st, err := os.Stat(path); err == nil && st.Mode().Type() == os.ModeDevice {
+		driver = "host_device"
 	}
-	b, _ := json.Marshal(dev) // plain strings
-	return b
+	return map[string]any{"driver": driver, "node-name": node + "-file", "filename": path}
+}
+
+func format(node, driver string) map[string]any {
+	return map[string]any{"driver": driver, "node-name": node, "file": node + "-file"}
+}
+
+func encode(node map[string]any) string {
+	b, _ := json.Marshal(node) // plain strings
+	return string(b)
 }
 
 // command runs a QMP command.
-func (m *machine) command(name string, args any) (json.RawMessage, error) {
+func (m *monitor) command(name string, args any) (json.RawMessage, error) {
 	request := map[string]any{"execute": name}
 	if args != nil {
 		request["arguments"] = args
@@ -125,35 +173,107 @@ func (m *machine) command(name string, args any) (json.RawMessage, error) {
 	}
 }
 
-// write writes a text to the disk as the guest would.
+// io has QEMU do what the guest would.
+func (m *machine) io(line string) {
+	m.t.Helper()
+	node, err := m.disk()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	out, err := m.command("human-monitor-command", map[string]any{"command-line": fmt.Sprintf("qemu-io %s %q", node, line)})
+	if err != nil || strings.Contains(string(out), "rror") || strings.Contains(string(out), "ailed") {
+		m.t.Fatalf("QEMU %s = %s, %v", line, out, err)
+	}
+}
+
+// write writes a text to the disk.
 func (m *machine) write(name, text string) {
 	m.t.Helper()
 	path := filepath.Join(m.t.TempDir(), "text")
 	if err := os.WriteFile(path, append([]byte(text), make([]byte, textSize-len(text))...), 0o600); err != nil {
 		m.t.Fatal(err)
 	}
-	for _, line := range []string{fmt.Sprintf("write -s %s %d %d", path, offset(name), textSize), "flush"} {
-		out, err := m.command("human-monitor-command", map[string]any{"command-line": fmt.Sprintf("qemu-io %s %q", m.node, line)})
-		if err != nil || strings.Contains(string(out), "rror") || strings.Contains(string(out), "ailed") {
-			m.t.Fatalf("QEMU %s = %s, %v", line, out, err)
-		}
-	}
+	m.io(fmt.Sprintf("write -s %s %d %d", path, offset(name), textSize))
+	m.io("flush")
 }
 
-// live lets a driver switch the machine's disk.
-func (m *machine) live() *storage.Live {
-	return &storage.Live{SwitchDisk: func(_ context.Context, path string) error {
-		m.n++
-		next := fmt.Sprintf("d%d", m.n)
-		if _, err := m.command("blockdev-add", json.RawMessage(blockdev(next, path, "qcow2", true))); err != nil {
+// disk is the node of the disk now.
+func (m *monitor) disk() (node string, err error) {
+	out, err := m.command("qom-get", map[string]string{"path": "/machine/peripheral/root", "property": "drive"})
+	if err == nil {
+		err = json.Unmarshal(out, &node)
+	}
+	return node, err
+}
+
+// nodeOf is a name for the node of a disk file.
+func nodeOf(path string) string {
+	sum := sha256.Sum256([]byte(path))
+	return "d" + hex.EncodeToString(sum[:8])
+}
+
+// add opens a disk file.
+func (m *monitor) add(path string, change func(file, format map[string]any)) (node string, err error) {
+	node = nodeOf(path)
+	file, format := file(node, path), format(node, "qcow2")
+	change(file, format)
+	for _, n := range []map[string]any{file, format} {
+		if _, err := m.command("blockdev-add", n); err != nil {
+			return node, err
+		}
+	}
+	return node, nil
+}
+
+// live lets a driver change what the machine's disk is, or stands on.
+func (m *monitor) live() *storage.Live {
+	return &storage.Live{SwitchDisk: m.switchDisk, RebaseDisk: m.rebaseDisk}
+}
+
+func (m *monitor) switchDisk(_ context.Context, path string) error {
+	now, err := m.disk()
+	if err != nil {
+		return err
+	}
+	next, err := m.add(path, func(_, format map[string]any) { format["backing"] = nil })
+	if err != nil {
+		return err
+	}
+	_, err = m.command("blockdev-snapshot", map[string]any{"node": now, "overlay": next})
+	return err
+}
+
+func (m *monitor) rebaseDisk(_ context.Context, path, backing string) error {
+	now, err := m.disk()
+	if err != nil {
+		return err
+	}
+	base := nodeOf(backing)
+	if !m.has(base) {
+		base, err = m.add(backing, func(file, format map[string]any) { file["read-only"], format["read-only"] = true, true })
+		if err != nil {
 			return err
 		}
-		if _, err := m.command("blockdev-snapshot", map[string]any{"node": m.node, "overlay": next}); err != nil {
-			return err
-		}
-		m.node = next
-		return nil
-	}}
+	}
+	m.step("backing file opened")
+	again := format(now, "qcow2")
+	again["backing"] = base
+	if _, err := m.command("blockdev-reopen", map[string]any{"options": []any{again}}); err != nil {
+		return err
+	}
+	m.step("backing file exchanged")
+	name, err := filepath.Rel(filepath.Dir(path), backing)
+	if err != nil {
+		return err
+	}
+	_, err = m.command("change-backing-file", map[string]any{"device": now, "image-node-name": now, "backing-file": name})
+	return err
+}
+
+// has tells whether there is a node.
+func (m *monitor) has(node string) bool {
+	out, err := m.command("query-named-block-nodes", map[string]bool{"flat": true})
+	return err == nil && strings.Contains(string(out), `"node-name": "`+node+`"`)
 }
 
 // testLiveDisk takes snapshots and clones of a disk that a real QEMU writes to.

@@ -43,6 +43,7 @@ type Driver struct {
 	// directory.
 	Files func(place string) ([]string, error)
 
+	step  func(string) // of the program that is to be killed
 	cases *cases
 }
 
@@ -82,6 +83,7 @@ func Run(t *testing.T, d Driver) {
 	}
 	// These run cases of their own.
 	t.Run("Live", func(t *testing.T) { testLive(t, d) })
+	t.Run("Shorten", func(t *testing.T) { testShorten(t, d) })
 	t.Run("Crashes", func(t *testing.T) { testCrashes(t, d) })
 	if err := tally.Note(d.cases.run); err != nil {
 		t.Error(err)

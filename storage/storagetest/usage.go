@@ -19,9 +19,11 @@ func testUsage(t *testing.T, d Driver) {
 	if err != nil || before.Exclusive <= 0 || before.Used < before.Exclusive || shares != d.Capabilities.InstantClone {
 		t.Errorf("Usage of a clone = %+v, %v, want it to share what it was cloned from: %v", before, err, d.Capabilities.InstantClone)
 	}
-	p.write(t, v, map[string]string{"x": strings.Repeat("x", textSize)})
+	// On a disk, this is far from what is there: a driver may count in chunks.
+	p.write(t, v, map[string]string{"elsewhere": strings.Repeat("x", textSize)})
 	after, err := v.Usage(ctx)
-	if err != nil || after.Exclusive <= before.Exclusive || after.Used <= before.Used {
+	// What is written over data of the image, in one block with them, replaces them.
+	if err != nil || after.Exclusive <= before.Exclusive || after.Used < before.Used {
 		t.Errorf("Usage after writing = %+v, %v, before it was %+v", after, err, before)
 	}
 	p.clone(t, storage.Source{Key: v.Key()}, instance("web2"))

@@ -1,9 +1,16 @@
-// Package transfer copies a volume with its snapshots from one pool to another,
-// whatever drivers they have, through the storage contract alone: the oldest
-// state is written into a new volume, and every later one over it, with a
-// snapshot in between, so that trees share in the new pool what does not differ.
-// Each state is proved to hold the same data before it is kept. What it mounts is
-// in a mount namespace of a thread of its own.
+// Package transfer copies a volume with its snapshots to another pool, or within
+// one, and brings such copies up to date. Where the volumes can, a state is taken
+// over or sent as their drivers do that (storage.Adopter, storage.Streamer); where
+// they cannot, the oldest is written into a new volume, and every later one over
+// it, with a snapshot in between, so that what does not differ is shared there.
+//
+// What is proved: of a state that was copied by its files, the digest of the tree,
+// or all of the disk; of one that was sent, the checksums in the stream, and the
+// digest of the last; of layers that were copied, each. When a copy is refreshed,
+// what was changed is read back and compared, with the attributes of all files; a
+// digest of everything would cost what the refresh saves, and is taken on request.
+// What was changed is told by the difference to a snapshot of the source, which
+// no program in it can hide, and not by sizes and times. DESIGN.md tells more.
 package transfer
 
 import (
@@ -13,6 +20,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,15 +30,27 @@ import (
 
 // Request says what to copy where.
 type Request struct {
-	Source   storage.Volume // not in use, unless Snapshot is set
-	Snapshot string         // copy this snapshot alone, as the state of the new volume
-	Alone    bool           // leave the snapshots behind
+	Source   storage.Volume
+	Snapshot string        // copy this snapshot alone, as the state of the new volume
+	Alone    bool          // leave the snapshots behind
+	Live     *storage.Live // the source is in use; nil: it is not
+
+	// Skip, which may be nil, tells which snapshots to leave behind.
+	Skip func(s storage.Snapshot) bool
 
 	Pool storage.Pool // where to
+	Same bool         // that is the pool of the source
 	Key  storage.Key  // what the new volume is called, also while it is half done
+
+	// Mark is a snapshot of the source that the copy is made of if it cannot be
+	// made of the source itself. With Keep it is made and stays, in the source and
+	// in the copy, for Refresh to know what both have in common.
+	Mark Mark
+	Keep bool
 
 	// Edit, which may be nil, changes the metadata files of a state in the new
 	// volume. Snapshot is its name there, empty for what the volume itself holds.
+	// Snapshots that are sent keep the files that they have.
 	Edit func(dir *os.Root, snapshot string) error
 
 	// Dir is an existing folder with no pool in it. Trees are mounted there where
@@ -38,83 +58,157 @@ type Request struct {
 	Dir string
 }
 
+// Mark is a snapshot for the sake of copies.
+type Mark struct {
+	Name        string
+	Description string
+}
+
+func (m Mark) options(live *storage.Live) storage.SnapshotOptions {
+	return storage.SnapshotOptions{Description: m.Description, CreatedAt: time.Now().UTC().Truncate(time.Millisecond), Live: live}
+}
+
 // state is one state of a volume: as it is now, or a snapshot.
 type state struct {
-	snapshot string // of the source; empty: as it is now
-	keep     *storage.Snapshot
+	snapshot string            // of the source; empty: as it is now
+	keep     *storage.Snapshot // what it is in the copy; nil: what the copy holds in the end
 }
 
 // Copy makes the new volume. After an error nothing of it stays.
-func Copy(ctx context.Context, r Request) error {
-	states, err := r.states(ctx)
+func Copy(ctx context.Context, r Request) (err error) {
+	defer func() { err = classified(err) }()
+	marked := false
+	// What the copy is made of has to hold still, also for those that only read it.
+	if r.Snapshot == "" && (r.Keep || !r.Same && (r.Live != nil || r.mayBeFast())) {
+		if err := r.Source.Snapshot(ctx, r.Mark.Name, r.Mark.options(r.Live)); err != nil {
+			return err
+		}
+		marked = true
+	}
+	defer func() {
+		if marked && (err != nil || !r.Keep) {
+			gone := r.Source.DeleteSnapshot(context.WithoutCancel(ctx), r.Mark.Name)
+			if gone != nil && !fault.Is(gone, fault.NotFound) {
+				err = errors.Join(err, gone)
+			}
+		}
+	}()
+	states, err := r.states(ctx, marked)
 	if err != nil {
 		return err
 	}
-	c := contents(r)
-	made, err := r.create(ctx, c, states[0])
-	if err != nil {
-		return err
-	}
-	err = r.fill(ctx, c, made, states)
+	err = r.copy(ctx, states)
 	if err == nil {
 		return nil
 	}
-	if gone := r.Pool.Delete(context.WithoutCancel(ctx), r.Key); gone != nil {
+	if gone := r.Pool.Delete(context.WithoutCancel(ctx), r.Key); gone != nil && !fault.Is(gone, fault.NotFound) {
 		err = errors.Join(err, fmt.Errorf("what was copied is still there: %w", gone))
 	}
 	return err
 }
 
+// classified says that a pool is full where a copy by files found that out.
+func classified(err error) error {
+	if fault.Of(err) == fault.Internal && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
+		return fault.Wrap(fault.Exhausted, err)
+	}
+	return err
+}
+
+// copy makes the new volume in the quickest way there is.
+func (r *Request) copy(ctx context.Context, states []state) error {
+	if r.Same {
+		return r.cloned(ctx, states)
+	}
+	if r.mayBeFast() {
+		err := r.fast(ctx, states)
+		if !errors.Is(err, errSlow) {
+			return err
+		}
+		if err := r.Pool.Delete(ctx, r.Key); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	info, err := r.Pool.Info(ctx)
+	if err != nil {
+		return err
+	}
+	// A pool that takes snapshots of files is better off with a raw disk.
+	c := contents(r.Source, r.Dir, info.Capabilities.LiveSnapshots)
+	made, err := r.create(ctx, c, states[0])
+	if err != nil {
+		return err
+	}
+	return r.fill(ctx, c, made, states)
+}
+
 // states lists what to copy, oldest first. What the new volume is to be comes
 // last.
-func (r *Request) states(ctx context.Context) ([]state, error) {
+func (r *Request) states(ctx context.Context, marked bool) ([]state, error) {
 	if r.Snapshot != "" {
 		return []state{{snapshot: r.Snapshot}}, nil
 	}
-	if r.Alone {
-		return []state{{}}, nil
-	}
+	last := state{}
 	list, err := r.Source.Snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var states []state
+	var states, mark []state
 	for _, s := range list {
-		states = append(states, state{snapshot: s.Name, keep: &s})
+		switch {
+		case marked && s.Name == r.Mark.Name:
+			mark = []state{{snapshot: s.Name, keep: &s}}
+			last.snapshot = s.Name
+		case !r.Alone && (r.Skip == nil || !r.Skip(s)):
+			states = append(states, state{snapshot: s.Name, keep: &s})
+		}
 	}
-	return append(states, state{}), nil
+	if r.Keep {
+		states = append(states, mark...)
+	}
+	return append(states, last), nil
 }
 
 // content knows how to copy one content.
 type content interface {
 	// write puts the data of from into the staging directory of a new volume.
 	write(ctx context.Context, from storage.Root, dir *os.Root) error
-	// apply makes the data of to the same as that of from.
-	apply(ctx context.Context, from, to storage.Root) error
-	// prove compares the data of the two.
+	// apply makes the data of to the same as that of from. If base is there, to
+	// holds what it shows, which is an earlier state of the volume of from.
+	apply(ctx context.Context, base *storage.Root, from, to storage.Root) error
+	// changed compares what apply has written with that base.
+	changed(ctx context.Context, base *storage.Root, from, to storage.Root) error
+	// prove compares all data of the two.
 	prove(ctx context.Context, from, to storage.Root) error
 	// size is how much space the data of from needs.
 	size(ctx context.Context, from storage.Root) (int64, error)
 }
 
-func contents(r Request) content {
-	if r.Source.Content() == storage.Disk {
-		return disk{}
+// contents tells how to copy what a volume holds. New disks are raw, or as the
+// source has them.
+func contents(v storage.Volume, dir string, raw bool) content {
+	if v.Content() == storage.Disk {
+		return disk{raw}
 	}
-	return tree{dir: r.Dir}
+	return tree{dir: dir}
 }
 
-// root says where the data of a state of the source is.
-func (r *Request) root(ctx context.Context, snapshot string) (storage.Root, error) {
-	if snapshot == "" {
-		return r.Source.Root(), nil
+// root says where the data of a state of a volume is.
+func root(ctx context.Context, v storage.Volume, snapshot string) (storage.Root, error) {
+	if snapshot != "" {
+		return v.SnapshotRoot(ctx, snapshot)
 	}
-	return r.Source.SnapshotRoot(ctx, snapshot)
+	if m, ok := v.(storage.Mounter); ok {
+		if err := m.Mount(ctx); err != nil {
+			return storage.Root{}, err
+		}
+	}
+	return v.Root(), nil
 }
 
 // create makes the new volume with the first state.
 func (r *Request) create(ctx context.Context, c content, s state) (storage.Volume, error) {
-	from, err := r.root(ctx, s.snapshot)
+	from, err := root(ctx, r.Source, s.snapshot)
 	if err != nil {
 		return nil, err
 	}
@@ -129,52 +223,97 @@ func (r *Request) create(ctx context.Context, c content, s state) (storage.Volum
 // fill proves the first state, and writes, proves and keeps all others.
 func (r *Request) fill(ctx context.Context, c content, made storage.Volume, states []state) error {
 	for i, s := range states {
-		if err := r.step(ctx, c, made, s, i == 0); err != nil {
-			if s.snapshot == "" {
-				return err
-			}
-			return fmt.Errorf("snapshot %q: %w", s.snapshot, err)
+		base := state{}
+		if i > 0 {
+			base = states[i-1]
+		}
+		if err := r.step(ctx, c, made, base, s, i == 0); err != nil {
+			return s.wrap(err)
 		}
 	}
 	return nil
 }
 
-// step brings the new volume to a state, unless it was made with it.
-func (r *Request) step(ctx context.Context, c content, made storage.Volume, s state, there bool) error {
-	from, err := r.root(ctx, s.snapshot)
+// wrap says which state an error is about.
+func (s state) wrap(err error) error {
+	if err == nil || s.keep == nil {
+		return err
+	}
+	return fmt.Errorf("snapshot %q: %w", s.snapshot, err)
+}
+
+// step brings the new volume from the state base, which it has, to another, unless
+// it was made with that.
+func (r *Request) step(ctx context.Context, c content, made storage.Volume, base, s state, there bool) error {
+	from, err := root(ctx, r.Source, s.snapshot)
 	if err != nil {
 		return err
 	}
-	if !there {
-		if err := c.apply(ctx, from, made.Root()); err != nil {
+	to, err := root(ctx, made, "")
+	if err != nil {
+		return err
+	}
+	if !there && base.snapshot != s.snapshot {
+		before, err := root(ctx, r.Source, base.snapshot)
+		if err != nil {
 			return err
 		}
+		if err := c.apply(ctx, &before, from, to); err != nil {
+			return err
+		}
+	}
+	if !there {
 		if err := r.replaceMetadata(ctx, made, s); err != nil {
 			return err
 		}
 	}
-	if err := c.prove(ctx, from, made.Root()); err != nil {
-		return err
+	if there || base.snapshot != s.snapshot {
+		if err := c.prove(ctx, from, to); err != nil {
+			return err
+		}
 	}
 	if s.keep == nil {
 		return nil
 	}
-	return made.Snapshot(ctx, s.keep.Name, storage.SnapshotOptions{
-		Description: s.keep.Description, CreatedAt: s.keep.CreatedAt, ExpiresAt: s.keep.ExpiresAt, Auto: s.keep.Auto,
-	})
+	return made.Snapshot(ctx, s.keep.Name, options(*s.keep))
 }
 
-// openMetadata opens the metadata files of a state of the source.
-func (r *Request) openMetadata(ctx context.Context, snapshot string) (*os.Root, error) {
+// options describe a snapshot again.
+func options(s storage.Snapshot) storage.SnapshotOptions {
+	return storage.SnapshotOptions{Description: s.Description, CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Auto: s.Auto}
+}
+
+// openMetadata opens the metadata files of a state of a volume.
+func openMetadata(ctx context.Context, v storage.Volume, snapshot string) (*os.Root, error) {
 	if snapshot == "" {
-		return r.Source.Dir()
+		return v.Dir()
 	}
-	return r.Source.SnapshotDir(ctx, snapshot)
+	return v.SnapshotDir(ctx, snapshot)
 }
 
 // metadata copies the metadata files of a state to dir.
 func (r *Request) metadata(ctx context.Context, dir *os.Root, s state) error {
-	from, err := r.openMetadata(ctx, s.snapshot)
+	if err := copyMetadata(ctx, r.Source, s.snapshot, dir); err != nil {
+		return err
+	}
+	return r.edit(s)(dir)
+}
+
+// edit changes the metadata files of a state.
+func (r *Request) edit(s state) func(dir *os.Root) error {
+	return func(dir *os.Root) error {
+		switch {
+		case r.Edit == nil:
+			return nil
+		case s.keep == nil:
+			return r.Edit(dir, "")
+		}
+		return r.Edit(dir, s.keep.Name)
+	}
+}
+
+func copyMetadata(ctx context.Context, v storage.Volume, snapshot string, dir *os.Root) error {
+	from, err := openMetadata(ctx, v, snapshot)
 	if err != nil {
 		return err
 	}
@@ -188,13 +327,7 @@ func (r *Request) metadata(ctx context.Context, dir *os.Root, s state) error {
 			return fmt.Errorf("metadata file %q: %w", name, err)
 		}
 	}
-	if r.Edit == nil {
-		return nil
-	}
-	if s.keep == nil {
-		return r.Edit(dir, "")
-	}
-	return r.Edit(dir, s.keep.Name)
+	return nil
 }
 
 // replaceMetadata puts the metadata files of a state in the place of those that
@@ -205,6 +338,13 @@ func (r *Request) replaceMetadata(ctx context.Context, made storage.Volume, s st
 		return err
 	}
 	defer dir.Close()
+	if err := removeFiles(dir); err != nil {
+		return err
+	}
+	return r.metadata(ctx, dir, s)
+}
+
+func removeFiles(dir *os.Root) error {
 	names, err := filesIn(dir)
 	if err != nil {
 		return err
@@ -214,7 +354,7 @@ func (r *Request) replaceMetadata(ctx context.Context, made storage.Volume, s st
 			return err
 		}
 	}
-	return r.metadata(ctx, dir, s)
+	return nil
 }
 
 // Bounds of the metadata files of a volume.
@@ -239,7 +379,7 @@ func filesIn(dir *os.Root) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		if e.Type().IsRegular() {
+		if e.Type().IsRegular() && e.Name() != storage.DiskRaw && e.Name() != storage.DiskQcow2 {
 			names = append(names, e.Name())
 		}
 	}
@@ -273,21 +413,24 @@ func copyFile(from, to *os.Root, name string) (err error) {
 // Need says how many bytes the copy takes at most in the new pool, as far as can
 // be told without copying.
 func Need(ctx context.Context, r Request) (int64, error) {
-	states, err := r.states(ctx)
+	if r.Same {
+		return 0, nil
+	}
+	states, err := r.states(ctx, false)
 	if err != nil {
 		return 0, err
 	}
-	if len(states) > 1 && r.Source.Content() == storage.Tree {
+	if r.Live != nil || len(states) > 1 && r.Source.Content() == storage.Tree {
 		usage, err := r.Source.Usage(ctx)
 		return usage.Used, err
 	}
 	var total int64
 	for _, s := range states {
-		from, err := r.root(ctx, s.snapshot)
+		from, err := root(ctx, r.Source, s.snapshot)
 		if err != nil {
 			return 0, err
 		}
-		n, err := contents(r).size(ctx, from)
+		n, err := contents(r.Source, r.Dir, false).size(ctx, from)
 		if err != nil {
 			return 0, err
 		}

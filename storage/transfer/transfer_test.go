@@ -135,7 +135,7 @@ func TestAllStatesComeAlong(t *testing.T) {
 	ctx := t.Context()
 	from, to := newPool(t), newPool(t)
 	v := source(t, from)
-	r := transfer.Request{Source: v, Pool: to, Key: far, Dir: t.TempDir(), Edit: func(dir *os.Root, snapshot string) error {
+	r := transfer.Request{Source: v, Pool: to, Key: far, Mark: transfer.Mark{Name: "mark"}, Dir: t.TempDir(), Edit: func(dir *os.Root, snapshot string) error {
 		text, err := dir.ReadFile("instance.json")
 		return errors.Join(err, dir.WriteFile("instance.json", fmt.Append(nil, "copy of ", snapshot, " ", string(text)), 0o600))
 	}}
@@ -207,7 +207,7 @@ func TestOneStateAlone(t *testing.T) {
 		"snapshot": {transfer.Request{Snapshot: "one"}, one},
 		"now":      {transfer.Request{Alone: true}, v.Root()},
 	} {
-		c.r.Source, c.r.Pool, c.r.Dir = v, to, t.TempDir()
+		c.r.Source, c.r.Pool, c.r.Dir, c.r.Mark.Name = v, to, t.TempDir(), "mark"
 		c.r.Key = storage.Key{Class: storage.Instances, Name: name}
 		if err := transfer.Copy(ctx, c.r); err != nil {
 			t.Fatalf("%s: Copy = %v", name, err)
@@ -235,9 +235,14 @@ type lossy struct {
 }
 
 func (p lossy) Create(ctx context.Context, key storage.Key, c storage.Content, fill func(*os.Root) error) (storage.Volume, error) {
-	return p.Pool.Create(ctx, key, c, func(dir *os.Root) error {
-		return errors.Join(fill(dir), p.damage(dir.Name()))
+	v, err := p.Pool.Create(ctx, key, c, func(dir *os.Root) error {
+		err := fill(dir)
+		if _, empty := dir.Lstat("rootfs/etc"); err != nil || empty != nil {
+			return err // nothing is in it yet
+		}
+		return p.damage(dir.Name())
 	})
+	return struct{ storage.Volume }{v}, err
 }
 
 func TestDamagedCopyIsRefused(t *testing.T) {
@@ -300,7 +305,7 @@ func TestDisksComeAlong(t *testing.T) {
 		write(fmt.Sprintf("write -P %d %dM 128k", i+1, i*8))
 	}
 	write("write -z 64k 64k")
-	r := transfer.Request{Source: v, Pool: to, Key: far, Dir: t.TempDir()}
+	r := transfer.Request{Source: v, Pool: to, Key: far, Mark: transfer.Mark{Name: "mark"}, Dir: t.TempDir()}
 	if need, err := transfer.Need(ctx, r); err != nil || need < 1<<20 || need > 16<<20 {
 		t.Errorf("Need = %d, %v", need, err)
 	}

@@ -29,17 +29,21 @@ func (t tree) write(ctx context.Context, from storage.Root, dir *os.Root) error 
 	}, look(from))
 }
 
-func (t tree) apply(ctx context.Context, from, to storage.Root) error {
-	return t.mountedTwo(func(a, b string) error {
-		if err := treecopy.Sync(ctx, a, b); err != nil {
+func (t tree) apply(ctx context.Context, base *storage.Root, from, to storage.Root) error {
+	return t.mountedThree(func(base, a, b string) error {
+		if err := treecopy.Update(ctx, base, a, b); err != nil {
 			return err
 		}
 		return syncAll(b)
-	}, look(from), mount.Spec{Lower: to.Lower, Upper: to.Upper, Work: to.Work})
+	}, base, from, mount.Spec{Lower: to.Lower, Upper: to.Upper, Work: to.Work})
+}
+
+func (t tree) changed(ctx context.Context, base *storage.Root, from, to storage.Root) error {
+	return t.mountedThree(func(base, a, b string) error { return treecopy.Compare(ctx, base, a, b) }, base, from, look(to))
 }
 
 func (t tree) prove(ctx context.Context, from, to storage.Root) error {
-	return t.mountedTwo(func(a, b string) error {
+	return t.mountedThree(func(_, a, b string) error {
 		want, err := treecopy.Digest(ctx, a)
 		if err != nil {
 			return err
@@ -49,7 +53,7 @@ func (t tree) prove(ctx context.Context, from, to storage.Root) error {
 			return fault.New(fault.Internal, "the copy is not the same as its source: the files sum up to %x and not to %x", got, want)
 		}
 		return err
-	}, look(from), look(to))
+	}, nil, from, look(to))
 }
 
 func (t tree) size(ctx context.Context, from storage.Root) (n int64, err error) {
@@ -72,11 +76,19 @@ func (t tree) mounted(do func(at string) error, s mount.Spec) error {
 	return t.alone(func() error { return t.at("from", s, do) })
 }
 
-func (t tree) mountedTwo(do func(a, b string) error, from, to mount.Spec) error {
+// mountedThree calls do with the paths of three trees. Without a base the first is
+// empty.
+func (t tree) mountedThree(do func(base, a, b string) error, base *storage.Root, from storage.Root, to mount.Spec) error {
 	return t.alone(func() error {
-		return t.at("from", from, func(a string) error {
-			return t.at("to", to, func(b string) error { return do(a, b) })
-		})
+		two := func(base string) error {
+			return t.at("from", look(from), func(a string) error {
+				return t.at("to", to, func(b string) error { return do(base, a, b) })
+			})
+		}
+		if base == nil {
+			return two("")
+		}
+		return t.at("base", look(*base), two)
 	})
 }
 

@@ -15,13 +15,33 @@ const blockSize = 64 << 10
 // blocks reads those blocks of a file that do not hold only zeros. Two files of
 // one size are alike if these blocks are, wherever they have holes.
 type blocks struct {
-	file *os.File
-	size int64
-	next int64
-	buf  [blockSize]byte
+	file  *os.File
+	size  int64
+	next  int64
+	known spans // not read
+	limit int64 // where known ends at the latest
+	buf   [blockSize]byte
 }
 
-// read gives the next block and where it begins, or io.EOF.
+func newBlocks(f *os.File) (*blocks, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return &blocks{file: f, size: st.Size()}, nil
+}
+
+// skip leaves out of two files what they share: blocks that are shared as a whole,
+// or up to the end of both.
+func skip(x, y *blocks) {
+	known := shared(x.file, y.file)
+	for _, b := range []*blocks{x, y} {
+		b.known, b.limit = known, max(x.size, y.size)
+	}
+}
+
+// read gives the next block and where it begins, or io.EOF. The block is valid
+// until the next one is read.
 func (b *blocks) read(ctx context.Context) (int64, []byte, error) {
 	for b.next < b.size {
 		if err := ctx.Err(); err != nil {
@@ -35,11 +55,14 @@ func (b *blocks) read(ctx context.Context) (int64, []byte, error) {
 			return 0, nil, err
 		}
 		at := data / blockSize * blockSize
+		b.next = at + blockSize
+		if b.known.covers(at, min(b.next, b.limit)) {
+			continue
+		}
 		n, err := b.file.ReadAt(b.buf[:], at)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, nil, err
 		}
-		b.next = at + blockSize
 		if block := b.buf[:n]; !zero(block) {
 			return at, block, nil
 		}

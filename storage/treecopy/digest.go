@@ -123,7 +123,11 @@ func (d *digester) content(dir int, name string, size int64) error {
 		return err
 	}
 	defer f.Close()
-	sum, b := sha256.New(), &blocks{file: f, size: size}
+	b, err := newBlocks(f)
+	if err != nil {
+		return err
+	}
+	sum := sha256.New()
 	for {
 		at, block, err := b.read(d.ctx)
 		if errors.Is(err, io.EOF) {

@@ -1,11 +1,9 @@
 package treecopy
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
@@ -18,32 +16,88 @@ import (
 // sharing what is the same. Files are compared by what they hold: a program may
 // set any time. Files with several names are copied anew. Nobody changes either
 // tree meanwhile; after an error to is something between the two.
-func Sync(ctx context.Context, from, to string) error {
-	src, err := openDir(unix.AT_FDCWD, from)
+func Sync(ctx context.Context, from, to string) error { return Update(ctx, "", from, to) }
+
+// Update is Sync where to holds what from held at an earlier time, which base still
+// shows. Of from, only what was touched since is read: what has another inode or
+// time of change, which no program can set. An empty base is none.
+func Update(ctx context.Context, base, from, to string) error {
+	t, err := openTrees(base, from, to)
 	if err != nil {
-		return fmt.Errorf("open %q: %w", from, err)
+		return err
 	}
-	defer unix.Close(src)
-	dst, err := openDir(unix.AT_FDCWD, to)
+	defer t.close()
+	s := &syncer{copier{ctx: ctx, to: t.to, links: map[inode]string{}}}
+	return s.directory(t, ".")
+}
+
+// trees are the same directory of three trees, open. Base may be -1.
+type trees struct{ base, from, to int }
+
+func openTrees(base, from, to string) (t trees, err error) {
+	t = trees{-1, -1, -1}
+	defer func() {
+		if err != nil {
+			t.close()
+		}
+	}()
+	for path, fd := range map[string]*int{base: &t.base, from: &t.from, to: &t.to} {
+		if path == "" && fd == &t.base {
+			continue
+		}
+		if *fd, err = openDir(unix.AT_FDCWD, path); err != nil {
+			return t, fmt.Errorf("open %q: %w", path, err)
+		}
+	}
+	return t, nil
+}
+
+func (t trees) close() {
+	for _, fd := range []int{t.base, t.from, t.to} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+// within opens a directory of all three; where base has none, it is -1.
+func (t trees) within(name, where string) (in trees, err error) {
+	in = trees{-1, -1, -1}
+	if in.from, err = openDir(t.from, name); err == nil {
+		in.to, err = openDir(t.to, name)
+	}
 	if err != nil {
-		return fmt.Errorf("open %q: %w", to, err)
+		in.close()
+		return in, wrapPath("open", where, err)
 	}
-	defer unix.Close(dst)
-	s := &syncer{copier{ctx: ctx, to: dst, links: map[inode]string{}}}
-	return s.directory(src, dst, ".")
+	if t.base >= 0 {
+		if fd, err := openDir(t.base, name); err == nil {
+			in.base = fd
+		}
+	}
+	return in, nil
+}
+
+// touched tells whether a file of from is another than in base, or may be.
+func (t trees) touched(name string, now *unix.Stat_t) bool {
+	var then unix.Stat_t
+	if t.base < 0 || statAt(t.base, name, &then) != nil {
+		return true
+	}
+	return then.Ino != now.Ino || then.Ctim != now.Ctim || then.Size != now.Size || then.Rdev != now.Rdev || !alike(&then, now)
 }
 
 // syncer is a copier that copies what is not there yet.
 type syncer struct{ copier }
 
-// directory makes what is in the open directory dst the same as in src, and then
-// its attributes.
-func (s *syncer) directory(src, dst int, where string) error {
-	want, err := NamesIn(src)
+// directory makes what is in the open directory t.to the same as in t.from, and
+// then its attributes.
+func (s *syncer) directory(t trees, where string) error {
+	want, err := NamesIn(t.from)
 	if err != nil {
 		return wrapPath("read", where, err)
 	}
-	have, err := NamesIn(dst)
+	have, err := NamesIn(t.to)
 	if err != nil {
 		return wrapPath("read", where, err)
 	}
@@ -51,7 +105,7 @@ func (s *syncer) directory(src, dst int, where string) error {
 	slices.Sort(have)
 	for _, name := range have {
 		if _, ok := slices.BinarySearch(want, name); !ok {
-			if err := remove(dst, name); err != nil {
+			if err := remove(t.to, name); err != nil {
 				return wrapPath("remove", path.Join(where, name), err)
 			}
 		}
@@ -61,68 +115,74 @@ func (s *syncer) directory(src, dst int, where string) error {
 			return err
 		}
 		_, there := slices.BinarySearch(have, name)
-		if err := s.entry(src, dst, name, path.Join(where, name), there); err != nil {
+		if err := s.entry(t, name, path.Join(where, name), there); err != nil {
 			return err
 		}
 	}
-	return s.adjust(src, dst, where)
+	return s.adjust(t.from, "", t.to, "", where)
 }
 
 // entry makes one name the same.
-func (s *syncer) entry(src, dst int, name, where string, there bool) error {
+func (s *syncer) entry(t trees, name, where string, there bool) error {
 	if !there {
-		return s.copier.entry(src, dst, name, where)
+		return s.copier.entry(t.from, t.to, name, where)
 	}
 	var a, b unix.Stat_t
-	if err := errors.Join(statAt(src, name, &a), statAt(dst, name, &b)); err != nil {
+	if err := errors.Join(statAt(t.from, name, &a), statAt(t.to, name, &b)); err != nil {
 		return wrapPath("stat", where, err)
 	}
-	if a.Mode&unix.S_IFMT == unix.S_IFDIR && b.Mode&unix.S_IFMT == unix.S_IFDIR {
-		from, err := openDir(src, name)
+	kind := a.Mode & unix.S_IFMT
+	switch {
+	case kind == unix.S_IFDIR && b.Mode&unix.S_IFMT == kind:
+		in, err := t.within(name, where)
 		if err != nil {
-			return wrapPath("open", where, err)
+			return err
 		}
-		defer unix.Close(from)
-		to, err := openDir(dst, name)
-		if err != nil {
-			return wrapPath("open", where, err)
+		defer in.close()
+		return s.directory(in, where)
+	case !t.touched(name, &a):
+		return nil
+	case kind == unix.S_IFREG && b.Mode&unix.S_IFMT == kind && a.Nlink == 1 && b.Nlink == 1:
+		if err := s.rewrite(t, name); err != nil {
+			return wrapPath("copy", where, err)
 		}
-		defer unix.Close(to)
-		return s.directory(from, to, where)
+		return s.adjust(t.from, name, t.to, name, where)
 	}
-	same, err := s.same(src, dst, name, &a, &b)
+	same, err := s.same(t.from, t.to, name, &a, &b)
 	if err != nil {
 		return wrapPath("compare", where, err)
 	}
 	if same {
 		return nil
 	}
-	if err := remove(dst, name); err != nil {
+	if err := remove(t.to, name); err != nil {
 		return wrapPath("remove", where, err)
 	}
-	return s.copier.entry(src, dst, name, where)
+	return s.copier.entry(t.from, t.to, name, where)
 }
 
-// same tells whether two files that are no directories are alike in everything.
+// same tells whether two files that are no directories and hold no data are alike
+// in everything.
 func (s *syncer) same(src, dst int, name string, a, b *unix.Stat_t) (bool, error) {
-	if a.Nlink > 1 || b.Nlink > 1 || !alike(a, b) || a.Size != b.Size || a.Rdev != b.Rdev {
+	if a.Mode&unix.S_IFMT == unix.S_IFREG || a.Nlink > 1 || b.Nlink > 1 || !alike(a, b) || a.Size != b.Size || a.Rdev != b.Rdev {
 		return false, nil
 	}
-	if same, err := sameXattrs(src, dst, name); err != nil || !same {
+	if same, err := sameXattrs(src, name, dst, name); err != nil || !same {
 		return false, err
 	}
-	switch a.Mode & unix.S_IFMT {
-	case unix.S_IFREG:
-		return s.sameContent(src, dst, name, a.Size)
-	case unix.S_IFLNK:
-		x, err := readLink(src, name)
-		if err != nil {
-			return false, err
-		}
-		y, err := readLink(dst, name)
-		return x == y, err
+	if a.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return true, nil
 	}
-	return true, nil
+	return sameLink(src, dst, name)
+}
+
+func sameLink(src, dst int, name string) (bool, error) {
+	x, err := readLink(src, name)
+	if err != nil {
+		return false, err
+	}
+	y, err := readLink(dst, name)
+	return x == y, err
 }
 
 // alike compares what stat tells of files of any kind.
@@ -130,10 +190,13 @@ func alike(a, b *unix.Stat_t) bool {
 	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Mtim == b.Mtim
 }
 
-func sameXattrs(src, dst int, name string) (bool, error) {
+func sameXattrs(src int, srcName string, dst int, dstName string) (bool, error) {
 	var lists [2][]string
-	for i, dir := range []int{src, dst} {
-		fd, err := handle(dir, name)
+	for i, at := range []struct {
+		dir  int
+		name string
+	}{{src, srcName}, {dst, dstName}} {
+		fd, err := handle(at.dir, at.name)
 		if err != nil {
 			return false, err
 		}
@@ -146,43 +209,14 @@ func sameXattrs(src, dst int, name string) (bool, error) {
 	return slices.Equal(lists[0], lists[1]), nil
 }
 
-// sameContent compares two files of one size.
-func (s *syncer) sameContent(src, dst int, name string, size int64) (bool, error) {
-	a, err := openFile(src, name)
-	if err != nil {
-		return false, err
-	}
-	defer a.Close()
-	b, err := openFile(dst, name)
-	if err != nil {
-		return false, err
-	}
-	defer b.Close()
-	x, y := &blocks{file: a, size: size}, &blocks{file: b, size: size}
-	for {
-		atX, blockX, errX := x.read(s.ctx)
-		atY, blockY, errY := y.read(s.ctx)
-		endX, endY := errors.Is(errX, io.EOF), errors.Is(errY, io.EOF)
-		switch {
-		case errX != nil && !endX:
-			return false, errX
-		case errY != nil && !endY:
-			return false, errY
-		case endX || endY:
-			return endX && endY, nil
-		case atX != atY || !bytes.Equal(blockX, blockY):
-			return false, nil
-		}
-	}
-}
-
-// adjust gives the open directory dst the attributes of src, if they differ.
-func (s *syncer) adjust(src, dst int, where string) error {
+// adjust gives a file the attributes of another, if they differ. Empty names mean
+// the open directories themselves.
+func (s *syncer) adjust(src int, srcName string, dst int, dstName, where string) error {
 	var a, b unix.Stat_t
-	if err := errors.Join(unix.Fstat(src, &a), unix.Fstat(dst, &b)); err != nil {
+	if err := errors.Join(statAt(src, srcName, &a), statAt(dst, dstName, &b)); err != nil {
 		return wrapPath("stat", where, err)
 	}
-	same, err := sameXattrs(src, dst, "")
+	same, err := sameXattrs(src, srcName, dst, dstName)
 	if err != nil {
 		return wrapPath("attributes of", where, err)
 	}
@@ -190,21 +224,30 @@ func (s *syncer) adjust(src, dst int, where string) error {
 		return nil
 	}
 	if !same {
-		if err := dropXattrs(src, dst); err != nil {
+		if err := dropXattrs(src, srcName, dst, dstName); err != nil {
 			return wrapPath("attributes of", where, err)
 		}
 	}
-	return s.attributes(src, "", dst, "", &a, where)
+	return s.attributes(src, srcName, dst, dstName, &a, where)
 }
 
-// dropXattrs removes the extended attributes of the open directory dst that src
-// does not have.
-func dropXattrs(src, dst int) error {
-	keep, err := xattrNames(procPath(src))
+// dropXattrs removes the extended attributes of a file that another does not have.
+func dropXattrs(src int, srcName string, dst int, dstName string) error {
+	from, err := handle(src, srcName)
 	if err != nil {
 		return err
 	}
-	have, err := xattrNames(procPath(dst))
+	defer unix.Close(from)
+	to, err := handle(dst, dstName)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	keep, err := xattrNames(procPath(from))
+	if err != nil {
+		return err
+	}
+	have, err := xattrNames(procPath(to))
 	if err != nil {
 		return err
 	}
@@ -212,7 +255,7 @@ func dropXattrs(src, dst int) error {
 		if slices.Contains(keep, name) {
 			continue
 		}
-		if err := unix.Removexattr(procPath(dst), name); err != nil {
+		if err := unix.Removexattr(procPath(to), name); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}

@@ -68,6 +68,7 @@ var sections = []section{
 	{"launch", (*bench).launch},
 	{"exec", (*bench).exec},
 	{"changes", (*bench).changes},
+	{"transfers", (*bench).transfers},
 	{"stop", (*bench).stop},
 	{"list", (*bench).list},
 	{"vm", (*bench).vm},

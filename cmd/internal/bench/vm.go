@@ -112,7 +112,7 @@ func (b *bench) vmTemplateOf(ctx context.Context, name string) (t vmTemplate, er
 		return t, err
 	}
 	t.memory = bytes >> 10
-	out, err := run.Output(ctx, "qemu-img", "info", "-U", "--output=json", t.machine.Root.Disk.Path)
+	out, err := run.Output(ctx, "qemu-img", "info", "-U", "-f", t.machine.Root.Disk.Format, "--output=json", t.machine.Root.Disk.Path)
 	if err != nil {
 		return t, err
 	}

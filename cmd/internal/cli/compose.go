@@ -24,6 +24,7 @@ import (
 	"brig/storage"
 	"brig/storage/btrfs"
 	"brig/storage/look"
+	"brig/storage/lvm"
 	"brig/storage/overlay"
 	"brig/storage/registry"
 	"brig/storage/zfs"
@@ -70,6 +71,11 @@ func Compose(o Options) (Manager, error) {
 // pools are the pools of this brig, with the drivers there are.
 func pools(o Options) *registry.Registry {
 	return registry.New(registry.Options{
+		Owner: func() (storage.Owner, error) {
+			id, err := o.Dirs.Identity()
+			host, _ := os.Hostname()
+			return storage.Owner{ID: id, Host: host, Dir: o.Dirs.State}, err
+		},
 		Dir: filepath.Join(o.Dirs.State, "storage"),
 		Default: storage.Record{
 			Name:        manager.DefaultPool,
@@ -80,6 +86,7 @@ func pools(o Options) *registry.Registry {
 		Drivers: map[string]registry.Driver{
 			"overlay": overlay.Driver{},
 			"btrfs":   btrfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
+			"lvm":     lvm.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "lvm")},
 			"zfs":     zfs.Driver{Files: filepath.Join(o.Dirs.State, "pools"), Mounts: filepath.Join(o.Dirs.Run, "pools")},
 		},
 	})

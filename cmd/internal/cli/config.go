@@ -16,7 +16,7 @@ import (
 
 func newConfig(s *session) *cobra.Command {
 	return newGroup("config", "See and change the configuration of instances",
-		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigKeys(s))
+		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigDevice(s), newConfigKeys(s))
 }
 
 func newConfigGet(s *session) *cobra.Command {

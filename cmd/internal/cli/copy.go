@@ -11,26 +11,38 @@ import (
 )
 
 func newCopy(s *session) *cobra.Command {
-	var pool string
-	var alone bool
+	var o manager.CopyRequest
 	cmd := &cobra.Command{
 		Use:     "copy NAME[/SNAPSHOT] [NEW]",
 		Aliases: []string{"cp"},
 		Short:   "Copy an instance, as it is or as a snapshot has it",
-		Long: `Copy an instance, as it is or as a snapshot has it. The copy is stopped. Without a
-NEW name one is made up and printed.
+		Long: `Copy an instance with its snapshots, or as one of its snapshots has it. The copy is
+stopped. Without a NEW name one is made up and printed. A running instance is copied
+as it is at one moment.
 
-A copy in the same pool takes no time and no space, and has no snapshots. To
-another pool the data is copied, with the snapshots, and compared in the end; the
-instance has to be stopped for that, unless it is a snapshot that is copied.`,
-		Example: "  brig copy web web2\n  brig copy web/clean web3 -s big",
+A copy in the same pool takes no time and no space. To another pool the data is
+sent as it is there if both pools can, or copied, and compared in the end.
+
+With --refresh, a copy that is there already becomes what the instance is now: what
+changed is brought, with new snapshots; snapshots that the instance has no more go,
+and so does what was changed in the copy. Its name and addresses stay. What changed
+is told by a hidden snapshot that the instance and its copy have in common, and read
+back; --verify compares everything. The first refresh of a copy that was made
+without --refresh, and has no snapshots, has to read everything, too.`,
+		Example: "  brig copy web web2\n  brig copy web/clean web3 -s big\n  brig copy web backup -s big --refresh",
 		Args:    argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := copyRequest(args)
 			if err != nil {
 				return err
 			}
-			r.Pool, r.InstanceOnly = pool, alone
+			r.Pool, r.InstanceOnly, r.Refresh, r.Verify = o.Pool, o.InstanceOnly, o.Refresh, o.Verify
+			if r.Refresh && r.Name == "" {
+				return fault.New(fault.Invalid, "cannot refresh a copy of %q without its name: want copy %s NAME --refresh", args[0], args[0])
+			}
+			if r.Verify && !r.Refresh {
+				return fault.New(fault.Invalid, "--verify is for --refresh: other copies are compared always")
+			}
 			m, err := s.manager()
 			if err != nil {
 				return err
@@ -38,6 +50,10 @@ instance has to be stopped for that, unless it is a snapshot that is copied.`,
 			spec, err := m.Copy(cmd.Context(), r)
 			if err != nil {
 				return err
+			}
+			if r.Refresh {
+				s.say("Refreshed %s from %s", spec.Name, args[0])
+				return nil
 			}
 			s.say("Copied %s to %s", args[0], spec.Name)
 			if r.Name == "" {
@@ -47,7 +63,9 @@ instance has to be stopped for that, unless it is a snapshot that is copied.`,
 		},
 		ValidArgsFunction: s.completeInstanceOrSnapshot,
 	}
-	s.targetFlags(cmd, &pool, &alone)
+	s.targetFlags(cmd, &o.Pool, &o.InstanceOnly)
+	cmd.Flags().BoolVar(&o.Refresh, "refresh", false, "Bring a copy that is there already up to date")
+	cmd.Flags().BoolVar(&o.Verify, "verify", false, "With --refresh: compare all data in the end")
 	return cmd
 }
 

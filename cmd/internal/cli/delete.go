@@ -21,7 +21,7 @@ func newDelete(s *session) *cobra.Command {
 			return m.Delete(ctx, name, o)
 		},
 	})
-	cmd.Flags().BoolVarP(&o.Force, "force", "f", false, "Also delete running instances")
+	cmd.Flags().BoolVarP(&o.Force, "force", "f", false, "Also delete running instances, and those whose configuration cannot be read")
 	cmd.Long = "Delete instances with all their snapshots. For seven days brig undo and brig trash\nrestore bring them back, unless --now is given."
 	cmd.Flags().BoolVar(&o.Now, "now", false, "Delete for good and free the space")
 	return cmd

@@ -2,22 +2,26 @@ package cli
 
 import (
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"brig/instance/manager"
+	"brig/instance/store"
 )
 
 func newDF(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
 		Use:   "df [NAME...]",
-		Short: "Show how much space instances take up",
+		Short: "Show how much space instances and volumes take up",
 		Long: `Show how much space instances take up with their snapshots: all that they use, how
 much of it they share with images and other instances, and how much would be free
-if they were deleted. A line for each pool tells its size, what is used of it and
-what is free. What is shared counts for each instance that uses it, so the sum of
-USED may be more than a pool holds.`,
+if they were deleted. Below each instance there is a line for each of its snapshots,
+with what it alone would free; what several snapshots hold, none frees alone. A line
+for each pool tells its size, what is used of it and what is free. What is shared
+counts for each instance that uses it, so the sum of USED may be more than a pool
+holds.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f, err := parseFormat(kind)
 			if err != nil {
@@ -42,17 +46,26 @@ USED may be more than a pool holds.`,
 // space is what df tells in JSON.
 type space struct {
 	Instances []instanceSpace `json:"instances"`
+	Volumes   []instanceSpace `json:"volumes"`
 	Pools     []poolSpace     `json:"pools"`
 }
 
 type instanceSpace struct {
+	Name          string          `json:"name"`
+	Pool          string          `json:"pool"`
+	Snapshots     int             `json:"snapshots"`
+	Used          int64           `json:"used"`
+	Shared        int64           `json:"shared"`
+	Exclusive     int64           `json:"exclusive"`
+	SnapshotUsage []snapshotSpace `json:"snapshot_usage"` // those for undo are among them
+	Reason        string          `json:"reason"`
+}
+
+type snapshotSpace struct {
 	Name      string `json:"name"`
-	Pool      string `json:"pool"`
-	Snapshots int    `json:"snapshots"`
 	Used      int64  `json:"used"`
 	Shared    int64  `json:"shared"`
 	Exclusive int64  `json:"exclusive"`
-	Reason    string `json:"reason"`
 }
 
 type poolSpace struct {
@@ -66,12 +79,23 @@ type poolSpace struct {
 }
 
 func spaceOf(v *manager.SpaceView) space {
-	s := space{Instances: []instanceSpace{}, Pools: []poolSpace{}}
+	s := space{Instances: []instanceSpace{}, Volumes: []instanceSpace{}, Pools: []poolSpace{}}
+	for _, vol := range v.Volumes {
+		line := instanceSpace{Name: vol.Name, Pool: vol.Pool, Snapshots: vol.SnapshotCount, Reason: vol.Reason}
+		if vol.Usage != nil {
+			line.Used, line.Shared, line.Exclusive = vol.Usage.Used, vol.Usage.Used-vol.Usage.Exclusive, vol.Usage.Exclusive
+		}
+		s.Volumes = append(s.Volumes, line)
+	}
 	for _, i := range v.Instances {
-		s.Instances = append(s.Instances, instanceSpace{
-			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots,
+		line := instanceSpace{
+			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots, SnapshotUsage: []snapshotSpace{},
 			Used: i.Usage.Used, Shared: i.Usage.Used - i.Usage.Exclusive, Exclusive: i.Usage.Exclusive, Reason: i.Reason,
-		})
+		}
+		for _, u := range i.Usage.Snapshots {
+			line.SnapshotUsage = append(line.SnapshotUsage, snapshotSpace{u.Name, u.Used, u.Used - u.Exclusive, u.Exclusive})
+		}
+		s.Instances = append(s.Instances, line)
 	}
 	for _, p := range v.Pools {
 		s.Pools = append(s.Pools, poolSpace{
@@ -82,8 +106,8 @@ func spaceOf(v *manager.SpaceView) space {
 	return s
 }
 
-// spaceTable has a line for each instance and below them one for each pool, which
-// has no name. Exact makes all sizes plain numbers of bytes.
+// spaceTable has a line for each instance, with its snapshots below it, and then one
+// for each pool, which has no name. Exact makes all sizes plain numbers of bytes.
 func spaceTable(v *manager.SpaceView, exact bool) *table {
 	t := &table{header: []string{"NAME", "POOL", "SNAPSHOTS", "USED", "SHARED", "EXCLUSIVE", "TOTAL", "FREE"}}
 	text := func(n int64, reason string) string {
@@ -98,10 +122,29 @@ func spaceTable(v *manager.SpaceView, exact bool) *table {
 	for _, i := range v.Instances {
 		t.add(i.Name, i.Pool, strconv.Itoa(i.Snapshots), text(i.Usage.Used, i.Reason),
 			text(i.Usage.Used-i.Usage.Exclusive, i.Reason), text(i.Usage.Exclusive, i.Reason), "", "")
+		for _, u := range i.Usage.Snapshots {
+			t.add(snapshotText(i.Name, u.Name), i.Pool, "", text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, ""), "", "")
+		}
+	}
+	for _, vol := range v.Volumes {
+		used, shared, exclusive := "?", "?", "?"
+		if u := vol.Usage; u != nil {
+			used, shared, exclusive = text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, "")
+		}
+		t.add("volume "+vol.Name, vol.Pool, strconv.Itoa(vol.SnapshotCount), used, shared, exclusive, "", "")
 	}
 	for _, p := range v.Pools {
 		t.add("", p.Name, "", text(p.Total-p.Free, p.Reason), "", text(p.Exclusive, ""),
 			text(p.Total, p.Reason), text(p.Free, p.Reason))
 	}
 	return t
+}
+
+// snapshotText is how a snapshot is called among instances. What undo goes back to
+// has a name that nobody can use.
+func snapshotText(instance, snapshot string) string {
+	if strings.HasPrefix(snapshot, store.UndoPrefix) {
+		return instance + " (undo)"
+	}
+	return instance + "/" + snapshot
 }

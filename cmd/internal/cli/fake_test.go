@@ -154,7 +154,10 @@ func (f *fake) CreateSnapshot(_ context.Context, name, snapshot string, r manage
 	return snapshot, err
 }
 
-func (f *fake) RestoreSnapshot(_ context.Context, name, snapshot string) error {
+func (f *fake) RestoreSnapshot(_ context.Context, name, snapshot string, o manager.RestoreOptions) error {
+	if o.Volumes {
+		return f.on(name, "restore %s %s with volumes", name, snapshot)
+	}
 	return f.on(name, "restore %s %s", name, snapshot)
 }
 
@@ -285,7 +288,7 @@ func (f *fake) Sweep(context.Context) error { return nil }
 
 func (f *fake) Pools(context.Context) ([]manager.PoolView, error) {
 	return []manager.PoolView{
-		{Record: storage.Record{Name: "default", Driver: "overlay", Config: map[string]string{"source": "/var/lib/brig/pools/default"}}, Info: storage.Info{Total: 100 << 30, Free: 60 << 30, Limits: "not kept"}, UsedBy: []string{"db", "web"}},
+		{Record: storage.Record{Name: "default", Driver: "overlay", Config: map[string]string{"source": "/var/lib/brig/pools/default"}}, Info: storage.Info{Total: 100 << 30, Free: 60 << 30, Limits: "not kept"}, UsedBy: []string{"db", "web"}, Volumes: []string{"photos"}},
 		{Record: storage.Record{Name: "tank", Driver: "zfs", Description: "The big one"}, Reason: "the dataset tank/brig is not there"},
 	}, nil
 }
@@ -306,11 +309,19 @@ func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
 
 func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
 	f.note("space %q", names)
+	var volumes []manager.VolumeView
+	if len(names) == 0 {
+		volumes, _ = f.Volumes(context.Background(), "", manager.GetOptions{})
+	}
 	return &manager.SpaceView{
 		Instances: []manager.InstanceSpace{
 			{Name: "db", Pool: "tank", Reason: "the dataset tank/brig is not there"},
-			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20}},
+			{Name: "web", Pool: "default", Snapshots: 2, Usage: storage.Usage{Used: 300 << 20, Exclusive: 20 << 20, Snapshots: []storage.SnapshotUsage{
+				{Name: "snap0", Used: 290 << 20, Exclusive: 3 << 20},
+				{Name: "brig-undo-0123456789abcdef", Used: 295 << 20, Exclusive: 1 << 20},
+			}}},
 		},
+		Volumes: volumes,
 		Pools: []manager.PoolSpace{
 			{Name: "default", Total: 100 << 30, Free: 60 << 30, Instances: 1, Exclusive: 20 << 20},
 			{Name: "tank", Instances: 1, Reason: "the dataset tank/brig is not there"},
@@ -323,9 +334,126 @@ func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	return nil
 }
 
+func (f *fake) SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error) {
+	v, err := f.Space(ctx, nil)
+	return slices.DeleteFunc(v.Instances, func(i manager.InstanceSpace) bool { return i.Pool != pool }), err
+}
+
+func (f *fake) AdoptPool(_ context.Context, r storage.Record) error {
+	f.note("adopt pool %s %s %v", r.Name, r.Driver, r.Config)
+	return nil
+}
+
+func (f *fake) ForgetPool(_ context.Context, name string) error {
+	f.note("forget pool %s", name)
+	return nil
+}
+
+func (f *fake) SetPool(_ context.Context, name string, set map[string]string) error {
+	f.note("set pool %s %v", name, set)
+	return nil
+}
+
 func (f *fake) DeletePool(_ context.Context, name string) error {
 	f.note("delete pool %s", name)
 	return nil
+}
+
+func (f *fake) Volumes(context.Context, string, manager.GetOptions) ([]manager.VolumeView, error) {
+	at := func(minute int) time.Time { return time.Date(2024, 5, 6, 8, minute, 0, 0, time.UTC) }
+	return []manager.VolumeView{
+		{
+			Pool: "default", Name: "db", Content: storage.Disk, SnapshotCount: 2,
+			Info:   &instance.Volume{CreatedAt: at(1), Config: map[string]string{"size": "20GiB"}},
+			UsedBy: []manager.VolumeUser{{Instance: "db", Device: "disk"}},
+			Snapshots: []manager.VolumeSnapshot{
+				{Snapshot: instance.Snapshot{Name: "before", Description: "as new", CreatedAt: at(2)}},
+				{Snapshot: instance.Snapshot{Name: "clean.of-1123456789abcdef", CreatedAt: at(3)}, With: "db/clean"},
+			},
+			Usage: &storage.Usage{Used: 30 << 20, Exclusive: 10 << 20},
+		},
+		{
+			Pool: "default", Name: "photos", Content: storage.Tree,
+			Info:   &instance.Volume{Description: "of 2024", CreatedAt: at(4)},
+			UsedBy: []manager.VolumeUser{{Instance: "db", Device: "p"}, {Instance: "web", Device: "p"}},
+		},
+	}, nil
+}
+
+func (f *fake) Volume(ctx context.Context, pool, name string, _ manager.GetOptions) (*manager.VolumeView, error) {
+	views, _ := f.Volumes(ctx, pool, manager.GetOptions{})
+	for _, v := range views {
+		if v.Pool == pool && v.Name == name {
+			return &v, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "cannot find a volume named %q in pool %q", name, pool)
+}
+
+func (f *fake) CreateVolume(_ context.Context, r manager.VolumeRequest) error {
+	f.note("create volume %+v", r)
+	return nil
+}
+
+func (f *fake) ConfigureVolume(_ context.Context, pool, name string, c manager.ConfigChange) error {
+	f.note("configure volume %s %s %+v", pool, name, c)
+	return nil
+}
+
+func (f *fake) CopyVolume(_ context.Context, r manager.VolumeCopyRequest) error {
+	f.note("copy volume %+v", r)
+	return nil
+}
+
+func (f *fake) MoveVolume(_ context.Context, r manager.VolumeCopyRequest) error {
+	f.note("move volume %+v", r)
+	return nil
+}
+
+func (f *fake) RenameVolume(_ context.Context, pool, name, to string) error {
+	f.note("rename volume %s %s %s", pool, name, to)
+	return nil
+}
+
+func (f *fake) DeleteVolume(_ context.Context, pool, name string) error {
+	f.note("delete volume %s %s", pool, name)
+	return nil
+}
+
+func (f *fake) CreateVolumeSnapshot(_ context.Context, pool, name, snapshot string, r manager.SnapshotRequest) (string, error) {
+	f.note("snapshot volume %s %s %q %q", pool, name, snapshot, r.Description)
+	return cmp.Or(snapshot, "snap0"), nil
+}
+
+func (f *fake) RestoreVolumeSnapshot(_ context.Context, pool, name, snapshot string) error {
+	f.note("restore volume %s %s %s", pool, name, snapshot)
+	return nil
+}
+
+func (f *fake) RenameVolumeSnapshot(_ context.Context, pool, name, snapshot, to string) error {
+	f.note("rename volume snapshot %s %s %s %s", pool, name, snapshot, to)
+	return nil
+}
+
+func (f *fake) DeleteVolumeSnapshot(_ context.Context, pool, name, snapshot string) error {
+	f.note("delete volume snapshot %s %s %s", pool, name, snapshot)
+	return nil
+}
+
+func (f *fake) AttachVolume(_ context.Context, r manager.AttachRequest) (bool, error) {
+	return r.Instance == "db", f.on(r.Instance, "attach %+v", r)
+}
+
+func (f *fake) DetachVolume(_ context.Context, r manager.AttachRequest) error {
+	return f.on(r.Instance, "detach %+v", r)
+}
+
+func (f *fake) AddDevice(_ context.Context, r manager.DeviceRequest) (bool, error) {
+	return r.Instance == "db", f.on(r.Instance, "add device %+v", r)
+}
+
+func (f *fake) RemoveDevice(_ context.Context, name, device string) error {
+	return f.on(name, "remove device %s %s", name, device)
 }
 
 func (f *fake) ImportKernel(_ context.Context, source string) (manager.KernelInfo, error) {

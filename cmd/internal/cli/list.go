@@ -98,7 +98,7 @@ func (s *session) list(ctx context.Context, o listOptions, filters []string) err
 }
 
 // detail asks more about the instances where the listing alone cannot say what
-// is to be shown. One that has gone meanwhile stays as it was.
+// is to be shown. One that has gone meanwhile, or tells nothing, stays as it was.
 func detail(ctx context.Context, m Manager, f format, columns []column, views []manager.View) error {
 	measured := slices.ContainsFunc(columns, func(c column) bool { return c.measured })
 	return errors.Join(parallel(len(views), 8, func(i int) error {
@@ -109,22 +109,24 @@ func detail(ctx context.Context, m Manager, f format, columns []column, views []
 				full.SnapshotCount = v.SnapshotCount
 				*v = *full
 			}
-			return unlessGone(err)
+			return unknown(ctx, v, err)
 		}
 		if f.structured() && v.SnapshotCount > 0 {
 			var err error
 			v.Snapshots, err = m.Snapshots(ctx, v.Spec.Name)
-			return unlessGone(err)
+			return unknown(ctx, v, err)
 		}
 		return nil
 	})...)
 }
 
-func unlessGone(err error) error {
-	if fault.Is(err, fault.NotFound) {
-		return nil
+// unknown puts on the line of an instance why no more is known of it. One that
+// cannot be told about keeps none from being listed.
+func unknown(ctx context.Context, v *manager.View, err error) error {
+	if err != nil && v.State.Reason == "" && !fault.Is(err, fault.NotFound) {
+		v.State.Reason = err.Error()
 	}
-	return err
+	return ctx.Err()
 }
 
 // parseFilters makes a test of what the user wants to see.

@@ -35,7 +35,7 @@ type Manager interface {
 
 	CreateSnapshot(ctx context.Context, name, snapshot string, r manager.SnapshotRequest) (string, error)
 	Snapshots(ctx context.Context, name string) ([]instance.Snapshot, error)
-	RestoreSnapshot(ctx context.Context, name, snapshot string) error
+	RestoreSnapshot(ctx context.Context, name, snapshot string, o manager.RestoreOptions) error
 	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	RenameSnapshot(ctx context.Context, name, snapshot, to string) error
 	Diff(ctx context.Context, r manager.DiffRequest, each func(manager.Change) error) error
@@ -63,8 +63,30 @@ type Manager interface {
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
 	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
+	SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
+	AdoptPool(ctx context.Context, r storage.Record) error
+	ForgetPool(ctx context.Context, name string) error
+	SetPool(ctx context.Context, name string, set map[string]string) error
+
+	CreateVolume(ctx context.Context, r manager.VolumeRequest) error
+	Volumes(ctx context.Context, pool string, o manager.GetOptions) ([]manager.VolumeView, error)
+	Volume(ctx context.Context, pool, name string, o manager.GetOptions) (*manager.VolumeView, error)
+	ConfigureVolume(ctx context.Context, pool, name string, c manager.ConfigChange) error
+	CopyVolume(ctx context.Context, r manager.VolumeCopyRequest) error
+	MoveVolume(ctx context.Context, r manager.VolumeCopyRequest) error
+	RenameVolume(ctx context.Context, pool, name, to string) error
+	DeleteVolume(ctx context.Context, pool, name string) error
+	CreateVolumeSnapshot(ctx context.Context, pool, name, snapshot string, r manager.SnapshotRequest) (string, error)
+	RestoreVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error
+	RenameVolumeSnapshot(ctx context.Context, pool, name, snapshot, to string) error
+	DeleteVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error
+
+	AttachVolume(ctx context.Context, r manager.AttachRequest) (later bool, err error)
+	DetachVolume(ctx context.Context, r manager.AttachRequest) error
+	AddDevice(ctx context.Context, r manager.DeviceRequest) (later bool, err error)
+	RemoveDevice(ctx context.Context, name, device string) error
 
 	Kernels(ctx context.Context) ([]manager.KernelInfo, error)
 	ImportKernel(ctx context.Context, source string) (manager.KernelInfo, error)

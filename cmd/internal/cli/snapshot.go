@@ -23,7 +23,7 @@ func newSnapshotCreate(s *session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME [SNAPSHOT]",
 		Short: "Keep the present state of an instance",
-		Long:  "Keep the present state of an instance, which may be running. Without a name for it\nthe next free of snap0, snap1... is taken and printed. It stays until it is deleted,\nunless it is given an expiry.",
+		Long:  "Keep the present state of an instance, which may be running. Without a name for it\nthe next free of snap0, snap1... is taken and printed. It stays until it is deleted,\nunless it is given an expiry. Custom volumes that the instance can write to are kept\nwith it, as of the same moment; snapshot restore --volumes brings them back.",
 		Args:  argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if noExpiry && expiry != "" {
@@ -105,16 +105,18 @@ func takenBy(sn instance.Snapshot) string {
 }
 
 func newSnapshotRestore(s *session) *cobra.Command {
-	return &cobra.Command{
+	var o manager.RestoreOptions
+	cmd := &cobra.Command{
 		Use:   "restore NAME SNAPSHOT",
 		Short: "Bring an instance back to a snapshot; newer snapshots stay",
+		Long:  "Bring an instance back to a snapshot. Newer snapshots stay, and brig undo brings back\nwhat was before. Custom volumes that it has stay as they are, unless --volumes brings\nthem back to the same moment.",
 		Args:  argsOf(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			if err := m.RestoreSnapshot(cmd.Context(), args[0], args[1]); err != nil {
+			if err := m.RestoreSnapshot(cmd.Context(), args[0], args[1], o); err != nil {
 				return err
 			}
 			s.say("Restored %s to %s", args[0], args[1])
@@ -122,6 +124,8 @@ func newSnapshotRestore(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeSnapshots(1),
 	}
+	cmd.Flags().BoolVar(&o.Volumes, "volumes", false, "Also bring back the custom volumes that it has")
+	return cmd
 }
 
 func newSnapshotRename(s *session) *cobra.Command {

@@ -16,11 +16,13 @@ import (
 
 func newStorage(s *session) *cobra.Command {
 	return newGroup("storage", "Manage the pools that instances are kept in",
-		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageDelete(s))
+		newStorageCreate(s), newStorageList(s), newStorageInfo(s), newStorageShow(s),
+		newStorageGet(s), newStorageSet(s), newStorageDelete(s), newVolume(s))
 }
 
 func newStorageCreate(s *session) *cobra.Command {
 	var source, size, description string
+	var adopt bool
 	cmd := &cobra.Command{
 		Use:   "create NAME DRIVER [KEY=VALUE...]",
 		Short: "Make a pool",
@@ -30,11 +32,19 @@ func newStorageCreate(s *session) *cobra.Command {
   btrfs    source=FOLDER            an empty folder on btrfs
            source=DEVICE            a block device; force=true if it holds something
            size=20GiB               a file that is made for it
+  lvm      source=VG/THINPOOL       a thin pool, beside what else is in it
+           source=VG                a volume group, for a new thin pool; size=200GiB: not all of it
+           source=DEVICE            a block device; force=true if it holds something
+           size=20GiB               a file that is made for it
   zfs      source=DATASET           an empty or new dataset, such as tank/brig
            source=ZPOOL             a new dataset brig in that zpool
            source=DEVICE            a new zpool on a block device
            size=20GiB               a new zpool in a file that is made for it
-           zfs.pool_name=NAME       the name of a new zpool, if not the pool's`,
+           zfs.pool_name=NAME       the name of a new zpool, if not the pool's
+
+With --adopt, the pool that is at the source already becomes one of this brig, with
+all instances, snapshots and images in it: a disk from another host, or a pool that
+was forgotten with storage delete --force. Nobody else may use it any more.`,
 		Example: "  brig storage create big overlay source=/srv/brig\n  brig storage create fast btrfs --size 20GiB\n  brig storage create tank zfs --source tank/brig",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -56,6 +66,13 @@ func newStorageCreate(s *session) *cobra.Command {
 				return err
 			}
 			record := storage.Record{Name: args[0], Driver: args[1], Description: description, Config: config}
+			if adopt {
+				if err := m.AdoptPool(cmd.Context(), record); err != nil {
+					return err
+				}
+				s.say("Adopted the pool %s", args[0])
+				return nil
+			}
 			if err := m.CreatePool(cmd.Context(), record); err != nil {
 				return err
 			}
@@ -66,6 +83,7 @@ func newStorageCreate(s *session) *cobra.Command {
 	cmd.Flags().StringVar(&source, "source", "", "Folder, device or dataset to put it in: the key source")
 	cmd.Flags().StringVar(&size, "size", "", "How large to make it: the key size")
 	cmd.Flags().StringVar(&description, "description", "", "Describe the pool")
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "Use the pool that is there, with all that is in it")
 	return cmd
 }
 
@@ -81,6 +99,7 @@ type pool struct {
 	Reason      string            `json:"reason"`
 	Total       int64             `json:"total"`
 	Used        int64             `json:"used"`
+	Instances   []instanceSpace   `json:"instances,omitempty"` // of info: what they take up
 }
 
 func poolOf(v manager.PoolView) pool {
@@ -94,6 +113,9 @@ func poolOf(v manager.PoolView) pool {
 	}
 	for _, name := range v.UsedBy {
 		p.UsedBy = append(p.UsedBy, "/1.0/instances/"+name)
+	}
+	for _, name := range v.Volumes {
+		p.UsedBy = append(p.UsedBy, "/1.0/storage-pools/"+v.Name+"/volumes/custom/"+name)
 	}
 	if v.Reason != "" {
 		p.Status = "Unavailable"
@@ -125,7 +147,7 @@ func newStorageList(s *session) *cobra.Command {
 			list := make([]pool, len(views))
 			for i, v := range views {
 				list[i] = poolOf(v)
-				t.add(v.Name, v.Driver, v.Config["source"], v.Description, strconv.Itoa(len(v.UsedBy)), strings.ToUpper(list[i].Status))
+				t.add(v.Name, v.Driver, v.Config["source"], v.Description, strconv.Itoa(len(list[i].UsedBy)), strings.ToUpper(list[i].Status))
 			}
 			return s.print(f, t, list)
 		},
@@ -137,10 +159,9 @@ func newStorageList(s *session) *cobra.Command {
 func newStorageInfo(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
-		Use:     "info NAME",
-		Aliases: []string{"show"},
-		Short:   "Show all that is known of a pool",
-		Args:    argsOf(1, 1),
+		Use:   "info NAME",
+		Short: "Show all that is known of a pool, and what takes up its space",
+		Args:  argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if kind != "text" && kind != "json" && kind != "yaml" {
 				return fault.New(fault.Invalid, "unknown format %q: want text, json or yaml", kind)
@@ -153,11 +174,19 @@ func newStorageInfo(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			space := &manager.SpaceView{}
+			if v.Reason == "" {
+				if space.Instances, err = m.SpaceIn(cmd.Context(), v.Name); err != nil {
+					return err
+				}
+			}
 			if kind == "text" {
-				_, err = s.Stdout.Write(poolText(v))
+				_, err = s.Stdout.Write(poolText(v, space))
 				return err
 			}
-			return s.print(format{kind: kind}, nil, poolOf(*v))
+			data := poolOf(*v)
+			data.Instances = spaceOf(space).Instances
+			return s.print(format{kind: kind}, nil, data)
 		},
 		ValidArgsFunction: s.completePools,
 	}
@@ -166,7 +195,7 @@ func newStorageInfo(s *session) *cobra.Command {
 }
 
 // poolText is the page about a pool for people.
-func poolText(v *manager.PoolView) []byte {
+func poolText(v *manager.PoolView, space *manager.SpaceView) []byte {
 	var p page
 	p.line(0, "Name", v.Name)
 	p.line(0, "Driver", v.Driver)
@@ -183,14 +212,27 @@ func poolText(v *manager.PoolView) []byte {
 		p.line(0, "Free space", sizeText(v.Info.Free))
 	}
 	p.line(0, "Used by", strings.Join(v.UsedBy, ", "))
+	p.line(0, "Volumes", strings.Join(v.Volumes, ", "))
+	p.line(0, "In the trash", strings.Join(v.Trashed, ", "))
+	if len(space.Instances) > 0 {
+		all := spaceTable(space, false)
+		t := &table{header: slices.Delete(slices.Clone(all.header[:6]), 1, 2)}
+		for _, row := range all.rows {
+			t.add(slices.Delete(slices.Clone(row[:6]), 1, 2)...)
+		}
+		p.WriteString("\nInstances:\n")
+		p.Write(t.boxed(true))
+	}
 	return p.Bytes()
 }
 
 func newStorageDelete(s *session) *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:     "delete NAME...",
 		Aliases: []string{"rm"},
-		Short:   "Delete pools that no instance is in",
+		Short:   "Delete pools that no instance and no volume is in",
+		Long:    "Delete pools that no instance and no volume is in, with the images in them. With --force, take pools\noff the list and leave all that is in them: they may be gone, or another brig's now.\nstorage create --adopt brings them back.",
 		Args:    argsOf(1, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := distinct(args); err != nil {
@@ -201,6 +243,13 @@ func newStorageDelete(s *session) *cobra.Command {
 				return err
 			}
 			return s.each(cmd.Context(), args, func(ctx context.Context, name string) error {
+				if force {
+					if err := m.ForgetPool(ctx, name); err != nil {
+						return err
+					}
+					s.say("Took the pool %s off the list", name)
+					return nil
+				}
 				if err := m.DeletePool(ctx, name); err != nil {
 					return err
 				}
@@ -210,6 +259,8 @@ func newStorageDelete(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completePools,
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "Take them off the list, whatever is in them, and leave that")
+	return cmd
 }
 
 // completePools completes names of pools.

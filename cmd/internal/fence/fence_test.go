@@ -46,7 +46,8 @@ var rules = []struct {
 
 	// Drivers and sources.
 	{"storage/mount/...", []string{"storage/mount/..."}},
-	{"storage/...", []string{"storage", "storage/mount", "storage/qcow2", "storage/treecopy", "$own/..."}},
+	{"storage/holders", nil},
+	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/qcow2", "storage/treecopy", "$own/..."}},
 	{"images/...", []string{"images", "images/rootfs/...", "instance", "$own/..."}},
 	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},

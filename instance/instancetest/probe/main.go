@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,6 +78,41 @@ func main() {
 		data, err := os.ReadFile(args[1])
 		must(err)
 		os.Stdout.Write(data)
+	case "mkdir":
+		must(os.MkdirAll(args[1], 0o755))
+	case "link": // make a link to TARGET called NAME
+		must(os.Symlink(args[1], args[2]))
+		unix.Sync()
+	case "chown": // give NAME to UID GID
+		uid, err := strconv.Atoi(args[2])
+		must(err)
+		gid, err := strconv.Atoi(args[3])
+		must(err)
+		must(os.Lchown(args[1], uid, gid))
+	case "owner":
+		st, err := os.Lstat(args[1])
+		must(err)
+		fmt.Printf("%d:%d\n", st.Sys().(*syscall.Stat_t).Uid, st.Sys().(*syscall.Stat_t).Gid)
+	case "writable": // try to make the mount at NAME writable
+		must(unix.Mount("", args[1], "", unix.MS_REMOUNT|unix.MS_BIND, ""))
+	case "disk": // find the disk with a serial number
+		files, err := filepath.Glob("/sys/block/*/serial")
+		must(err)
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimRight(string(b), " \n\x00") == args[1] {
+				fmt.Println("/dev/" + filepath.Base(filepath.Dir(f)))
+				return
+			}
+		}
+		os.Exit(1)
+	case "hold": // keep NAME open until a signal comes
+		f, err := os.Open(args[1])
+		must(err)
+		defer f.Close()
+		must(os.WriteFile("/data/holding", nil, 0o644))
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGTERM)
+		<-caught
 	case "zeros": // write NAME BYTES
 		n, err := strconv.ParseInt(args[2], 10, 64)
 		must(err)

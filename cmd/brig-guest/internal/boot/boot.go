@@ -66,6 +66,9 @@ func start() error {
 		return err
 	}
 	warn(writeNames(settings))
+	if err := mountVolumes(settings.Mounts); err != nil {
+		return err
+	}
 	if settings.Process != nil {
 		return app.Machine(settings)
 	}

@@ -1,0 +1,274 @@
+package manager
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+
+	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/store"
+	"brig/storage"
+	"brig/storage/transfer"
+)
+
+// VolumeCopyRequest names a custom volume and what its copy is called, or, for a
+// move, what it is to be called and where it is to be.
+type VolumeCopyRequest struct {
+	Pool, Name string
+	Snapshot   string // copy this; empty: the volume as it is now
+	ToPool, To string
+	VolumeOnly bool // leave the snapshots behind; in one pool a copy always does
+}
+
+// volumeCopyArgs are all that is needed to copy a custom volume, or to undo that.
+// Between pools the copy is called Part until it is complete.
+type volumeCopyArgs struct {
+	Pool, Name, Snapshot string
+	ToPool, To           string
+	Part                 string
+	Alone                bool
+	Info                 *instance.Volume // of the copy
+}
+
+// CopyVolume makes a custom volume with the data and configuration of another. One
+// that running instances have is copied as it is at one moment; to another pool
+// only its snapshots can be.
+func (m *Manager) CopyVolume(ctx context.Context, r VolumeCopyRequest) error {
+	from, to := refOf(r.Pool, r.Name), refOf(cmp.Or(r.ToPool, r.Pool), r.To)
+	if err := checkVolumeName(to.Name); err != nil {
+		return err
+	}
+	if from == to {
+		return fault.New(fault.AlreadyExists, "cannot copy volume %q onto itself: give the copy another name, or another pool", from.Name)
+	}
+	v, err := m.lockVolume(ctx, "copy", from, to.lock())
+	if err != nil {
+		return err
+	}
+	defer v.release()
+	if r.Snapshot != "" {
+		if err := v.hasSnapshot(ctx, r.Snapshot); err != nil {
+			return err
+		}
+	}
+	if err := m.volumeIsFree(ctx, to); err != nil {
+		return err
+	}
+	info, err := v.infoAt(ctx, r.Snapshot)
+	if err != nil {
+		return err
+	}
+	a := volumeCopyArgs{from.Pool, from.Name, r.Snapshot, to.Pool, to.Name, partPrefix + newID(), r.VolumeOnly, info}
+	a.Info.ID, a.Info.CreatedAt = newID(), now()
+	if err := m.copyVolume(ctx, v, a); err != nil {
+		return fmt.Errorf("cannot copy volume %q to %q in pool %q: %w", from.Name, to.Name, to.Pool, err)
+	}
+	return nil
+}
+
+func (m *Manager) copyVolume(ctx context.Context, v *lockedVolume, a volumeCopyArgs) error {
+	names := []string{v.ref.lock(), volumeRef{a.ToPool, a.To}.lock()}
+	running, err := m.runnersOf(ctx, v.ref, v.users)
+	if err != nil {
+		return err
+	}
+	if a.Pool == a.ToPool {
+		op := m.copyVolumeOperation(a)
+		if live := m.livenessOf(running, ""); live != nil && a.Snapshot == "" {
+			op.steps[0].do = func(ctx context.Context) error { return m.cloneVolume(ctx, a, live) }
+		}
+		return m.performAs(ctx, "volume-copy", names, a, op)
+	}
+	if len(running) > 0 && a.Snapshot == "" {
+		name := running[0].inst.spec.Name
+		return fault.New(fault.WrongState, "%q runs with it; stop that first, or take a snapshot of the volume and copy it", name)
+	}
+	if err := m.roomForVolume(ctx, v, a); err != nil {
+		return err
+	}
+	defer m.sweepLater()
+	return m.perform(ctx, "volume-copy", names, a)
+}
+
+// infoAt gives what a volume, or a snapshot of it, says that it is.
+func (c *custom) infoAt(ctx context.Context, snapshot string) (*instance.Volume, error) {
+	if snapshot == "" {
+		info := *c.info
+		info.Config = maps.Clone(info.Config)
+		return &info, nil
+	}
+	dir, err := c.volume.SnapshotDir(ctx, snapshot)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return store.LoadVolume(dir, c.ref.Name)
+}
+
+func (m *Manager) roomForVolume(ctx context.Context, v *lockedVolume, a volumeCopyArgs) error {
+	pool, err := m.pool(ctx, a.ToPool)
+	if err != nil {
+		return err
+	}
+	need, err := transfer.Need(ctx, m.volumeTransfer(v.volume, pool, a))
+	if err != nil {
+		return fmt.Errorf("cannot tell how much space it needs: %w", err)
+	}
+	return room(ctx, pool, a.ToPool, need)
+}
+
+func (m *Manager) volumeTransfer(from storage.Volume, to storage.Pool, a volumeCopyArgs) transfer.Request {
+	return transfer.Request{
+		Source: from, Snapshot: a.Snapshot, Alone: a.Alone,
+		Pool: to, Key: storage.Key{Class: storage.Custom, Name: a.Part},
+		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
+		Edit: func(dir *os.Root, snapshot string) error {
+			if snapshot == "" {
+				return store.SaveVolume(dir, a.Info)
+			}
+			info, err := store.LoadVolume(dir, a.Name)
+			if err != nil {
+				return err
+			}
+			info.ID = a.Info.ID
+			return store.SaveVolume(dir, info)
+		},
+	}
+}
+
+// copyVolumeOperation makes the copy, gives it its name, and limits it.
+func (m *Manager) copyVolumeOperation(a volumeCopyArgs) *operation {
+	to := volumeRef{a.ToPool, a.To}
+	return &operation{steps: []step{
+		{
+			name: "data",
+			do:   func(ctx context.Context) error { return m.writeVolume(ctx, a) },
+			undo: func(ctx context.Context) error { return m.dropCustom(ctx, volumeRef{a.ToPool, a.Part}, a.Info.ID) },
+		},
+		{
+			name: "name",
+			do:   func(ctx context.Context) error { return m.nameVolume(ctx, a) },
+			undo: func(ctx context.Context) error { return m.dropCustom(ctx, to, a.Info.ID) },
+		},
+	}}
+}
+
+// moveVolumeOperation copies a volume to another pool and deletes it where it was.
+// Once that is done there is nothing to go back to.
+func (m *Manager) moveVolumeOperation(a volumeCopyArgs) *operation {
+	op := m.copyVolumeOperation(a)
+	from, to := volumeRef{a.Pool, a.Name}, volumeRef{a.ToPool, a.To}
+	op.steps[1].undo = func(ctx context.Context) error {
+		pool, err := m.pool(ctx, a.Pool)
+		if err != nil {
+			return err
+		}
+		if _, err := pool.Open(ctx, from.key()); err != nil {
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			return err
+		}
+		return m.dropCustom(ctx, to, a.Info.ID)
+	}
+	op.steps = append(op.steps, step{name: "source", do: func(ctx context.Context) error { return m.dropCustom(ctx, from, a.Info.ID) }})
+	return op
+}
+
+// writeVolume copies the data: at once in the same pool, else all of it.
+func (m *Manager) writeVolume(ctx context.Context, a volumeCopyArgs) error {
+	if a.Pool == a.ToPool {
+		return m.cloneVolume(ctx, a, nil)
+	}
+	from, err := m.openVolume(ctx, volumeRef{a.Pool, a.Name})
+	if err != nil {
+		return err
+	}
+	to, err := m.pool(ctx, a.ToPool)
+	if err != nil {
+		return err
+	}
+	task := m.cfg.Progress.Task("Copying to pool "+a.ToPool, 0, false)
+	defer task.Done()
+	return transfer.Copy(ctx, m.volumeTransfer(from.volume, to, a))
+}
+
+func (m *Manager) cloneVolume(ctx context.Context, a volumeCopyArgs, live *storage.Live) error {
+	pool, err := m.pool(ctx, a.Pool)
+	if err != nil {
+		return err
+	}
+	from := storage.Source{Key: volumeRef{a.Pool, a.Name}.key(), Snapshot: a.Snapshot}
+	_, err = pool.Clone(ctx, from, storage.Key{Class: storage.Custom, Name: a.Part}, storage.CloneOptions{
+		Edit: func(dir *os.Root) error { return store.SaveVolume(dir, a.Info) },
+		Live: live,
+	})
+	return err
+}
+
+// nameVolume limits a copy and gives it its name.
+func (m *Manager) nameVolume(ctx context.Context, a volumeCopyArgs) error {
+	pool, err := m.pool(ctx, a.ToPool)
+	if err != nil {
+		return err
+	}
+	part := storage.Key{Class: storage.Custom, Name: a.Part}
+	volume, err := pool.Open(ctx, part)
+	if err != nil {
+		return err
+	}
+	if volume.Content() == storage.Tree {
+		c := custom{volumeRef{a.ToPool, a.Part}, volume, a.Info}
+		if err := c.limit(ctx); err != nil {
+			return err
+		}
+	}
+	return pool.Rename(ctx, part, a.To)
+}
+
+// MoveVolume brings a custom volume that no instance has, with its snapshots, to
+// another pool, or gives it another name, or both.
+func (m *Manager) MoveVolume(ctx context.Context, r VolumeCopyRequest) error {
+	from, to := refOf(r.Pool, r.Name), refOf(cmp.Or(r.ToPool, r.Pool), cmp.Or(r.To, r.Name))
+	if err := checkVolumeName(to.Name); err != nil {
+		return err
+	}
+	if from == to {
+		return fault.New(fault.Invalid, "cannot move volume %q: it is in pool %q and has that name already", from.Name, from.Pool)
+	}
+	v, err := m.lockVolume(ctx, "move", from, to.lock())
+	if err != nil {
+		return err
+	}
+	defer v.release()
+	if err := v.unused("move"); err != nil {
+		return err
+	}
+	if err := m.volumeIsFree(ctx, to); err != nil {
+		return err
+	}
+	if from.Pool == to.Pool {
+		pool, err := m.pool(ctx, from.Pool)
+		if err == nil {
+			err = pool.Rename(ctx, from.key(), to.Name)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot rename volume %q to %q: %w", from.Name, to.Name, err)
+		}
+		return nil
+	}
+	a := volumeCopyArgs{from.Pool, from.Name, "", to.Pool, to.Name, partPrefix + newID(), r.VolumeOnly, v.info}
+	err = m.roomForVolume(ctx, v, a)
+	if err == nil {
+		err = m.perform(ctx, "volume-move", []string{from.lock(), to.lock()}, a)
+	}
+	m.sweepLater()
+	if err != nil {
+		return fmt.Errorf("cannot move volume %q to %q in pool %q: %w", from.Name, to.Name, to.Pool, err)
+	}
+	return nil
+}

@@ -1,0 +1,327 @@
+package lvm
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/qcow2"
+)
+
+// volume is a handle: the record on disk is read anew where it matters.
+type volume struct {
+	pool *Pool
+	key  storage.Key
+
+	mu   sync.Mutex
+	last record // as it was read last; guarded by mu
+}
+
+var (
+	_ storage.Volume     = (*volume)(nil)
+	_ storage.MetaReader = (*volume)(nil)
+	_ storage.Limiter    = (*volume)(nil)
+)
+
+func (v *volume) Key() storage.Key { return v.key }
+
+func (v *volume) Content() storage.Content {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.last.Content
+}
+
+func (v *volume) Dir() (_ *os.Root, err error) {
+	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
+	}
+	return dir, err
+}
+
+func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
+	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	if !fs.ValidPath(name) {
+		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
+	}
+	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+}
+
+// Root mounts the volume, or activates its disk, and says where it is. If that fails,
+// nothing is there, and whoever opens it says so.
+func (v *volume) Root() storage.Root {
+	p := v.pool
+	rec, err := p.load(v.key)
+	v.mu.Lock()
+	if err != nil {
+		rec = v.last.clone()
+	} else {
+		v.last = rec
+	}
+	v.mu.Unlock()
+	root, _ := p.rootOf(context.Background(), rec.Data, &rec, rec.readOnly())
+	return root
+}
+
+// rootOf makes the data in a logical volume reachable and says where they are, also
+// if that failed.
+func (p *Pool) rootOf(ctx context.Context, id string, rec *record, readOnly bool) (storage.Root, error) {
+	if rec.Content == storage.Disk {
+		return storage.Root{DiskPath: p.devicePath(id), DiskFormat: qcow2.Raw}, p.activateDisk(ctx, id)
+	}
+	tree := filepath.Join(p.mountPoint(id), storage.RootName)
+	err := p.mountVolume(ctx, id, rec, readOnly)
+	if readOnly {
+		return storage.Root{Lower: []string{tree}}, err
+	}
+	return storage.Root{Upper: tree}, err
+}
+
+// activateDisk makes sure that a disk has a device.
+func (p *Pool) activateDisk(ctx context.Context, id string) error {
+	release, err := p.use(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer release()
+	_, err = p.activate(ctx, id)
+	return unavailable(err)
+}
+
+// change locks the volume and calls f to change it.
+func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	h, err := v.pool.lockVolume(ctx, v.key, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	err = f(h)
+	v.mu.Lock()
+	v.last = h.rec
+	v.mu.Unlock()
+	return err
+}
+
+// Snapshot makes a thin snapshot, copies the metadata files and notes both in the
+// record.
+func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
+	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	if err := storage.CheckName("snapshot", name); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		if _, err := h.rec.find(name); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
+		}
+		s := snapshot{Snapshot: storage.Snapshot{
+			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
+		}}
+		if s.CreatedAt.IsZero() {
+			s.CreatedAt = time.Now().Round(0)
+		}
+		return v.pool.takeSnapshot(ctx, h, s, o.Live, v.key)
+	})
+}
+
+func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *storage.Live, key storage.Key) error {
+	if err := p.room(ctx); err != nil {
+		return err
+	}
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	s.ID = c.name
+	if err := c.touch(s.ID); err != nil {
+		return err
+	}
+	if err := p.keepMeta(h, s.ID); err != nil {
+		return err
+	}
+	rec := h.rec.clone()
+	rec.Snapshots = append(rec.Snapshots, s)
+	return c.save(h, rec, func() error {
+		return p.freeze(ctx, &h.rec, live, func() error { return p.copyLV(ctx, h.rec.Data, s.ID, key, s.Name) })
+	})
+}
+
+// keepMeta copies the metadata files of a volume for a snapshot.
+func (p *Pool) keepMeta(h *locked, id string) error {
+	files, err := h.dir.OpenRoot(metaDir)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	place := path.Join(snapshotsDir, id)
+	if err := p.root.Mkdir(place, 0o700); err != nil {
+		return unavailable(err)
+	}
+	to, err := p.root.OpenRoot(place)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	return copyFiles(files, to)
+}
+
+// Snapshots lists the snapshots, oldest first.
+func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
+	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	rec, err := v.pool.load(v.key)
+	if err != nil {
+		return nil, err
+	}
+	var list []storage.Snapshot
+	for _, s := range rec.Snapshots {
+		list = append(list, s.Snapshot)
+	}
+	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return list, ctx.Err()
+}
+
+// snapshot finds a snapshot.
+func (v *volume) snapshot(ctx context.Context, name string) (id string, rec record, err error) {
+	if rec, err = v.pool.load(v.key); err != nil {
+		return "", rec, err
+	}
+	i, err := rec.find(name)
+	if err := first(err, ctx.Err()); err != nil {
+		return "", rec, err
+	}
+	return rec.Snapshots[i].ID, rec, nil
+}
+
+func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
+	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	id, _, err := v.snapshot(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := v.pool.root.OpenRoot(path.Join(snapshotsDir, id))
+	return dir, unavailable(err)
+}
+
+// SnapshotRoot mounts a snapshot, or activates its disk, until nobody uses it any
+// more. A file system that was not at rest is put right when it is mounted, which
+// writes to the snapshot and changes no file in it.
+func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
+	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	id, rec, err := v.snapshot(ctx, name)
+	if err != nil {
+		return storage.Root{}, err
+	}
+	root, err := v.pool.rootOf(ctx, id, &rec, true)
+	if err != nil {
+		return storage.Root{}, err
+	}
+	return root, nil
+}
+
+// Restore makes a copy of the snapshot the volume's data. All snapshots stay; Sweep
+// removes what the volume had.
+func (v *volume) Restore(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if h.rec.readOnly() {
+			return fault.New(fault.WrongState, "images are read-only")
+		}
+		p := v.pool
+		if err := first(p.idle(&h.rec), p.room(ctx)); err != nil {
+			return err
+		}
+		c, err := p.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		old, rec := h.rec.Data, h.rec.clone()
+		rec.Data = c.name
+		if err := c.touch(old, rec.Data); err != nil {
+			return err
+		}
+		err = c.save(h, rec, func() error { return p.copyLV(ctx, rec.Snapshots[i].ID, rec.Data, v.key, "") })
+		if err != nil {
+			return err
+		}
+		c.wasteful = true
+		p.unmount(old)
+		return nil
+	})
+}
+
+// DeleteSnapshot drops a snapshot from the record. Sweep removes it.
+func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
+	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		id := h.rec.Snapshots[i].ID
+		c, err := v.pool.begin(ctx, id)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		rec := h.rec.clone()
+		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
+		if err := c.save(h, rec, nil); err != nil {
+			return err
+		}
+		c.wasteful = true
+		v.pool.unmount(id)
+		return nil
+	})
+}
+
+// RenameSnapshot gives a snapshot another name in the record, and in the tag that
+// shows it.
+func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
+	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	if err := storage.CheckName("snapshot", to); err != nil {
+		return err
+	}
+	return v.change(ctx, func(h *locked) error {
+		i, err := h.rec.find(name)
+		if err != nil {
+			return err
+		}
+		if _, err := h.rec.find(to); err == nil {
+			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", to)
+		}
+		c, err := v.pool.begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.end()
+		rec := h.rec.clone()
+		rec.Snapshots[i].Name = to
+		if err := c.save(h, rec, nil); err != nil {
+			return err
+		}
+		_, err = lvm(ctx, "lvchange", "-An", "--deltag", tagSnapshot+name, "--addtag", tagSnapshot+to, "--", v.pool.full(rec.Snapshots[i].ID))
+		if err == nil {
+			v.pool.step("labelled")
+		}
+		return nil
+	})
+}

@@ -1,0 +1,128 @@
+package transfer_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"brig/instance/run"
+	"brig/storage"
+	"brig/storage/storagetest/lab"
+	"brig/storage/transfer"
+	"brig/storage/zfs"
+)
+
+// TestLab runs the tests that need ZFS where that is.
+func TestLab(t *testing.T) {
+	if lab.Inside() {
+		t.Skip("is in the lab")
+	}
+	if testing.Short() {
+		t.Skip("boots a machine")
+	}
+	lab.Run(t, lab.Options{
+		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=ZFS", "-test.timeout=20m"}}},
+	})
+}
+
+// newZFS makes a pool in a zpool of its own, or beside another.
+func newZFS(t *testing.T, zpool, name string) storage.Pool {
+	t.Helper()
+	dataset, dir := zpool+"/"+name, t.TempDir()
+	if _, _, err := zfs.Make(t.Context(), dataset, dir); err != nil {
+		t.Fatal(err)
+	}
+	p, err := zfs.Open(t.Context(), zfs.Options{Dataset: dataset, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		record := storage.Record{Name: filepath.Base(dir), Config: map[string]string{"volatile.zfs.dataset": dataset, "volatile.zfs.made": "dataset"}}
+		if err := errors.Join(p.Close(), (zfs.Driver{Mounts: filepath.Dir(dir)}).Destroy(context.Background(), record)); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
+
+func zpool(t *testing.T, name string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "zpool")
+	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := run.Output(t.Context(), "zpool", "create", "-O", "mountpoint=none", name, file); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := run.Output(context.Background(), "zpool", "destroy", name); err != nil {
+			t.Error(err)
+		}
+	})
+	return name
+}
+
+// TestZFSPairs copies to, from and between pools on ZFS, and keeps the copies up to
+// date.
+func TestZFSPairs(t *testing.T) {
+	if !lab.Inside() {
+		t.Skip("runs in the lab")
+	}
+	for _, c := range []struct {
+		content  storage.Content
+		from, to string
+		quick    bool
+	}{
+		{storage.Tree, "zfs", "zfs", true},
+		{storage.Tree, "zfs", "zfs-far", true},
+		{storage.Disk, "zfs", "zfs-far", true},
+		{storage.Tree, "zfs", "overlay", false},
+		{storage.Tree, "btrfs", "zfs", false},
+		{storage.Disk, "overlay", "zfs", false},
+	} {
+		t.Run(string(c.content)+"/"+c.from+"/"+c.to, func(t *testing.T) {
+			all := map[string]func() storage.Pool{
+				"overlay": func() storage.Pool { return newPool(t) },
+				"btrfs":   func() storage.Pool { return btrfsPool(t) },
+			}
+			one, two := zpool(t, "one"), zpool(t, "two")
+			for name, in := range map[string]string{"zfs": one, "zfs-far": two} {
+				all[name] = func() storage.Pool { return newZFS(t, in, name) }
+			}
+			from := all[c.from]()
+			to := from
+			if c.from != c.to {
+				to = all[c.to]()
+			}
+			pair(t, from, counted(to, c.quick), c.content, c.from == c.to)
+		})
+	}
+}
+
+// TestZFSAfterRestore refreshes a copy after the source went back to an older
+// snapshot: ZFS cannot send the difference to a newer one.
+func TestZFSAfterRestore(t *testing.T) {
+	if !lab.Inside() {
+		t.Skip("runs in the lab")
+	}
+	ctx := t.Context()
+	from, to := newZFS(t, zpool(t, "one"), "a"), newZFS(t, zpool(t, "two"), "b")
+	v := source(t, from)
+	if err := transfer.Copy(ctx, transfer.Request{Source: v, Pool: to, Key: far, Dir: t.TempDir(), Mark: transfer.Mark{Name: "mark1"}, Keep: true}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := to.Open(ctx, far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Restore(ctx, "one"); err != nil {
+		t.Fatal(err)
+	}
+	spoil(t, v)
+	if _, err := refresh(t, ctx, transfer.RefreshRequest{Source: v, Copy: made, Pool: to}, "mark2"); err != nil {
+		t.Fatal(err)
+	}
+	same(t, v, made, "one", "two", "")
+}
