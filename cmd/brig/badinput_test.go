@@ -168,7 +168,9 @@ type scene []string
 func look(t testing.TB, r *instancetest.Rig) (now scene) {
 	t.Helper()
 	// What commands leave to a process of its own is still theirs.
-	sweeps := func(line string) bool { return strings.HasPrefix(line, "process ") && strings.HasSuffix(line, " sweep") }
+	sweeps := func(line string) bool {
+		return strings.HasPrefix(line, "process ") && strings.HasSuffix(line, " sweep")
+	}
 	instancetest.Await(t, "the sweeps beside commands to end", func() bool {
 		now = slices.Concat(instancetest.Files(t, r.Dir), []string(instancetest.Look(t, r.Dir)))
 		return !slices.ContainsFunc(now, sweeps)
