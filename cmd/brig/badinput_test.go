@@ -165,9 +165,17 @@ func TestBadInput(t *testing.T) {
 // scene is all that bad input must leave as it is.
 type scene []string
 
-func look(t testing.TB, r *instancetest.Rig) scene {
+func look(t testing.TB, r *instancetest.Rig) (now scene) {
 	t.Helper()
-	return slices.Concat(instancetest.Files(t, r.Dir), []string(instancetest.Look(t, r.Dir)))
+	// What commands leave to a process of its own is still theirs.
+	sweeps := func(line string) bool {
+		return strings.HasPrefix(line, "process ") && strings.HasSuffix(line, " sweep")
+	}
+	instancetest.Await(t, "the sweeps beside commands to end", func() bool {
+		now = slices.Concat(instancetest.Files(t, r.Dir), []string(instancetest.Look(t, r.Dir)))
+		return !slices.ContainsFunc(now, sweeps)
+	})
+	return now
 }
 
 // unchanged fails the test if there is something new, or something is gone. What
