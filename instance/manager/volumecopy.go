@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
+	"strings"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -125,7 +125,8 @@ func (m *Manager) volumeTransfer(from storage.Volume, to storage.Pool, a volumeC
 	return transfer.Request{
 		Source: from, Snapshot: a.Snapshot, Alone: a.Alone,
 		Pool: to, Key: storage.Key{Class: storage.Custom, Name: a.Part},
-		Dir: filepath.Join(m.cfg.Dirs.Run, "locks"), // it is there: this command holds one
+		Mark: transfer.Mark{Name: a.mark()},
+		Dir:  m.mountDir(),
 		Edit: func(dir *os.Root, snapshot string) error {
 			if snapshot == "" {
 				return store.SaveVolume(dir, a.Info)
@@ -140,6 +141,11 @@ func (m *Manager) volumeTransfer(from storage.Volume, to storage.Pool, a volumeC
 	}
 }
 
+// mark is the snapshot of the source for the time of the copy.
+func (a volumeCopyArgs) mark() string {
+	return store.RefreshPrefix + strings.TrimPrefix(a.Part, partPrefix)
+}
+
 // copyVolumeOperation makes the copy, gives it its name, and limits it.
 func (m *Manager) copyVolumeOperation(a volumeCopyArgs) *operation {
 	to := volumeRef{a.ToPool, a.To}
@@ -147,7 +153,12 @@ func (m *Manager) copyVolumeOperation(a volumeCopyArgs) *operation {
 		{
 			name: "data",
 			do:   func(ctx context.Context) error { return m.writeVolume(ctx, a) },
-			undo: func(ctx context.Context) error { return m.dropCustom(ctx, volumeRef{a.ToPool, a.Part}, a.Info.ID) },
+			undo: func(ctx context.Context) error {
+				if err := m.dropCustom(ctx, volumeRef{a.ToPool, a.Part}, a.Info.ID); err != nil {
+					return err
+				}
+				return m.dropMark(ctx, a.Pool, volumeRef{a.Pool, a.Name}.key(), a.mark())
+			},
 		},
 		{
 			name: "name",
