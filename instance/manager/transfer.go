@@ -227,7 +227,7 @@ func (m *Manager) writePart(a transferArgs, live *storage.Live) step {
 			if err := pool.Delete(ctx, instanceKey(a.Part)); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
-			return m.dropMark(ctx, a)
+			return m.dropMark(ctx, a.From, instanceKey(a.Source), a.Mark)
 		},
 	}
 }
@@ -240,15 +240,15 @@ func (m *Manager) namePart(ctx context.Context, a transferArgs) error {
 	return pool.Rename(ctx, instanceKey(a.Part), a.Spec.Name)
 }
 
-// dropMark deletes the snapshot of the source for the time of the copy.
-func (m *Manager) dropMark(ctx context.Context, a transferArgs) error {
-	pool, err := m.pool(ctx, a.From)
+// dropMark deletes the snapshot of a source for the time of a copy.
+func (m *Manager) dropMark(ctx context.Context, in string, key storage.Key, mark string) error {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err
 	}
-	volume, err := pool.Open(ctx, instanceKey(a.Source))
+	volume, err := pool.Open(ctx, key)
 	if err == nil {
-		err = volume.DeleteSnapshot(ctx, a.Mark)
+		err = volume.DeleteSnapshot(ctx, mark)
 	}
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err

@@ -17,11 +17,12 @@ import (
 // files does not.
 var errSlow = errors.New("there is no quicker way than to copy")
 
-// mayBeFast tells whether the source's driver knows of a quicker way to some pools.
+// mayBeFast tells whether the source's driver knows of a quicker way to some pools,
+// which it has for snapshots.
 func (r *Request) mayBeFast() bool {
 	_, adopts := r.Source.(storage.Adopter)
 	_, streams := r.Source.(storage.Streamer)
-	return adopts || streams
+	return (adopts || streams) && (r.Snapshot != "" || r.Mark.Name != "")
 }
 
 // quick tells whether a state of from can be brought to to without reading files.

@@ -17,8 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
 	"time"
 
@@ -43,8 +41,9 @@ type Request struct {
 	Key  storage.Key  // what the new volume is called, also while it is half done
 
 	// Mark is a snapshot of the source that the copy is made of if it cannot be
-	// made of the source itself. With Keep it is made and stays, in the source and
-	// in the copy, for Refresh to know what both have in common.
+	// made of the source itself. Without a name there is none, and a copy is made by
+	// files. With Keep it is made and stays, in the source and in the copy, for
+	// Refresh to know what both have in common.
 	Mark Mark
 	Keep bool
 
@@ -79,7 +78,7 @@ func Copy(ctx context.Context, r Request) (err error) {
 	defer func() { err = classified(err) }()
 	marked := false
 	// What the copy is made of has to hold still, also for those that only read it.
-	if r.Snapshot == "" && (r.Keep || !r.Same && (r.Live != nil || r.mayBeFast())) {
+	if r.Snapshot == "" && r.Mark.Name != "" && (r.Keep || !r.Same && (r.Live != nil || r.mayBeFast())) {
 		if err := r.Source.Snapshot(ctx, r.Mark.Name, r.Mark.options(r.Live)); err != nil {
 			return err
 		}
@@ -281,133 +280,6 @@ func (r *Request) step(ctx context.Context, c content, made storage.Volume, base
 // options describe a snapshot again.
 func options(s storage.Snapshot) storage.SnapshotOptions {
 	return storage.SnapshotOptions{Description: s.Description, CreatedAt: s.CreatedAt, ExpiresAt: s.ExpiresAt, Auto: s.Auto}
-}
-
-// openMetadata opens the metadata files of a state of a volume.
-func openMetadata(ctx context.Context, v storage.Volume, snapshot string) (*os.Root, error) {
-	if snapshot == "" {
-		return v.Dir()
-	}
-	return v.SnapshotDir(ctx, snapshot)
-}
-
-// metadata copies the metadata files of a state to dir.
-func (r *Request) metadata(ctx context.Context, dir *os.Root, s state) error {
-	if err := copyMetadata(ctx, r.Source, s.snapshot, dir); err != nil {
-		return err
-	}
-	return r.edit(s)(dir)
-}
-
-// edit changes the metadata files of a state.
-func (r *Request) edit(s state) func(dir *os.Root) error {
-	return func(dir *os.Root) error {
-		switch {
-		case r.Edit == nil:
-			return nil
-		case s.keep == nil:
-			return r.Edit(dir, "")
-		}
-		return r.Edit(dir, s.keep.Name)
-	}
-}
-
-func copyMetadata(ctx context.Context, v storage.Volume, snapshot string, dir *os.Root) error {
-	from, err := openMetadata(ctx, v, snapshot)
-	if err != nil {
-		return err
-	}
-	defer from.Close()
-	names, err := filesIn(from)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := copyFile(from, dir, name); err != nil {
-			return fmt.Errorf("metadata file %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// replaceMetadata puts the metadata files of a state in the place of those that
-// the new volume has.
-func (r *Request) replaceMetadata(ctx context.Context, made storage.Volume, s state) error {
-	dir, err := made.Dir()
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := removeFiles(dir); err != nil {
-		return err
-	}
-	return r.metadata(ctx, dir, s)
-}
-
-func removeFiles(dir *os.Root) error {
-	names, err := filesIn(dir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := dir.Remove(name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// Bounds of the metadata files of a volume.
-const (
-	maxFiles    = 64
-	maxFileSize = 128 << 20
-)
-
-// filesIn names the regular files in a directory of metadata.
-func filesIn(dir *os.Root) ([]string, error) {
-	d, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	entries, err := d.ReadDir(maxFiles + 1)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	if len(entries) > maxFiles {
-		return nil, fault.New(fault.Invalid, "there are more than %d metadata files", maxFiles)
-	}
-	var names []string
-	for _, e := range entries {
-		if e.Type().IsRegular() && e.Name() != storage.DiskRaw && e.Name() != storage.DiskQcow2 {
-			names = append(names, e.Name())
-		}
-	}
-	return names, nil
-}
-
-func copyFile(from, to *os.Root, name string) (err error) {
-	r, err := from.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	st, err := r.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
-		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
-	}
-	w, err := to.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode()&fs.ModePerm)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	if _, err := io.Copy(w, io.LimitReader(r, maxFileSize)); err != nil {
-		return err
-	}
-	return w.Sync()
 }
 
 // Need says how many bytes the copy takes at most in the new pool, as far as can
