@@ -33,7 +33,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 		return nil, fault.New(fault.Invalid, "cannot refresh %q from snapshot %q: a copy is refreshed from the instance as it is", r.Name, r.Snapshot)
 	}
 	if r.Name == r.Source {
-		return nil, fault.New(fault.AlreadyExists, "cannot copy %q to itself", r.Source)
+		return nil, fault.New(fault.AlreadyExists, "cannot copy %q to itself: it exists already; give the copy another name", r.Source)
 	}
 	src, held, err := m.openLocked(ctx, "copy", r.Source, r.Name)
 	if err != nil {

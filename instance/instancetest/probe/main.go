@@ -131,9 +131,12 @@ func main() {
 	case "boots": // count the starts of this instance in /data/boots, then wait
 		data, _ := os.ReadFile("/data/boots")
 		must(os.WriteFile("/data/boots", append(data, 'x'), 0o644))
-		fmt.Println("probe is up")
 		caught := make(chan os.Signal, 1)
 		signal.Notify(caught, syscall.SIGTERM)
+		up, err := net.Listen("unix", upSocket)
+		must(err)
+		defer up.Close()
+		fmt.Println("probe is up")
 		<-caught
 	default:
 		fmt.Fprintf(os.Stderr, "unknown word %q\n", args[0])
