@@ -504,7 +504,7 @@ func TestFailedStartsLeaveNothing(t *testing.T) {
 		want   fault.Class
 	}{
 		"no file system": {func(m *instance.Machine) { m.Root.Disk = instance.Disk{Path: empty, Format: "raw"} }, fault.Unavailable},
-		"not a qcow2":    {func(m *instance.Machine) { m.Root.Disk = instance.Disk{Path: empty, Format: "qcow2"} }, fault.Unavailable},
+		"not a qcow2":    {func(m *instance.Machine) { m.Root.Disk = instance.Disk{Path: empty, Format: "qcow2"} }, fault.Invalid},
 		"no bridge":      {func(m *instance.Machine) { m.NICs[0].Bridge = "brnone" }, fault.Unavailable},
 		"no processor":   {func(m *instance.Machine) { m.Config["limits.cpu"] = "none" }, fault.Invalid},
 		"no kernel":      {func(m *instance.Machine) { m.Kernel = nil }, fault.Unsupported},
