@@ -79,10 +79,17 @@ func Copy(ctx context.Context, r Request) (err error) {
 	marked := false
 	// What the copy is made of has to hold still, also for those that only read it.
 	if r.Snapshot == "" && r.Mark.Name != "" && (r.Keep || !r.Same && (r.Live != nil || r.mayBeFast())) {
-		if err := r.Source.Snapshot(ctx, r.Mark.Name, r.Mark.options(r.Live)); err != nil {
+		err := r.Source.Snapshot(ctx, r.Mark.Name, r.Mark.options(r.Live))
+		switch {
+		case err == nil:
+			marked = true
+		case fault.Is(err, fault.Exhausted) && r.Live == nil && !r.Keep:
+			// A full pool is what copies are made to get away from: read the source as
+			// it is, which holds still by itself.
+			r.Mark = Mark{}
+		default:
 			return err
 		}
-		marked = true
 	}
 	defer func() {
 		if marked && (err != nil || !r.Keep) {
