@@ -102,7 +102,11 @@ func TestAppGetsItsStopSignal(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if s := d.State(m); s.Status != instance.Running || s.Health != "ready" {
+	// brig-guest tells that it is ready in its own time.
+	if err := until(ctx, func() (bool, error) { return d.State(m).Health == "ready", nil }); err != nil {
+		t.Errorf("State = %+v: %v", d.State(m), err)
+	}
+	if s := d.State(m); s.Status != instance.Running {
 		t.Errorf("State = %+v", s)
 	}
 	if r := try(t, d, m, sh("printf $$")); r.code != 0 || r.out == "1" {

@@ -122,20 +122,21 @@ func TestAppImages(t *testing.T) {
 	r.Kernels(t)
 	registry := instancetest.NewRegistry(t)
 	image, dir := probe(t, r), t.TempDir()
-	refs := map[string]string{
-		"registry":       registry.Add("app", "1", image),
-		"layout":         image.Layout(t, filepath.Join(dir, "layout"), "1"),
-		"oci-archive":    image.OCIArchive(t, filepath.Join(dir, "oci.tar"), "1"),
-		"docker-archive": image.DockerArchive(t, filepath.Join(dir, "docker.tar"), "app:1"),
-	}
-	for from, ref := range refs {
-		t.Run(from, func(t *testing.T) {
-			launchUp(t, r, ref, from)
-			r.Must(t, "delete", "-f", from)
+	remote := registry.Add("app", "1", image)
+	// The registry comes first: a layer that is there already is not fetched.
+	for _, c := range []struct{ from, ref string }{
+		{"registry", remote},
+		{"layout", image.Layout(t, filepath.Join(dir, "layout"), "1")},
+		{"oci-archive", image.OCIArchive(t, filepath.Join(dir, "oci.tar"), "1")},
+		{"docker-archive", image.DockerArchive(t, filepath.Join(dir, "docker.tar"), "app:1")},
+	} {
+		t.Run(c.from, func(t *testing.T) {
+			launchUp(t, r, c.ref, c.from)
+			r.Must(t, "delete", "-f", c.from)
 		})
 	}
 	t.Run("virtual machine", func(t *testing.T) {
-		r.Must(t, "launch", refs["registry"], "vm", "--vm", "-c", "limits.memory=256MiB", "--wait", "ready")
+		r.Must(t, "launch", remote, "vm", "--vm", "-c", "limits.memory=256MiB", "--wait", "ready")
 		awaitBoots(t, r, "vm")
 	})
 	if got := registry.Requests("/blobs/" + instancetest.Digest(image.Layer)); got != 1 {
