@@ -140,13 +140,14 @@ func (r *remover) removeIn(dir *os.File, name string, depth int) error {
 // destroy destroys the subvolume top, which is the name of dir. Those in it are
 // moved to the trash first.
 func (r *remover) destroy(dir *os.File, name string, top *os.File) error {
+	// One that somebody else has destroyed meanwhile is open, and is not found.
 	info, err := infoOf(top)
 	if err != nil {
-		return err
+		return ignoreMissing(err)
 	}
 	nested, err := subvolumesIn(top, info.id)
 	if err != nil {
-		return err
+		return ignoreMissing(err)
 	}
 	err = r.moveAll(top, info.id, nested)
 	if errors.Is(err, unix.EDQUOT) {
