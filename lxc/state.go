@@ -107,10 +107,16 @@ func openInside(pid int, name string) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(root)
-	return unix.Openat2(root, name, &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	}
+	fd, err := unix.Openat2(root, name, how)
+	// The kernel gives up on ".." while anybody on the host renames anything.
+	for err == unix.EAGAIN || err == unix.EINTR {
+		fd, err = unix.Openat2(root, name, how)
+	}
+	return fd, err
 }
 
 // startedAt is when a process started, zero if it is gone.

@@ -12,10 +12,15 @@ import (
 // it would find it: links are followed, absolute ones too, and never lead out
 // of dir. Nothing is opened: the name may be a device's.
 func find(dir *os.File, name string) (*os.File, bool) {
-	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), name, how)
+	// The kernel gives up on ".." while anybody on the host renames anything.
+	for err == unix.EAGAIN || err == unix.EINTR {
+		fd, err = unix.Openat2(int(dir.Fd()), name, how)
+	}
 	if err != nil {
 		return nil, false
 	}

@@ -56,13 +56,22 @@ func (m *Manager) PullFile(ctx context.Context, r FileRequest) (err error) {
 	return nil
 }
 
+// maxTries bounds how often openIn tries anew.
+const maxTries = 10000
+
 // openIn opens a file or directory below dir, which counts as the root for all
 // links. A FIFO does not block, and a device does nothing in a view.
 func openIn(dir *os.File, name string) (*os.File, error) {
-	fd, err := unix.Openat2(int(dir.Fd()), path.Join("/", name), &unix.OpenHow{
+	how := &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
-	})
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), path.Join("/", name), how)
+	// The kernel gives up on ".." while anybody on the host renames anything.
+	// A lease on the file says the same, for longer.
+	for i := 0; i < maxTries && (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)); i++ {
+		fd, err = unix.Openat2(int(dir.Fd()), path.Join("/", name), how)
+	}
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 		return nil, fault.New(fault.NotFound, "there is no such file in it")

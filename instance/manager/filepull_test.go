@@ -130,3 +130,35 @@ func TestPullStops(t *testing.T) {
 		t.Errorf("pull = %v, want cancelled", err)
 	}
 }
+
+// The kernel does not resolve ".." below a root while a rename goes on anywhere.
+func TestPullBesideRenames(t *testing.T) {
+	dir, busy := guestTree(t), t.TempDir()
+	a, b := filepath.Join(busy, "a"), filepath.Join(busy, "b")
+	if err := os.Mkdir(a, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				os.Rename(a, b)
+				os.Rename(b, a)
+			}
+		}
+	}()
+	for range 3000 {
+		f, err := openIn(dir, "upward")
+		if err != nil {
+			t.Errorf("opening beside renames = %v", err)
+			break
+		}
+		f.Close()
+	}
+	close(done)
+	<-ended
+}
