@@ -55,6 +55,7 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	// The volumes of stories are data and, where there is a second one, more.
 	volume, attach := []string{"storage", "volume", "create", "default", "data"}, []string{"storage", "volume", "attach", "default", "data", "web", "/srv"}
 	keep := []string{"storage", "volume", "snapshot", "create", "default", "data", "v1"}
+	newPool := []string{"storage", "create", "new", "btrfs", "--size", "128MiB"}
 	start, stop, restore := []string{"start", "web", "--wait", "ready"}, []string{"stop", "-f", "web"}, []string{"snapshot", "restore", "web", "s1"}
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
@@ -131,6 +132,12 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"set-pool": {[][]string{{"storage", "set", "elastic", "size=256MiB"}}, []string{"storage", "set", "elastic", "size=320MiB"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			_, pools := space(t, r)
 			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
+		}},
+		"pool-create": {nil, newPool, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", app, "web", "-s", "new").Code == 0 && in(t, r, "new", "web")
+		}},
+		"pool-delete": {[][]string{newPool}, []string{"storage", "delete", "new"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "storage", "show", "new").Code == 3
 		}},
 		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
@@ -278,6 +285,9 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
 		v := strings.SplitN(line, ",", 3)
 		r.Must(t, "storage", "volume", "delete", v[1], v[0])
+	}
+	if r.Run(t, "storage", "show", "new").Code == 0 {
+		r.Must(t, "storage", "delete", "new")
 	}
 	if r.Run(t, "image", "show", image).Code == 0 {
 		r.Must(t, "image", "delete", image)

@@ -22,8 +22,13 @@ type Pools interface {
 	// if it cannot be used now. Opening one again is cheap.
 	Open(ctx context.Context, name string) (storage.Pool, error)
 
-	// Create makes a pool, Delete forgets one and destroys what Create made.
-	Create(ctx context.Context, r storage.Record) error
+	// Plan tells all that Create is to make. Create makes a pool that was planned,
+	// and Abandon removes what there is of it, wherever Create stopped.
+	Plan(ctx context.Context, r storage.Record) (storage.Record, error)
+	Create(ctx context.Context, plan storage.Record) error
+	Abandon(ctx context.Context, plan storage.Record) error
+
+	// Delete forgets a pool and destroys what Create made. It can be repeated.
 	Delete(ctx context.Context, name string) error
 
 	// Record tells how a pool was made, and Update notes it anew.
@@ -143,7 +148,23 @@ func (m *Manager) CreatePool(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	r.CreatedAt = now()
-	return m.cfg.Pools.Create(ctx, r)
+	plan, err := m.cfg.Pools.Plan(ctx, r)
+	if err != nil {
+		return err
+	}
+	return m.perform(ctx, "pool-create", []string{"pool:" + r.Name}, plan)
+}
+
+// createPoolOperation makes a pool. One that is on record is complete.
+func (m *Manager) createPoolOperation(plan storage.Record) *operation {
+	return &operation{steps: []step{{
+		name: "pool",
+		do:   func(ctx context.Context) error { return m.cfg.Pools.Create(ctx, plan) },
+		undo: func(ctx context.Context) error { return m.cfg.Pools.Abandon(ctx, plan) },
+	}}, settled: func(context.Context) bool {
+		known, err := m.cfg.Pools.Record(plan.Name)
+		return err == nil && known.CreatedAt.Equal(plan.CreatedAt)
+	}}
 }
 
 // DeletePool removes a pool that no instance and no volume is in, with the images
@@ -173,7 +194,25 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 	if len(v.Volumes) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d volumes are in it, %q among them; delete or move them first, with brig storage volume", name, len(v.Volumes), v.Volumes[0])
 	}
-	return m.cfg.Pools.Delete(ctx, name)
+	return m.perform(ctx, "pool-delete", []string{"pool:" + name}, poolArgs{name})
+}
+
+// poolArgs name a pool.
+type poolArgs struct{ Name string }
+
+// deletePoolOperation destroys a pool in which there was nothing. What is half
+// destroyed cannot be used, so whoever comes next carries on.
+func (m *Manager) deletePoolOperation(a poolArgs) *operation {
+	return &operation{forward: true, steps: []step{{
+		name: "pool",
+		do: func(ctx context.Context) error {
+			err := m.cfg.Pools.Delete(ctx, a.Name)
+			if fault.Is(err, fault.NotFound) {
+				return nil
+			}
+			return err
+		},
+	}}}
 }
 
 // treeOf gives the one folder with the files of a volume that nobody changes.

@@ -71,6 +71,8 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"volume-restore":  build(m.volumeRestoreOperation),
 		"pull":            build(m.pullOperation),
 		"image-delete":    build(m.deleteImageOperation),
+		"pool-create":     build(m.createPoolOperation),
+		"pool-delete":     build(m.deletePoolOperation),
 		"adopt":           build(m.adoptOperation),
 		"set-pool":        build(m.setPoolOperation),
 	}

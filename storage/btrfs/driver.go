@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
-	"brig/instance/size"
 	"brig/storage"
 	"brig/storage/holders"
 )
@@ -28,87 +27,6 @@ type Driver struct {
 
 // ownMedium is the key that tells that a pool has its source for itself.
 const ownMedium = "medium"
-
-// Create makes a pool. The key source names a folder or block device; without
-// it a file of the key size is made. A device that holds something needs
-// force=true.
-func (d Driver) Create(ctx context.Context, r storage.Record) (map[string]string, error) {
-	config := maps.Clone(r.Config)
-	for key := range config {
-		if key != "source" && key != "size" && key != "force" {
-			return nil, fault.New(fault.Invalid, "there is no key %q for a btrfs pool; the keys are source, size and force", key)
-		}
-	}
-	st, err := os.Stat(config["source"])
-	switch {
-	case config["source"] == "":
-		return d.makeFile(ctx, r.Name, config)
-	case err != nil:
-		return nil, fault.New(fault.NotFound, "cannot use the source: %w", err)
-	case st.IsDir():
-		return d.makeIn(config, r.Name)
-	case config["force"] != "true" && d.medium(r.Name, config).brigs():
-		return nil, fault.New(fault.AlreadyExists, "there is a pool on %q already; adopt it with --adopt, or lose all that is on it with force=true", config["source"])
-	}
-	force, err := strconv.ParseBool(config["force"])
-	if err != nil && config["force"] != "" {
-		return nil, fault.New(fault.Invalid, "force is true or false, not %q", config["force"])
-	}
-	delete(config, "force")
-	config[ownMedium] = "true"
-	return config, d.format(ctx, r.Name, config, 0, force)
-}
-
-// makeFile makes a pool in a file of its own.
-func (d Driver) makeFile(ctx context.Context, name string, config map[string]string) (map[string]string, error) {
-	if config["size"] == "" {
-		return nil, fault.New(fault.Invalid, "a btrfs pool needs a source (a folder on btrfs, or a block device), or a size for a file: for example size=20GiB")
-	}
-	bytes, err := size.Parse(config["size"])
-	if err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(d.Files, 0o700); err != nil {
-		return nil, err
-	}
-	config["source"], config[ownMedium] = filepath.Join(d.Files, name+".btrfs"), "true"
-	if err := d.format(ctx, name, config, bytes, false); err != nil {
-		return nil, err
-	}
-	return config, nil
-}
-
-// makeIn makes a pool in a folder.
-func (d Driver) makeIn(config map[string]string, name string) (map[string]string, error) {
-	source, err := filepath.Abs(config["source"])
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "cannot use the folder %q: %w", config["source"], err)
-	}
-	if entries, err := os.ReadDir(source); err == nil && len(entries) > 0 {
-		if _, err := os.Lstat(filepath.Join(source, poolFile)); err == nil {
-			return nil, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
-		}
-		return nil, fault.New(fault.WrongState, "the folder %q is not empty", source)
-	}
-	p, err := Open(source, Options{Name: name})
-	if err != nil {
-		return nil, err
-	}
-	config["source"] = source
-	return config, p.Close()
-}
-
-func (d Driver) format(ctx context.Context, name string, config map[string]string, bytes int64, force bool) error {
-	medium := d.medium(name, config)
-	if err := medium.Format(ctx, bytes, force); err != nil {
-		return err
-	}
-	p, err := medium.Open(ctx, Options{Name: name})
-	if err != nil {
-		return errors.Join(err, medium.Unmount(ctx))
-	}
-	return p.Close()
-}
 
 func (d Driver) medium(name string, config map[string]string) Medium {
 	return Medium{Source: config["source"], At: filepath.Join(d.Mounts, name)}
@@ -183,10 +101,7 @@ func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(medium.At); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return ignoreMissing(os.Remove(medium.At))
 }
 
 // Destroy removes what is in a pool, and the file if it is in one. A device
@@ -198,20 +113,13 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	if r.Config[ownMedium] == "" {
 		return os.RemoveAll(r.Config["source"])
 	}
-	medium := d.medium(r.Name, r.Config)
-	if err := unmount(ctx, medium); err != nil {
+	if err := d.Release(ctx, r); err != nil {
 		return err
 	}
-	if err := os.Remove(medium.At); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if r.Config["source"] != filepath.Join(d.Files, r.Name+".btrfs") {
+	if r.Config["source"] != d.file(r.Name) {
 		return nil
 	}
-	if err := os.Remove(r.Config["source"]); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return ignoreMissing(os.Remove(r.Config["source"]))
 }
 
 // unmountTime is how long a sweep that is under way may keep a pool in use.

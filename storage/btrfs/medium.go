@@ -27,6 +27,7 @@ type Medium struct {
 	Source string // the block device or the file
 	At     string // where it is mounted, in a directory that only brig uses
 	Adopt  bool   // take it over from another host
+	UUID   string // that Format gives the file system; empty: any
 }
 
 // minSize is the least that mkfs.btrfs and some volumes need.
@@ -41,6 +42,9 @@ func (m Medium) Format(ctx context.Context, size int64, force bool) (err error) 
 	args := []string{"-q", "-L", hostLabel()}
 	if force {
 		args = append(args, "-f")
+	}
+	if m.UUID != "" {
+		args = append(args, "-U", m.UUID)
 	}
 	st, err := os.Stat(m.Source)
 	switch {

@@ -154,17 +154,14 @@ func (p *Pool) checkFileSystem() error {
 // create makes the pool in a directory that holds nothing else. Two programs may
 // do so at once; the one that comes second finds what the first made.
 func (p *Pool) create() error {
-	known := []string{stagingDir, trashDir}
-	for _, c := range classes {
-		known = append(known, string(c))
-	}
+	known := parts()
 	entries, err := readDir(p.root, ".")
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if !slices.Contains(known, name) && name != reserveFile && !strings.HasPrefix(name, poolFile) && !owner.Mine(name) {
+		if !slices.Contains(known, name) && !isPoolFile(name) {
 			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", name)
 		}
 	}
@@ -184,6 +181,20 @@ func (p *Pool) create() error {
 		return err
 	}
 	return p.writeHeader()
+}
+
+// parts are the folders of a pool.
+func parts() []string {
+	names := []string{stagingDir, trashDir}
+	for _, c := range classes {
+		names = append(names, string(c))
+	}
+	return names
+}
+
+// isPoolFile tells whether a file beside them is one of the pool's.
+func isPoolFile(name string) bool {
+	return name == reserveFile || strings.HasPrefix(name, poolFile) || owner.Mine(name)
 }
 
 // writeHeader writes pool.json unless another program has done so meanwhile.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,34 +64,6 @@ func (p place) note(config map[string]string) {
 // options are those to open a pool with.
 func (d Driver) options(name string, p place) Options {
 	return Options{Name: name, VG: p.vg, Thin: p.thin, ID: p.id, Dir: filepath.Join(d.Mounts, name), File: p.file}
-}
-
-// Create makes a pool where source says: in a thin pool (VG/THINPOOL), in a volume
-// group (VG), on a device or in a file.
-func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]string, err error) {
-	config := maps.Clone(r.Config)
-	if config == nil {
-		config = map[string]string{}
-	}
-	for key := range config {
-		if key != keySource && key != keySize && key != keyVG && key != keyForce {
-			return nil, fault.New(fault.Invalid, "there is no key %q for an lvm pool; the keys are %s, %s, %s and %s", key, keySource, keySize, keyVG, keyForce)
-		}
-	}
-	if err := supported(); err != nil {
-		return nil, err
-	}
-	p, err := d.find(ctx, r.Name, config)
-	if err != nil {
-		return nil, err
-	}
-	p.id = "brig" + newID()[:8]
-	if err := d.make(ctx, r.Name, config, &p); err != nil {
-		return nil, err
-	}
-	delete(config, keyForce)
-	p.note(config)
-	return config, nil
 }
 
 // find tells what source names.

@@ -6,35 +6,56 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/folder"
 )
 
 // Driver makes and opens pools in folders.
 type Driver struct{}
 
-// Create makes a pool in the folder that the key source names: one that is
-// empty or missing.
-func (Driver) Create(_ context.Context, r storage.Record) (map[string]string, error) {
+// keyMissing tells in a plan that the folder was not there before.
+const keyMissing = "volatile.missing"
+
+// Plan tells what Create makes: a pool in the folder that the key source names,
+// which is empty or missing.
+func (Driver) Plan(_ context.Context, r storage.Record) (map[string]string, error) {
 	config, err := settings(r)
 	if err != nil {
 		return nil, err
 	}
-	source := config["source"]
-	if entries, err := os.ReadDir(source); err == nil && len(entries) > 0 {
-		if _, err := os.Lstat(filepath.Join(source, poolFile)); err == nil {
-			return nil, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
-		}
-		return nil, fault.New(fault.WrongState, "the folder %q is not empty", source)
-	}
-	p, err := Open(source, Options{Name: r.Name})
+	source, missing, err := folder.Check(config["source"], poolFile)
 	if err != nil {
 		return nil, err
 	}
+	config["source"], config[keyMissing] = source, strconv.FormatBool(missing)
+	return config, nil
+}
+
+// Create makes what was planned.
+func (d Driver) Create(ctx context.Context, r storage.Record) (map[string]string, error) {
+	config := maps.Clone(r.Config)
+	if config[keyMissing] == "" {
+		var err error
+		if config, err = d.Plan(ctx, r); err != nil {
+			return nil, err
+		}
+	}
+	p, err := Open(config["source"], Options{Name: r.Name})
+	if err != nil {
+		return nil, err
+	}
+	delete(config, keyMissing)
 	return config, p.root.Close()
+}
+
+// Abandon removes what was made of a plan.
+func (Driver) Abandon(_ context.Context, r storage.Record) error {
+	return folder.Abandon(r.Config["source"], r.Config[keyMissing] == "true", parts(), isPoolFile)
 }
 
 // Adopt gives the configuration of the pool that is in the folder source.

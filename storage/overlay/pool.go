@@ -135,16 +135,13 @@ func (p *Pool) check() error {
 // create makes the pool in a directory that holds nothing else. Two programs may
 // do so at once; the one that comes second finds what the first made.
 func (p *Pool) create() error {
-	known := []string{layersDir, stagingDir, trashDir}
-	for _, c := range classes {
-		known = append(known, string(c))
-	}
+	known := parts()
 	entries, err := readDir(p.root, ".")
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), poolFile) && !owner.Mine(e.Name()) && e.Name() != "lost+found" {
+		if !slices.Contains(known, e.Name()) && !isPoolFile(e.Name()) && e.Name() != "lost+found" {
 			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", e.Name())
 		}
 	}
@@ -162,6 +159,18 @@ func (p *Pool) create() error {
 	p.step("pool directories")
 	return p.writeHeader()
 }
+
+// parts are the folders of a pool.
+func parts() []string {
+	names := []string{layersDir, stagingDir, trashDir}
+	for _, c := range classes {
+		names = append(names, string(c))
+	}
+	return names
+}
+
+// isPoolFile tells whether a file beside them is one of the pool's.
+func isPoolFile(name string) bool { return strings.HasPrefix(name, poolFile) || owner.Mine(name) }
 
 // writeHeader writes pool.json unless another program has done so meanwhile.
 func (p *Pool) writeHeader() error {

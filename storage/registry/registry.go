@@ -25,14 +25,23 @@ import (
 
 // Driver makes and opens the pools of one kind.
 type Driver interface {
-	// Create prepares the source of a pool and gives its configuration as it
+	// Plan gives a configuration for Create that tells all that it makes, so that
+	// Abandon finds it. It refuses what cannot become a pool, and changes nothing.
+	Plan(ctx context.Context, r storage.Record) (map[string]string, error)
+
+	// Create makes the pool that was planned and gives its configuration as it
 	// has to be kept. After an error nothing was changed.
-	Create(ctx context.Context, r storage.Record) (map[string]string, error)
+	Create(ctx context.Context, plan storage.Record) (map[string]string, error)
+
+	// Abandon removes what a Create of this plan has made, wherever it stopped, also
+	// if it never began. What was there before stays, and so does what is another's.
+	Abandon(ctx context.Context, plan storage.Record) error
 
 	// Open opens a pool that Create made, in this boot or an earlier one.
 	Open(ctx context.Context, r storage.Record) (storage.Pool, error)
 
-	// Destroy removes what Create made. What was there before stays.
+	// Destroy removes what Create made. What was there before stays. It can be
+	// repeated wherever it stopped.
 	Destroy(ctx context.Context, r storage.Record) error
 }
 
@@ -151,8 +160,36 @@ func (r *Registry) Open(ctx context.Context, name string) (storage.Pool, error) 
 	return pool, nil
 }
 
-// Create makes a pool. The caller sees to it that nobody makes the same one
-// now, and that there is none of its name.
+// Plan gives the record of a pool with all that Create and Abandon need to know.
+func (r *Registry) Plan(ctx context.Context, record storage.Record) (storage.Record, error) {
+	driver, err := r.driver(record)
+	if err == nil {
+		record.Config, err = driver.Plan(ctx, record)
+	}
+	if err != nil {
+		return storage.Record{}, fmt.Errorf("cannot create pool %q: %w", record.Name, err)
+	}
+	return record, nil
+}
+
+// Abandon removes what is there of a pool that was planned. It can be repeated.
+func (r *Registry) Abandon(ctx context.Context, plan storage.Record) error {
+	driver, err := r.driver(plan)
+	if err != nil {
+		return err
+	}
+	if known, err := r.Record(plan.Name); err == nil && known.CreatedAt.Equal(plan.CreatedAt) {
+		// It was complete.
+		return r.Delete(ctx, plan.Name)
+	}
+	if err := driver.Abandon(ctx, plan); err != nil {
+		return fmt.Errorf("cannot take back what was made of pool %q: %w", plan.Name, err)
+	}
+	return nil
+}
+
+// Create makes a pool that was planned. The caller sees to it that nobody makes the
+// same one now, and that there is none of its name.
 func (r *Registry) Create(ctx context.Context, record storage.Record) error {
 	driver, err := r.driver(record)
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 // driver notes what it is asked and makes no pool: what the registry does with
 // pools needs none.
 type driver struct {
-	made, destroyed []string
-	err             error
+	made, destroyed, abandoned []string
+	err                        error
 }
 
 func (d *driver) Create(_ context.Context, r storage.Record) (map[string]string, error) {
@@ -28,6 +28,17 @@ func (d *driver) Create(_ context.Context, r storage.Record) (map[string]string,
 	config := maps.Clone(r.Config)
 	config["resolved"] = "yes"
 	return config, nil
+}
+
+func (d *driver) Plan(_ context.Context, r storage.Record) (map[string]string, error) {
+	config := maps.Clone(r.Config)
+	config["planned"] = "yes"
+	return config, nil
+}
+
+func (d *driver) Abandon(_ context.Context, r storage.Record) error {
+	d.abandoned = append(d.abandoned, r.Name+" "+r.Config["planned"])
+	return nil
 }
 
 func (d *driver) Open(_ context.Context, r storage.Record) (storage.Pool, error) {

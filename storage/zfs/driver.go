@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,47 +50,6 @@ const (
 // dataset of a zpool itself cannot be given away, renamed or sent on its own.
 const childOfZpool = "brig"
 
-// Create makes a pool where source says: in the dataset of that name, which is
-// made unless it is there and empty, or was a pool; in a new zpool on a device; in
-// a new zpool in a file of the given size, whose place may be left to brig.
-func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]string, err error) {
-	config := maps.Clone(r.Config)
-	if config == nil {
-		config = map[string]string{}
-	}
-	for key := range config {
-		if key != keySource && key != keySize && key != keyZpool {
-			return nil, fault.New(fault.Invalid, "there is no key %q for a zfs pool; the keys are %s, %s and %s", key, keySource, keySize, keyZpool)
-		}
-	}
-	if err := installed(); err != nil {
-		return nil, err
-	}
-	made, undo := madeNothing, func() error { return nil }
-	source := config[keySource]
-	if source == "" || strings.HasPrefix(source, "/") {
-		if made, err = d.createZpool(ctx, r.Name, config); err != nil {
-			return nil, err
-		}
-		source = config[keyZpool]
-		undo = func() error { return destroyZpool(source, made, config[keySource]) }
-	} else if config[keySize] != "" || config[keyZpool] != "" {
-		return nil, fault.New(fault.Invalid, "the keys %s and %s are for a zpool to be made, and %q is one or is in one", keySize, keyZpool, source)
-	}
-	if !strings.Contains(source, "/") {
-		source += "/" + childOfZpool
-	}
-	uuid, wasThere, err := Make(ctx, source, d.mounts(r.Name))
-	if err != nil {
-		return nil, errors.Join(err, undo())
-	}
-	if made == madeNothing && !wasThere {
-		made = madeDataset
-	}
-	config[keyDataset], config[keyUUID], config[keyMade] = source, uuid, made
-	return config, nil
-}
-
 // installed tells what is missing if ZFS cannot be used at all.
 func installed() error {
 	for _, tool := range []string{"zfs", "zpool"} {
@@ -103,50 +61,6 @@ func installed() error {
 }
 
 func (d Driver) mounts(pool string) string { return filepath.Join(d.Mounts, pool) }
-
-// createZpool makes a zpool on the device or in the file that source names, and
-// completes the configuration.
-func (d Driver) createZpool(ctx context.Context, pool string, config map[string]string) (made string, err error) {
-	name := config[keyZpool]
-	if name == "" {
-		name = pool
-	}
-	if err := checkDataset(name); err != nil || strings.Contains(name, "/") || reserved(name) {
-		return "", fault.New(fault.Invalid, "cannot call a zpool %q: give another name with %s", name, keyZpool)
-	}
-	if _, err := gozfs.GetZpool(name); err == nil {
-		return "", fault.New(fault.AlreadyExists, "there is a zpool %q already: give another name with %s, or source=%s to use it", name, keyZpool, name)
-	}
-	source := config[keySource]
-	if source == "" {
-		source = filepath.Join(d.Files, pool+".zpool")
-		if err := os.MkdirAll(d.Files, 0o700); err != nil {
-			return "", err
-		}
-	}
-	made = madeZpool
-	st, err := os.Stat(source)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := makeFile(source, config[keySize]); err != nil {
-			return "", err
-		}
-		made = madeFile
-	case err != nil:
-		return "", err
-	case st.Mode().Type() != fs.ModeDevice:
-		return "", fault.New(fault.WrongState, "%q is there and is not a device: give a device, or a path where there is nothing yet", source)
-	case config[keySize] != "":
-		return "", fault.New(fault.Invalid, "a size makes no sense for the device %q", source)
-	}
-	config[keySource], config[keyZpool] = source, name
-	// Nothing of it is mounted by anybody but brig; -O goes to its first dataset.
-	_, err = zpool(ctx, "create", "-o", "ashift=12", "-o", "cachefile=/etc/zfs/zpool.cache", "-O", "mountpoint=none", name, source)
-	if err != nil && made == madeFile {
-		err = errors.Join(err, os.Remove(source))
-	}
-	return made, err
-}
 
 // reserved tells whether ZFS keeps a name for other things than zpools.
 func reserved(name string) bool {
@@ -312,11 +226,16 @@ func onlyBrigs(ctx context.Context, top, dataset string) error {
 // that is a pool already, of this host or another one, stays as it is. It tells
 // whether the dataset was there, and the pool's identity.
 func Make(ctx context.Context, dataset, dir string) (uuid string, wasThere bool, err error) {
+	return makeAs(ctx, newID()+newID(), dataset, dir)
+}
+
+// makeAs is Make with the identity of a pool that is made.
+func makeAs(ctx context.Context, id, dataset, dir string) (uuid string, wasThere bool, err error) {
 	defer fail(&err, "cannot make a pool in dataset %q", dataset)
 	if err := checkDataset(dataset); err != nil {
 		return "", false, err
 	}
-	uuid = newID() + newID()
+	uuid = id
 	common := []string{"canmount=noauto", "mountpoint=legacy", propPool + "=" + uuid, propVersion + "=" + strconv.Itoa(formatVersion)}
 	for _, p := range inherited {
 		common = append(common, p)

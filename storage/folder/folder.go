@@ -1,0 +1,81 @@
+// Package folder is for drivers that make a pool in a folder that the user names:
+// it tells whether one can become a pool, and takes back what was made there by a
+// program that did not come to its end. What is in a pool is the drivers' affair.
+package folder
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"brig/instance/fault"
+)
+
+// Check gives the absolute path of a folder that can become a pool, because it is
+// empty or missing. Mark is the file that tells pools from other folders.
+func Check(path, mark string) (source string, missing bool, err error) {
+	source, err = filepath.Abs(path)
+	if err != nil {
+		return "", false, fault.New(fault.Invalid, "cannot use the folder %q: %w", path, err)
+	}
+	entries, err := os.ReadDir(source)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return source, true, nil
+	case err != nil:
+		return "", false, fault.New(fault.Unavailable, "cannot use the folder: %w", err)
+	case len(entries) == 0:
+		return source, false, nil
+	}
+	if _, err := os.Lstat(filepath.Join(source, mark)); err == nil {
+		return "", false, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
+	}
+	return "", false, fault.New(fault.WrongState, "the folder %q is not empty", source)
+}
+
+// Abandon empties a folder that Check found empty or missing, and removes it if it
+// was missing. If there is anything in it that a new pool does not have, or a volume,
+// it is not what was begun there, and stays. Parts are the folders of a new pool,
+// which are all empty, and isFile tells its files.
+func Abandon(source string, missing bool, parts []string, isFile func(name string) bool) error {
+	root, err := os.OpenRoot(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fault.New(fault.Unavailable, "cannot use the folder: %w", err)
+	}
+	defer root.Close()
+	entries, err := fs.ReadDir(root.FS(), ".")
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, name := range parts {
+		known[name] = true
+	}
+	for _, e := range entries {
+		if e.IsDir() != known[e.Name()] || !e.IsDir() && !isFile(e.Name()) {
+			return nil
+		}
+		if !e.IsDir() {
+			continue
+		}
+		if within, err := fs.ReadDir(root.FS(), e.Name()); err != nil || len(within) > 0 {
+			return err
+		}
+	}
+	for _, e := range entries {
+		if err := root.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if !missing {
+		return nil
+	}
+	if err := os.Remove(source); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
