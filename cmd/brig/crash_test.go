@@ -86,8 +86,15 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0 && r.Run(t, "storage", "volume", "delete", "default", "data").Code == 0
 		}},
 		"volume-create": {nil, volume, []int{0}, hasVolume("default", "data")},
-		"volume-copy":   {[][]string{volume, keep}, []string{"storage", "volume", "copy", "default/data", "far/more"}, []int{0, 4}, hasVolume("far", "more")},
-		"volume-move":   {[][]string{volume, keep}, []string{"storage", "volume", "move", "default/data", "far/more"}, []int{0, 3}, hasVolume("far", "more")},
+		"volume-delete": {[][]string{volume, keep}, []string{"storage", "volume", "delete", "default", "data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			list := trash(t, r)
+			return len(list) == 1 && list[0].Name == "default/data" && list[0].Type == "volume" && r.Run(t, "storage", "volume", "info", "default", "data").Code == 3
+		}},
+		"volume-untrash": {[][]string{volume, keep, {"storage", "volume", "delete", "default", "data"}}, []string{"trash", "restore", "default/data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return len(trash(t, r)) == 0 && hasVolume("default", "data", "v1")(t, r)
+		}},
+		"volume-copy": {[][]string{volume, keep}, []string{"storage", "volume", "copy", "default/data", "far/more"}, []int{0, 4}, hasVolume("far", "more")},
+		"volume-move": {[][]string{volume, keep}, []string{"storage", "volume", "move", "default/data", "far/more"}, []int{0, 3}, hasVolume("far", "more")},
 		"volume-snapshot": {[][]string{create, volume, attach, start}, keep, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			return runs(t, r) && hasVolume("default", "data", "v1")(t, r)
 		}},
@@ -284,7 +291,7 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	r.Must(t, "trash", "empty", "--all")
 	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
 		v := strings.SplitN(line, ",", 3)
-		r.Must(t, "storage", "volume", "delete", v[1], v[0])
+		r.Must(t, "storage", "volume", "delete", "--now", v[1], v[0])
 	}
 	if r.Run(t, "storage", "show", "new").Code == 0 {
 		r.Must(t, "storage", "delete", "new")

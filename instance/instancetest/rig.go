@@ -107,8 +107,8 @@ func (r *Rig) Empty(t testing.TB) {
 	r.Must(t, "trash", "empty", "--all")
 	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
 		f := strings.SplitN(line, ",", 3)
-		if res := r.Run(t, "storage", "volume", "delete", f[1], f[0]); res.Code != 0 {
-			t.Errorf("storage volume delete %s %s = %d: %s", f[1], f[0], res.Code, res.Stderr)
+		if res := r.Run(t, "storage", "volume", "delete", "--now", f[1], f[0]); res.Code != 0 {
+			t.Errorf("storage volume delete --now %s %s = %d: %s", f[1], f[0], res.Code, res.Stderr)
 		}
 	}
 	for _, image := range r.Images(t) {

@@ -53,7 +53,7 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 	}
 	m.sweepLater()
 	if !o.Now {
-		m.tellOfSpace(ctx, inst)
+		m.tellOfSpace(ctx, inst.pool, inst.spec.Name)
 	}
 	return nil
 }
@@ -100,15 +100,15 @@ func (m *Manager) dropEphemeral(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// tellOfSpace says how to free what a deleted instance takes, when its pool has
-// next to nothing left: that may be why it was deleted.
-func (m *Manager) tellOfSpace(ctx context.Context, inst *opened) {
-	pool, err := m.pool(ctx, inst.pool)
+// tellOfSpace says how to free what is in the trash now and called like this, when
+// its pool has next to nothing left: that may be why it was deleted.
+func (m *Manager) tellOfSpace(ctx context.Context, in, called string) {
+	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return
 	}
 	if info, err := pool.Info(ctx); err == nil && info.Free < info.Total/50 {
-		m.cfg.Notice(fmt.Sprintf("%s is in the trash and still takes space in pool %s, which is full; brig trash empty %s frees it.", inst.spec.Name, inst.pool, inst.spec.Name))
+		m.cfg.Notice(fmt.Sprintf("%s is in the trash and still takes space in pool %s, which is full; brig trash empty %s frees it.", called, in, called))
 	}
 }
 

@@ -28,9 +28,9 @@ func (m *Manager) expire(ctx context.Context) error {
 	return errors.Join(append(errs, m.expireUndo(ctx, passed), m.expireMarks(ctx))...)
 }
 
-// renote notes anew since when a deleted instance is kept.
+// renote notes anew since when something in the trash is kept.
 func (m *Manager) renote(ctx context.Context, t trashed, note deletion) error {
-	held, err := m.lock(ctx, "sweep", trashLock(t.volume))
+	held, err := m.lock(ctx, "sweep", t.lock())
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"brig/instance"
@@ -64,8 +65,28 @@ func (m *Manager) keptFor() map[string]string {
 	return kept
 }
 
-// everyID gives the ids of all instances, those in the trash and those that are being
-// made included. It is not ok if there is one that cannot be read, unless that is in
+// addVolumeIDs adds the ids of the custom volumes in a pool.
+func (m *Manager) addVolumeIDs(ctx context.Context, in string, pool storage.Pool, ids map[string]bool) bool {
+	there, trash, err := namesIn(ctx, pool, storage.Custom)
+	if err != nil {
+		return false
+	}
+	for _, name := range trash {
+		_, id, _ := strings.Cut(name, trashMark)
+		ids[id] = true
+	}
+	for _, name := range slices.DeleteFunc(there, halfDone) {
+		c, err := m.openVolume(ctx, volumeRef{in, name})
+		if err != nil {
+			return false
+		}
+		ids[c.info.ID] = true
+	}
+	return true
+}
+
+// everyID gives the ids of all instances and custom volumes, those in the trash and
+// those that are being made included. It is not ok if there is one that cannot be read, unless that is in
 // the trash, where it has its id in its name.
 func (m *Manager) everyID(ctx context.Context) (ids map[string]bool, ok bool) {
 	pools, err := m.cfg.Pools.Names()
@@ -76,6 +97,9 @@ func (m *Manager) everyID(ctx context.Context) (ids map[string]bool, ok bool) {
 	for _, in := range pools {
 		pool, err := m.pool(ctx, in)
 		if err != nil {
+			return nil, false
+		}
+		if !m.addVolumeIDs(ctx, in, pool, ids) {
 			return nil, false
 		}
 		names, err := pool.List(ctx, storage.Instances)

@@ -103,7 +103,7 @@ type PoolView struct {
 	storage.Record
 	Info    storage.Info
 	UsedBy  []string // instances
-	Trashed []string // instances that were deleted and are still kept
+	Trashed []string // what was deleted and is still kept; a custom volume is POOL/NAME
 	Volumes []string // custom volumes
 	Reason  string   // why it cannot be used; empty: it can
 }
@@ -120,7 +120,14 @@ func (m *Manager) Pool(ctx context.Context, name string) (*PoolView, error) {
 		v.Info, err = pool.Info(ctx)
 	}
 	if err == nil {
-		v.UsedBy, v.Trashed, err = volumesIn(ctx, pool)
+		v.UsedBy, _, err = volumesIn(ctx, pool)
+	}
+	if err == nil {
+		var trash []trashed
+		trash, err = trashIn(ctx, name, pool)
+		for _, t := range trash {
+			v.Trashed = append(v.Trashed, t.called())
+		}
 	}
 	if err == nil {
 		v.Volumes, err = customIn(ctx, pool)
@@ -189,7 +196,7 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d instances are in it, %q among them; delete or move them first", name, len(v.UsedBy), v.UsedBy[0])
 	}
 	if len(v.Trashed) > 0 {
-		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
+		return fault.New(fault.WrongState, "cannot delete pool %q: %d deleted instances or volumes are kept in it, %q among them; empty the trash first, with brig trash empty", name, len(v.Trashed), v.Trashed[0])
 	}
 	if len(v.Volumes) > 0 {
 		return fault.New(fault.WrongState, "cannot delete pool %q: %d volumes are in it, %q among them; delete or move them first, with brig storage volume", name, len(v.Volumes), v.Volumes[0])

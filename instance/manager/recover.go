@@ -65,6 +65,8 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"attach":          build(m.attachOperation),
 		"detach":          build(m.detachOperation),
 		"volume-create":   build(m.createVolumeOperation),
+		"volume-delete":   build(m.deleteVolumeOperation),
+		"volume-untrash":  build(m.untrashVolumeOperation),
 		"volume-copy":     build(m.copyVolumeOperation),
 		"volume-move":     build(m.moveVolumeOperation),
 		"volume-snapshot": build(m.volumeSnapshotOperation),

@@ -20,6 +20,7 @@ import (
 type SpaceView struct {
 	Instances []InstanceSpace // sorted by name
 	Volumes   []VolumeView    // custom ones, with what they take up, when all is listed
+	Trash     []TrashView     // what was deleted and is still kept, when all is listed
 	Pools     []PoolSpace     // that instances of the list are in, or all
 }
 
@@ -36,7 +37,7 @@ type PoolSpace struct {
 	Name        string
 	Total, Free int64 // bytes
 	Instances   int
-	Exclusive   int64  // that the instances and volumes do not share with anything else
+	Exclusive   int64  // that the instances, the volumes and the trash do not share with anything else
 	Reason      string // why Total and Free cannot be told; empty: they can
 }
 
@@ -68,6 +69,9 @@ func (m *Manager) Space(ctx context.Context, names []string) (*SpaceView, error)
 	}
 	if len(names) == 0 {
 		if space.Volumes, err = m.Volumes(ctx, "", GetOptions{Usage: true}); err != nil {
+			return nil, err
+		}
+		if space.Trash, err = m.Trash(ctx, GetOptions{Usage: true}); err != nil {
 			return nil, err
 		}
 	}
@@ -119,6 +123,11 @@ func (m *Manager) addPools(ctx context.Context, space *SpaceView, all bool) erro
 			}
 		}
 		for _, v := range space.Volumes {
+			if v.Pool == name && v.Usage != nil {
+				line.Exclusive += v.Usage.Exclusive
+			}
+		}
+		for _, v := range space.Trash {
 			if v.Pool == name && v.Usage != nil {
 				line.Exclusive += v.Usage.Exclusive
 			}

@@ -26,7 +26,8 @@ const (
 )
 
 // Tick does what is due now: it takes the snapshots that schedules ask for, and
-// deletes those that have expired or that a schedule does not keep. A timer calls
+// deletes those that have expired or that a schedule does not keep, those of custom
+// volumes included. A timer calls
 // it every minute; missed or doubled calls do no harm. An instance that is busy
 // waits for the next call, and one that is broken stops no other.
 func (m *Manager) Tick(ctx context.Context) error {
@@ -55,6 +56,7 @@ func (m *Manager) Tick(ctx context.Context) error {
 	}
 	close(work)
 	wg.Wait()
+	errs = append(errs, t.tickVolumes(ctx))
 	m.sweepLater()
 	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx))...)
 }

@@ -133,6 +133,17 @@ func (w *world) inTheTrash() []string {
 	return names
 }
 
+// untrash brings a deleted instance back.
+func (w *world) untrash(ctx context.Context, what, as string) (*instance.Spec, error) {
+	name, err := w.RestoreTrash(ctx, what, as)
+	if err != nil {
+		return nil, err
+	}
+	inst, err := w.open(ctx, name)
+	w.must(err)
+	return inst.spec, nil
+}
+
 func (w *world) is(what string, got, want []string) {
 	w.t.Helper()
 	if !slices.Equal(got, want) {
@@ -190,7 +201,7 @@ func TestADeletedInstanceComesBackAsItWas(t *testing.T) {
 		t.Errorf("deleted at %v, kept until %v", v.DeletedAt, v.KeptUntil)
 	}
 
-	back, err := w.RestoreTrash(ctx, "web", "")
+	back, err := w.untrash(ctx, "web", "")
 	w.must(err)
 	if back.ID != spec.ID || back.Address != spec.Address || back.MAC != spec.MAC || back.Config["user.note"] != "one" {
 		t.Errorf("it came back as %+v, it was %+v", back, spec)
@@ -226,19 +237,19 @@ func TestTheNameOfADeletedInstanceIsFree(t *testing.T) {
 		}
 	}
 	w.create("web", "now")
-	_, err = w.RestoreTrash(ctx, "web", "")
+	_, err = w.untrash(ctx, "web", "")
 	wants(t, "RestoreTrash to a taken name", err, fault.AlreadyExists)
-	_, err = w.RestoreTrash(ctx, "web", "not ok")
+	_, err = w.untrash(ctx, "web", "not ok")
 	wants(t, "RestoreTrash to a bad name", err, fault.Invalid)
-	_, err = w.RestoreTrash(ctx, "nobody", "")
+	_, err = w.untrash(ctx, "nobody", "")
 	wants(t, "RestoreTrash of nothing", err, fault.NotFound)
-	_, err = w.RestoreTrash(ctx, "", "back")
+	_, err = w.untrash(ctx, "", "back")
 	wants(t, "RestoreTrash of an empty name", err, fault.Invalid)
 	w.must(errors.Join(
-		second(w.RestoreTrash(ctx, "web", "newest")),
-		second(w.RestoreTrash(ctx, ids[0], "oldest")),
+		second(w.untrash(ctx, "web", "newest")),
+		second(w.untrash(ctx, ids[0], "oldest")),
 		w.Delete(ctx, "web", DeleteOptions{Now: true}),
-		second(w.RestoreTrash(ctx, "web", "")),
+		second(w.untrash(ctx, "web", "")),
 	))
 	w.is("instances", w.names(), []string{"newest", "oldest", "web"})
 	w.holds("newest", "third")
@@ -258,7 +269,7 @@ func TestATakenAddressIsReplaced(t *testing.T) {
 	other := *spec
 	other.ID = newID()
 	w.must(w.claimAddress(&other))
-	back, err := w.RestoreTrash(ctx, "web", "")
+	back, err := w.untrash(ctx, "web", "")
 	w.must(err)
 	if back.Address == spec.Address || !back.Address.IsValid() {
 		t.Errorf("it came back with the address %v of another", back.Address)
@@ -283,7 +294,7 @@ func TestNoNetworkComesBackWithoutOne(t *testing.T) {
 	w.must(err)
 	w.must(w.perform(t.Context(), "create", []string{"web"}, createArgs{Spec: spec, From: storage.Source{Key: baseImage}}))
 	w.must(w.Delete(t.Context(), "web", DeleteOptions{}))
-	back, err := w.RestoreTrash(t.Context(), "web", "")
+	back, err := w.untrash(t.Context(), "web", "")
 	w.must(err)
 	if back.Address.IsValid() || back.MAC != "" {
 		t.Errorf("it came back with %v, %q", back.Address, back.MAC)
@@ -310,17 +321,17 @@ func TestDeleteNowAndEmptyFreeTheSpace(t *testing.T) {
 	w.must(w.Delete(ctx, "c", DeleteOptions{}))
 	_, err := w.EmptyTrash(ctx, []string{"nobody"})
 	wants(t, "EmptyTrash of nothing", err, fault.NotFound)
-	if n, err := w.EmptyTrash(ctx, []string{"b"}); n != 2 || err != nil {
-		t.Errorf("EmptyTrash(b) = %d, %v, want 2", n, err)
+	if n, err := w.EmptyTrash(ctx, []string{"b"}); n.Instances != 2 || err != nil {
+		t.Errorf("EmptyTrash(b) = %+v, %v, want 2", n, err)
 	}
 	_, err = w.EmptyTrash(ctx, []string{"c", ""})
 	wants(t, "EmptyTrash of an empty name", err, fault.Invalid)
 	w.is("the trash", w.inTheTrash(), []string{"c"})
-	if n, err := w.EmptyTrash(ctx, nil); n != 1 || err != nil {
-		t.Errorf("EmptyTrash of all = %d, %v, want 1", n, err)
+	if n, err := w.EmptyTrash(ctx, nil); n.Instances != 1 || err != nil {
+		t.Errorf("EmptyTrash of all = %+v, %v, want 1", n, err)
 	}
-	if n, err := w.EmptyTrash(ctx, nil); n != 0 || err != nil {
-		t.Errorf("EmptyTrash of an empty one = %d, %v, want 0", n, err)
+	if n, err := w.EmptyTrash(ctx, nil); n != (Emptied{}) || err != nil {
+		t.Errorf("EmptyTrash of an empty one = %+v, %v, want 0", n, err)
 	}
 	w.must(w.Sweep(ctx))
 	if got := layers(); got != empty {
@@ -377,7 +388,7 @@ func TestOnlyWhatWasKeptLongEnoughExpires(t *testing.T) {
 	}
 	noted := w.create("unnoted", "x")
 	w.must(w.Delete(ctx, "unnoted", DeleteOptions{}))
-	volume, err := w.openTrash(ctx, trashed{DefaultPool, trashName(noted), "unnoted", noted.ID})
+	volume, err := w.openTrash(ctx, trashed{storage.Instances, DefaultPool, trashName(noted), "unnoted", noted.ID})
 	w.must(err)
 	w.must(dropNote(volume))
 	if !w.overdue() {
@@ -477,7 +488,7 @@ func TestInterruptedTrashIsRecovered(t *testing.T) {
 			w.cfg.Failpoints = Failpoints{c.point: "error"}
 			var err error
 			if untrash {
-				_, err = w.RestoreTrash(ctx, "web", "")
+				_, err = w.untrash(ctx, "web", "")
 			} else {
 				err = w.Delete(ctx, "web", DeleteOptions{})
 			}
@@ -549,7 +560,7 @@ func (w *world) settled(spec *instance.Spec, deleted bool) {
 		if len(used) > 0 {
 			w.t.Errorf("addresses given: %v", used)
 		}
-		back, err := w.RestoreTrash(ctx, "web", "")
+		back, err := w.untrash(ctx, "web", "")
 		w.must(err)
 		if back.Address != spec.Address {
 			w.t.Errorf("it came back with %v, it had %v", back.Address, spec.Address)

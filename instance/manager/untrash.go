@@ -8,6 +8,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/store"
+	"brig/storage"
 )
 
 // untrashArgs are all that is needed to bring a deleted instance back or to
@@ -19,52 +20,61 @@ type untrashArgs struct {
 	Note  deletion
 }
 
-// RestoreTrash brings back the deleted instance with a name, the newest if
-// there are several, or with an id, under its old name or another. It has its
-// old address again unless another instance has that now.
-func (m *Manager) RestoreTrash(ctx context.Context, what, as string) (*instance.Spec, error) {
-	m.tidy(ctx) // which may be about this instance
+// RestoreTrash brings back what was deleted and is called like this, the newest if
+// there are several, or has this id, under its old name or another, and tells what
+// it is called now.
+func (m *Manager) RestoreTrash(ctx context.Context, what, as string) (string, error) {
+	m.tidy(ctx) // which may be about this
 	found, err := m.inTrash(ctx, what)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	t := found[0]
 	name := cmp.Or(as, t.name)
-	if err := store.CheckName(name); err != nil {
-		return nil, err
+	if t.class == storage.Custom {
+		return t.pool + "/" + name, m.restoreVolume(ctx, t, name)
 	}
-	held, err := m.lock(ctx, "restore", name, trashLock(t.volume))
+	return name, m.restoreInstance(ctx, t, what, name)
+}
+
+// restoreInstance brings a deleted instance back. It has its old address again
+// unless another instance has that now.
+func (m *Manager) restoreInstance(ctx context.Context, t trashed, what, name string) error {
+	if err := store.CheckName(name); err != nil {
+		return err
+	}
+	held, err := m.lock(ctx, "restore", name, t.lock())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer held.Release()
 	volume, err := m.openTrash(ctx, t)
 	if err != nil {
-		return nil, fmt.Errorf("cannot restore %q from the trash: %w", what, err)
+		return fmt.Errorf("cannot restore %q from the trash: %w", what, err)
 	}
 	if err := m.nameIsFree(ctx, name); err != nil {
 		if fault.Is(err, fault.AlreadyExists) {
 			err = fault.New(fault.AlreadyExists, "cannot restore %q from the trash: there is an instance named %q; give it another name with --as", what, name)
 		}
-		return nil, err
+		return err
 	}
 	spec, err := loadSpec(volume, name)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	// A note that cannot be read is no reason to lose the instance.
 	note, _ := readNote(volume)
 	old := spec.Address
 	err = m.withOldAddress(ctx, spec, func() error {
-		return m.perform(ctx, "untrash", []string{name, trashLock(t.volume)}, untrashArgs{spec, t.pool, t.volume, note})
+		return m.perform(ctx, "untrash", []string{name, t.lock()}, untrashArgs{spec, t.pool, t.volume, note})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("cannot restore %q from the trash: %w", what, err)
+		return fmt.Errorf("cannot restore %q from the trash: %w", what, err)
 	}
 	if old != spec.Address {
 		m.cfg.Notice(fmt.Sprintf("%s has the address %s now: its old one, %s, is taken.", name, spec.Address.Addr(), old.Addr()))
 	}
-	return spec, nil
+	return nil
 }
 
 func (m *Manager) untrashOperation(a untrashArgs) *operation {

@@ -301,24 +301,6 @@ func (m *Manager) dropCustom(ctx context.Context, ref volumeRef, id string) erro
 	return nil
 }
 
-// DeleteVolume removes a custom volume that no instance has, with its snapshots,
-// for good.
-func (m *Manager) DeleteVolume(ctx context.Context, pool, name string) error {
-	v, err := m.lockVolume(ctx, "delete", refOf(pool, name))
-	if err != nil {
-		return err
-	}
-	defer v.release()
-	if err := v.unused("delete"); err != nil {
-		return err
-	}
-	if err := m.dropCustom(ctx, v.ref, v.info.ID); err != nil {
-		return fmt.Errorf("cannot delete volume %q: %w", name, err)
-	}
-	m.sweepLater()
-	return nil
-}
-
 // RenameVolume gives a custom volume that no instance has another name.
 func (m *Manager) RenameVolume(ctx context.Context, pool, name, to string) error {
 	return m.MoveVolume(ctx, VolumeCopyRequest{Pool: pool, Name: name, ToPool: pool, To: to})

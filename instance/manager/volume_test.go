@@ -87,9 +87,9 @@ func TestVolumesAreMadeListedAndDeleted(t *testing.T) {
 	wants(t, "rename to a taken name", w.RenameVolume(ctx, "", "photos", "disk"), fault.AlreadyExists)
 	wants(t, "rename to itself", w.RenameVolume(ctx, "", "photos", "photos"), fault.Invalid)
 	for _, name := range []string{"photos", "disk"} {
-		w.must(w.DeleteVolume(ctx, "", name))
+		w.must(w.DeleteVolume(ctx, "", name, VolumeDeleteOptions{Now: true}))
 	}
-	wants(t, "delete again", w.DeleteVolume(ctx, "", "disk"), fault.NotFound)
+	wants(t, "delete again", w.DeleteVolume(ctx, "", "disk", VolumeDeleteOptions{Now: true}), fault.NotFound)
 	list, err = w.Volumes(ctx, "", GetOptions{})
 	if err != nil || len(list) != 0 {
 		t.Errorf("Volumes after delete = %+v, %v", list, err)
@@ -101,7 +101,7 @@ func TestBadVolumesAreRefused(t *testing.T) {
 	ctx := t.Context()
 	for _, name := range []string{"", ".a", "a/b", "a b", "-a", "part_1", "a.deleted-0123456789abcdef", strings.Repeat("a", 64), "../x", "a\n"} {
 		wants(t, "volume "+name, w.CreateVolume(ctx, VolumeRequest{Name: name}), fault.Invalid)
-		wants(t, "delete of "+name, w.DeleteVolume(ctx, "", name), fault.Invalid)
+		wants(t, "delete of "+name, w.DeleteVolume(ctx, "", name, VolumeDeleteOptions{Now: true}), fault.Invalid)
 	}
 	wants(t, "pool that is not there", w.CreateVolume(ctx, VolumeRequest{Pool: "none", Name: "a"}), fault.NotFound)
 	wants(t, "type", w.CreateVolume(ctx, VolumeRequest{Name: "a", Content: "iso"}), fault.Invalid)
@@ -192,7 +192,7 @@ func TestAnAttachedVolumeStays(t *testing.T) {
 	w.attach("web", "data", "/srv")
 	w.attach("db", "data", "/data")
 	for what, err := range map[string]error{
-		"delete": w.DeleteVolume(ctx, "", "data"),
+		"delete": w.DeleteVolume(ctx, "", "data", VolumeDeleteOptions{Now: true}),
 		"rename": w.RenameVolume(ctx, "", "data", "other"),
 		"move":   w.MoveVolume(ctx, VolumeCopyRequest{Name: "data", ToPool: DefaultPool, To: "other"}),
 	} {
@@ -215,7 +215,7 @@ func TestAnAttachedVolumeStays(t *testing.T) {
 	w.is("who has it", instancesOf(v.UsedBy), []string{"twin", "web"})
 	w.must(w.RemoveDevice(ctx, "twin", "data"))
 	w.must(w.DetachVolume(ctx, AttachRequest{Volume: "data", Instance: "web"}))
-	w.must(w.DeleteVolume(ctx, "", "data"))
+	w.must(w.DeleteVolume(ctx, "", "data", VolumeDeleteOptions{Now: true}))
 	wants(t, "the pool with nothing of it", w.DeletePool(ctx, DefaultPool), fault.Forbidden)
 }
 

@@ -67,9 +67,9 @@ func (m *Manager) Volumes(ctx context.Context, pool string, o GetOptions) ([]Vol
 	return views, ctx.Err()
 }
 
-// customIn names the custom volumes of a pool.
+// customIn names the custom volumes of a pool, those in the trash aside.
 func customIn(ctx context.Context, pool storage.Pool) ([]string, error) {
-	list, err := pool.List(ctx, storage.Custom)
+	list, _, err := namesIn(ctx, pool, storage.Custom)
 	return slices.DeleteFunc(list, halfDone), err
 }
 

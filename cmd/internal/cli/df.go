@@ -8,18 +8,20 @@ import (
 
 	"brig/instance/manager"
 	"brig/instance/store"
+	"brig/storage"
 )
 
 func newDF(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
 		Use:   "df [NAME...]",
-		Short: "Show how much space instances and volumes take up",
+		Short: "Show how much space instances, volumes and the trash take up",
 		Long: `Show how much space instances take up with their snapshots: all that they use, how
 much of it they share with images and other instances, and how much would be free
 if they were deleted. Below each instance there is a line for each of its snapshots,
-with what it alone would free; what several snapshots hold, none frees alone. A line
-for each pool tells its size, what is used of it and what is free. What is shared
+with what it alone would free; what several snapshots hold, none frees alone. Custom
+volumes follow in the same way, and what is in the trash. A line for each pool tells
+its size, what is used of it and what is free. What is shared
 counts for each instance that uses it, so the sum of USED may be more than a pool
 holds.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,6 +49,7 @@ holds.`,
 type space struct {
 	Instances []instanceSpace `json:"instances"`
 	Volumes   []instanceSpace `json:"volumes"`
+	Trash     []instanceSpace `json:"trash"` // a volume is called POOL/VOLUME there
 	Pools     []poolSpace     `json:"pools"`
 }
 
@@ -79,23 +82,21 @@ type poolSpace struct {
 }
 
 func spaceOf(v *manager.SpaceView) space {
-	s := space{Instances: []instanceSpace{}, Volumes: []instanceSpace{}, Pools: []poolSpace{}}
+	s := space{Instances: []instanceSpace{}, Volumes: []instanceSpace{}, Trash: []instanceSpace{}, Pools: []poolSpace{}}
 	for _, vol := range v.Volumes {
 		line := instanceSpace{Name: vol.Name, Pool: vol.Pool, Snapshots: vol.SnapshotCount, Reason: vol.Reason}
-		if vol.Usage != nil {
-			line.Used, line.Shared, line.Exclusive = vol.Usage.Used, vol.Usage.Used-vol.Usage.Exclusive, vol.Usage.Exclusive
-		}
-		s.Volumes = append(s.Volumes, line)
+		s.Volumes = append(s.Volumes, line.with(vol.Usage))
 	}
 	for _, i := range v.Instances {
-		line := instanceSpace{
-			Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots, SnapshotUsage: []snapshotSpace{},
-			Used: i.Usage.Used, Shared: i.Usage.Used - i.Usage.Exclusive, Exclusive: i.Usage.Exclusive, Reason: i.Reason,
+		line := instanceSpace{Name: i.Name, Pool: i.Pool, Snapshots: i.Snapshots, Reason: i.Reason}
+		s.Instances = append(s.Instances, line.with(&i.Usage))
+	}
+	for _, t := range v.Trash {
+		line := instanceSpace{Name: t.Name, Pool: t.Pool}
+		if t.Usage != nil {
+			line.Snapshots = len(t.Usage.Snapshots)
 		}
-		for _, u := range i.Usage.Snapshots {
-			line.SnapshotUsage = append(line.SnapshotUsage, snapshotSpace{u.Name, u.Used, u.Used - u.Exclusive, u.Exclusive})
-		}
-		s.Instances = append(s.Instances, line)
+		s.Trash = append(s.Trash, line.with(t.Usage))
 	}
 	for _, p := range v.Pools {
 		s.Pools = append(s.Pools, poolSpace{
@@ -104,6 +105,19 @@ func spaceOf(v *manager.SpaceView) space {
 		})
 	}
 	return s
+}
+
+// with adds what was measured, if it was.
+func (i instanceSpace) with(usage *storage.Usage) instanceSpace {
+	i.SnapshotUsage = []snapshotSpace{}
+	if usage == nil {
+		return i
+	}
+	i.Used, i.Shared, i.Exclusive = usage.Used, usage.Used-usage.Exclusive, usage.Exclusive
+	for _, u := range usage.Snapshots {
+		i.SnapshotUsage = append(i.SnapshotUsage, snapshotSpace{u.Name, u.Used, u.Used - u.Exclusive, u.Exclusive})
+	}
+	return i
 }
 
 // spaceTable has a line for each instance, with its snapshots below it, and then one
@@ -126,12 +140,24 @@ func spaceTable(v *manager.SpaceView, exact bool) *table {
 			t.add(snapshotText(i.Name, u.Name), i.Pool, "", text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, ""), "", "")
 		}
 	}
-	for _, vol := range v.Volumes {
+	add := func(name, pool, snapshots string, u *storage.Usage) {
 		used, shared, exclusive := "?", "?", "?"
-		if u := vol.Usage; u != nil {
+		if u != nil {
 			used, shared, exclusive = text(u.Used, ""), text(u.Used-u.Exclusive, ""), text(u.Exclusive, "")
 		}
-		t.add("volume "+vol.Name, vol.Pool, strconv.Itoa(vol.SnapshotCount), used, shared, exclusive, "", "")
+		t.add(name, pool, snapshots, used, shared, exclusive, "", "")
+	}
+	for _, vol := range v.Volumes {
+		add("volume "+vol.Name, vol.Pool, strconv.Itoa(vol.SnapshotCount), vol.Usage)
+		if vol.Usage == nil {
+			continue
+		}
+		for _, u := range vol.Usage.Snapshots {
+			add("volume "+snapshotText(vol.Name, u.Name), vol.Pool, "", &storage.Usage{Used: u.Used, Exclusive: u.Exclusive})
+		}
+	}
+	for _, v := range v.Trash {
+		add(v.Name+" (trash)", v.Pool, "", v.Usage)
 	}
 	for _, p := range v.Pools {
 		t.add("", p.Name, "", text(p.Total-p.Free, p.Reason), "", text(p.Exclusive, ""),

@@ -213,22 +213,25 @@ func (f *fake) Trash(_ context.Context, o manager.GetOptions) ([]manager.TrashVi
 	return list, nil
 }
 
-func (f *fake) RestoreTrash(_ context.Context, what, as string) (*instance.Spec, error) {
+func (f *fake) RestoreTrash(_ context.Context, what, as string) (string, error) {
 	f.note("restore trash %s %q", what, as)
 	for _, v := range f.trash {
 		if v.Name == what || v.ID == what {
-			return &instance.Spec{Name: cmp.Or(as, v.Name)}, nil
+			return cmp.Or(as, v.Name), nil
 		}
 	}
-	return nil, fault.New(fault.NotFound, "there is no %q in the trash", what)
+	return "", fault.New(fault.NotFound, "there is no %q in the trash", what)
 }
 
-func (f *fake) EmptyTrash(_ context.Context, what []string) (int, error) {
+func (f *fake) EmptyTrash(_ context.Context, what []string) (count manager.Emptied, err error) {
 	f.note("empty trash %q", what)
-	count := 0
 	for _, v := range f.trash {
 		if len(what) == 0 || slices.Contains(what, v.Name) || slices.Contains(what, v.ID) {
-			count++
+			if v.Class == storage.Custom {
+				count.Volumes++
+			} else {
+				count.Instances++
+			}
 		}
 	}
 	return count, nil
@@ -310,8 +313,10 @@ func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
 func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
 	f.note("space %q", names)
 	var volumes []manager.VolumeView
+	var trash []manager.TrashView
 	if len(names) == 0 {
 		volumes, _ = f.Volumes(context.Background(), "", manager.GetOptions{})
+		trash = f.trash
 	}
 	return &manager.SpaceView{
 		Instances: []manager.InstanceSpace{
@@ -322,6 +327,7 @@ func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, err
 			}}},
 		},
 		Volumes: volumes,
+		Trash:   trash,
 		Pools: []manager.PoolSpace{
 			{Name: "default", Total: 100 << 30, Free: 60 << 30, Instances: 1, Exclusive: 20 << 20},
 			{Name: "tank", Instances: 1, Reason: "the dataset tank/brig is not there"},
@@ -415,13 +421,13 @@ func (f *fake) RenameVolume(_ context.Context, pool, name, to string) error {
 	return nil
 }
 
-func (f *fake) DeleteVolume(_ context.Context, pool, name string) error {
-	f.note("delete volume %s %s", pool, name)
+func (f *fake) DeleteVolume(_ context.Context, pool, name string, o manager.VolumeDeleteOptions) error {
+	f.note("delete volume %s %s%s", pool, name, map[bool]string{true: " now"}[o.Now])
 	return nil
 }
 
 func (f *fake) CreateVolumeSnapshot(_ context.Context, pool, name, snapshot string, r manager.SnapshotRequest) (string, error) {
-	f.note("snapshot volume %s %s %q %q", pool, name, snapshot, r.Description)
+	f.note("snapshot volume %s %s %q %q %v", pool, name, snapshot, r.Description, !r.ExpiresAt.IsZero())
 	return cmp.Or(snapshot, "snap0"), nil
 }
 
@@ -531,6 +537,7 @@ func world() *fake {
 			{ID: "4123456789abcdef", Name: "gone", Type: instance.Container, Pool: "default", DeletedAt: at(20), KeptUntil: at(20).AddDate(0, 0, 7), Usage: &storage.Usage{Used: 300 << 20, Exclusive: 12345678}},
 			{ID: "5123456789abcdef", Name: "gone", Type: instance.VirtualMachine, Pool: "fast", DeletedAt: at(19), KeptUntil: at(19).AddDate(0, 0, 7), Usage: &storage.Usage{Used: 10, Exclusive: 10}},
 			{ID: "6123456789abcdef", Name: "old", Pool: "default"},
+			{ID: "7123456789abcdef", Name: "tank/photos", Class: storage.Custom, Pool: "tank", DeletedAt: at(18), KeptUntil: at(18).AddDate(0, 0, 7), Usage: &storage.Usage{Used: 4096, Exclusive: 4096}},
 		},
 		kernels: []manager.KernelInfo{{Name: "linux-image-6.1.0-32-cloud-amd64", Version: "6.1.0-32-cloud-amd64", Source: "package", Default: true, Size: 9 << 20, Created: at(12)}},
 	}

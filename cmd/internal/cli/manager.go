@@ -44,8 +44,8 @@ type Manager interface {
 	PullFile(ctx context.Context, r manager.FileRequest) error
 
 	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
-	RestoreTrash(ctx context.Context, nameOrID, as string) (*instance.Spec, error)
-	EmptyTrash(ctx context.Context, namesOrIDs []string) (int, error)
+	RestoreTrash(ctx context.Context, nameOrID, as string) (name string, err error)
+	EmptyTrash(ctx context.Context, namesOrIDs []string) (manager.Emptied, error)
 	Undo(ctx context.Context, name string) (string, error)
 	ForgetUndo(ctx context.Context, name string) error
 
@@ -77,7 +77,7 @@ type Manager interface {
 	CopyVolume(ctx context.Context, r manager.VolumeCopyRequest) error
 	MoveVolume(ctx context.Context, r manager.VolumeCopyRequest) error
 	RenameVolume(ctx context.Context, pool, name, to string) error
-	DeleteVolume(ctx context.Context, pool, name string) error
+	DeleteVolume(ctx context.Context, pool, name string, o manager.VolumeDeleteOptions) error
 	CreateVolumeSnapshot(ctx context.Context, pool, name, snapshot string, r manager.SnapshotRequest) (string, error)
 	RestoreVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error
 	RenameVolumeSnapshot(ctx context.Context, pool, name, snapshot, to string) error

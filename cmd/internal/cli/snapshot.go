@@ -17,6 +17,8 @@ func newSnapshot(s *session) *cobra.Command {
 		newSnapshotDiff(s), newSnapshotMount(s), newSnapshotUnmount(s))
 }
 
+const expiryUsage = "When it goes by itself: like 7d, 1w 2d (M minutes, H hours, d days, w weeks, m months, y years), 2h30m or 2031-02-03T04:05:06Z"
+
 func newSnapshotCreate(s *session) *cobra.Command {
 	var description, expiry string
 	var noExpiry bool
@@ -55,7 +57,7 @@ func newSnapshotCreate(s *session) *cobra.Command {
 		ValidArgsFunction: s.completeInstances(1),
 	}
 	cmd.Flags().StringVar(&description, "description", "", "Describe the snapshot")
-	cmd.Flags().StringVar(&expiry, "expiry", "", "When it goes by itself: like 7d, 1w 2d (M minutes, H hours, d days, w weeks, m months, y years), 2h30m or 2031-02-03T04:05:06Z")
+	cmd.Flags().StringVar(&expiry, "expiry", "", expiryUsage)
 	cmd.Flags().BoolVar(&noExpiry, "no-expiry", false, "Let it stay, which it does anyhow")
 	return cmd
 }

@@ -9,10 +9,11 @@ import (
 
 	"brig/instance/fault"
 	"brig/instance/manager"
+	"brig/storage"
 )
 
 func newTrash(s *session) *cobra.Command {
-	return newGroup("trash", "List deleted instances and bring them back", newTrashList(s), newTrashRestore(s), newTrashEmpty(s))
+	return newGroup("trash", "List deleted instances and volumes and bring them back", newTrashList(s), newTrashRestore(s), newTrashEmpty(s))
 }
 
 func newTrashList(s *session) *cobra.Command {
@@ -20,7 +21,7 @@ func newTrashList(s *session) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Aliases: []string{"ls"},
-		Short:   "List the deleted instances that are still kept",
+		Short:   "List the deleted instances and volumes that are still kept",
 		Args:    argsOf(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			f, err := parseFormat(kind)
@@ -49,12 +50,20 @@ func trashTable(list []manager.TrashView) *table {
 		if v.Usage != nil {
 			size = sizeText(v.Usage.Exclusive)
 		}
-		t.add(v.Name, v.ID, strings.ToUpper(string(v.Type)), timeText(v.DeletedAt), timeText(v.KeptUntil), v.Pool, size)
+		t.add(v.Name, v.ID, strings.ToUpper(trashType(v)), timeText(v.DeletedAt), timeText(v.KeptUntil), v.Pool, size)
 	}
 	return t
 }
 
-// trashJSON is what -f json says of a deleted instance. Size is what emptying
+// trashType says what was deleted.
+func trashType(v manager.TrashView) string {
+	if v.Class == storage.Custom {
+		return "volume"
+	}
+	return string(v.Type)
+}
+
+// trashJSON is what -f json says of a deleted instance or volume. Size is what emptying
 // the trash of it frees.
 type trashJSON struct {
 	Name      string    `json:"name"`
@@ -69,7 +78,7 @@ type trashJSON struct {
 func trashViewsJSON(list []manager.TrashView) []trashJSON {
 	all := make([]trashJSON, len(list))
 	for i, v := range list {
-		all[i] = trashJSON{Name: v.Name, ID: v.ID, Type: string(v.Type), DeletedAt: v.DeletedAt, KeptUntil: v.KeptUntil, Pool: v.Pool}
+		all[i] = trashJSON{Name: v.Name, ID: v.ID, Type: trashType(v), DeletedAt: v.DeletedAt, KeptUntil: v.KeptUntil, Pool: v.Pool}
 		if v.Usage != nil {
 			all[i].Size = &v.Usage.Exclusive
 		}
@@ -81,21 +90,23 @@ func newTrashRestore(s *session) *cobra.Command {
 	var as string
 	cmd := &cobra.Command{
 		Use:   "restore NAME|ID",
-		Short: "Bring a deleted instance back, with its snapshots",
-		Long: `Bring a deleted instance back, stopped, with its snapshots. Of several with one
-name it is the one deleted last; brig trash list shows the ids of the others. It
-has its old address again, unless another instance has that by now.`,
-		Args: argsOf(1, 1),
+		Short: "Bring a deleted instance or volume back, with its snapshots",
+		Long: `Bring a deleted instance back, stopped, with its snapshots, or a deleted volume, which
+is called POOL/VOLUME. Of several with one name it is the one deleted last; brig trash
+list shows the ids of the others. An instance has its old address again, unless another
+has that by now.`,
+		Example: "  brig trash restore web\n  brig trash restore default/photos --as old-photos",
+		Args:    argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			spec, err := m.RestoreTrash(cmd.Context(), args[0], as)
+			name, err := m.RestoreTrash(cmd.Context(), args[0], as)
 			if err != nil {
 				return err
 			}
-			s.say("Restored %s", spec.Name)
+			s.say("Restored %s", name)
 			return nil
 		},
 		ValidArgsFunction: s.completeTrash(1),
@@ -108,11 +119,11 @@ func newTrashEmpty(s *session) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "empty [NAME|ID...]",
-		Short: "Remove deleted instances for good",
-		Long:  "Remove deleted instances for good: all of a name, the one with an id, or with\n--all every one.",
+		Short: "Remove deleted instances and volumes for good",
+		Long:  "Remove deleted instances and volumes for good: all of a name, which is POOL/VOLUME of\na volume, the one with an id, or with --all every one.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all == (len(args) > 0) {
-				return fault.New(fault.Invalid, "cannot empty the trash: give the names of deleted instances, or --all")
+				return fault.New(fault.Invalid, "cannot empty the trash: give the names of deleted instances or volumes, or --all")
 			}
 			if err := distinct(args); err != nil {
 				return err
@@ -125,7 +136,11 @@ func newTrashEmpty(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			s.say("Removed for good: %s", plural(count, "instance"))
+			said := plural(count.Instances, "instance")
+			if count.Volumes > 0 {
+				said += ", " + plural(count.Volumes, "volume")
+			}
+			s.say("Removed for good: %s", said)
 			return nil
 		},
 		ValidArgsFunction: s.completeTrash(-1),
@@ -141,7 +156,7 @@ func plural(n int, what string) string {
 	return strconv.Itoa(n) + " " + what + "s"
 }
 
-// completeTrash completes names of deleted instances.
+// completeTrash completes names of deleted instances and volumes.
 func (s *session) completeTrash(most int) completer {
 	return func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		m, err := s.manager()

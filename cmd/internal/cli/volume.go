@@ -457,10 +457,12 @@ func newVolumeRename(s *session) *cobra.Command {
 }
 
 func newVolumeDelete(s *session) *cobra.Command {
-	return &cobra.Command{
+	var o manager.VolumeDeleteOptions
+	cmd := &cobra.Command{
 		Use:     "delete POOL VOLUME...",
 		Aliases: []string{"rm"},
-		Short:   "Delete volumes that no instance has, for good",
+		Short:   "Delete volumes that no instance has, with their snapshots",
+		Long:    "Delete volumes that no instance has, with their snapshots. They are kept in the trash\nfor seven days: see brig trash. With --now they are not.",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := distinct(args[1:]); err != nil {
@@ -471,7 +473,7 @@ func newVolumeDelete(s *session) *cobra.Command {
 				return err
 			}
 			return s.each(cmd.Context(), args[1:], func(ctx context.Context, name string) error {
-				if err := m.DeleteVolume(ctx, args[0], name); err != nil {
+				if err := m.DeleteVolume(ctx, args[0], name, o); err != nil {
 					return err
 				}
 				s.say("Deleted the volume %s", name)
@@ -480,6 +482,8 @@ func newVolumeDelete(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeVolumes(1),
 	}
+	cmd.Flags().BoolVar(&o.Now, "now", false, "For good, without keeping them in the trash")
+	return cmd
 }
 
 // completeVolumes completes a pool, then one of its volumes, then an instance, as

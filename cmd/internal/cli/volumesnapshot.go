@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"brig/instance/manager"
+	"brig/instance/schedule"
 )
 
 func newVolumeSnapshot(s *session) *cobra.Command {
@@ -13,14 +16,18 @@ func newVolumeSnapshot(s *session) *cobra.Command {
 }
 
 func newVolumeSnapshotCreate(s *session) *cobra.Command {
-	var description string
+	var description, expiry string
 	cmd := &cobra.Command{
 		Use:   "create POOL VOLUME [SNAPSHOT]",
 		Short: "Keep the present state of a volume",
-		Long:  "Keep the present state of a volume. Running instances that write to it stand still\nfor the moment that takes. Without a name for it the next free of snap0, snap1... is\ntaken and printed. A snapshot of an instance keeps its volumes, too: see brig\nsnapshot create.",
+		Long:  "Keep the present state of a volume. Running instances that write to it stand still\nfor the moment that takes. Without a name for it the next free of snap0, snap1... is\ntaken and printed. It stays until it is deleted, unless it is given an expiry. A\nsnapshot of an instance keeps its volumes, too: see brig snapshot create.",
 		Args:  argsOf(2, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := manager.SnapshotRequest{Description: description}
+			var err error
+			if r.ExpiresAt, err = schedule.ParseExpiry(expiry, time.Now()); err != nil {
+				return err
+			}
 			wanted, err := chosen(args, 2)
 			if err != nil {
 				return err
@@ -42,6 +49,7 @@ func newVolumeSnapshotCreate(s *session) *cobra.Command {
 		ValidArgsFunction: s.completeVolumes(1),
 	}
 	cmd.Flags().StringVar(&description, "description", "", "Describe the snapshot")
+	cmd.Flags().StringVar(&expiry, "expiry", "", expiryUsage)
 	return cmd
 }
 
@@ -65,9 +73,9 @@ func newVolumeSnapshotList(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{header: []string{"NAME", "TAKEN AT", "DESCRIPTION", "TAKEN WITH"}}
+			t := &table{header: []string{"NAME", "TAKEN AT", "EXPIRES AT", "DESCRIPTION", "TAKEN WITH"}}
 			for _, sn := range v.Snapshots {
-				t.add(sn.Name, timeText(sn.CreatedAt), sn.Description, sn.With)
+				t.add(sn.Name, timeText(sn.CreatedAt), timeText(sn.ExpiresAt), sn.Description, sn.With)
 			}
 			return s.print(f, t, volumeOf(*v).Snapshots)
 		},
