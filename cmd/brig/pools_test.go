@@ -269,7 +269,39 @@ func TestRefresh(t *testing.T) {
 	}
 }
 
-func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
+// TestRefreshOfAMachine is TestRefresh for disks, which the two drivers keep in
+// different formats.
+func TestRefreshOfAMachine(t *testing.T) {
+	r := instancetest.New(t, bin)
+	r.Kernels(t)
+	app := probeImage(t, r)
+	t.Cleanup(func() { r.Must(t, "storage", "delete", "fast") })
+	t.Cleanup(func() { r.Empty(t) })
+	r.Must(t, "storage", "create", "fast", "btrfs", "size=1GiB")
+	for _, pools := range [][2]string{{"default", "fast"}, {"fast", "default"}} {
+		t.Run(pools[0]+" "+pools[1], func(t *testing.T) {
+			keepUpToDate(t, r, app, pools[0], pools[1], "--vm", "-c", "limits.memory=256MiB")
+		})
+	}
+}
+
+// filesOf is a hash of all files in a snapshot of an instance, their owners, modes and
+// times included.
+func filesOf(t *testing.T, r *instancetest.Rig, name, snapshot string) string {
+	t.Helper()
+	dir := t.TempDir()
+	r.Must(t, "snapshot", "mount", name, snapshot, dir)
+	defer r.Must(t, "snapshot", "unmount", dir)
+	out, err := exec.Command("sh", "-c", `tar -C "$0" --sort=name --numeric-owner --xattrs -c . | sha256sum`, dir).Output()
+	if err != nil {
+		t.Fatalf("reading %s/%s: %v", name, snapshot, err)
+	}
+	return string(out)
+}
+
+// keepUpToDate makes a copy of an instance in another pool and keeps it up to date,
+// with the instance running and stopped.
+func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string, more ...string) {
 	put := func(name, text string) {
 		t.Helper()
 		r.Must(t, "exec", name, "--", "/bin/probe", "write", "/data/new", text)
@@ -289,7 +321,7 @@ func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
 		}
 	}
 	t.Cleanup(func() { r.Empty(t) })
-	r.Must(t, "launch", app, "web", "-s", from, "--wait", "ready")
+	r.Must(t, append([]string{"launch", app, "web", "-s", from, "--wait", "ready"}, more...)...)
 	put("web", "one")
 	r.Must(t, "snapshot", "create", "web", "one", "--description", "the first")
 	r.Must(t, "copy", "web", "db", "-s", to, "--refresh")
@@ -323,6 +355,20 @@ func keepUpToDate(t *testing.T, r *instancetest.Rig, app, from, to string) {
 	r.Must(t, "copy", "web", "db", "--refresh")
 	alike()
 	says("db", "three")
+	r.Must(t, "stop", "-f", "db")
+
+	// The source is stopped, and in the end both are the same.
+	put("web", "four")
+	r.Must(t, "stop", "web")
+	r.Must(t, "snapshot", "create", "web", "end")
+	r.Must(t, "copy", "web", "db", "--refresh", "--verify")
+	alike()
+	for _, snapshot := range []string{"two", "end"} {
+		if want, got := filesOf(t, r, "web", snapshot), filesOf(t, r, "db", snapshot); got != want {
+			t.Errorf("the files of %s in the copy are %s, want %s", snapshot, got, want)
+		}
+	}
+	says("db", "four")
 	r.Must(t, "stop", "-f", "db")
 
 	r.Fails(t, 2, []string{"db", to}, "copy", "web", "db", "--refresh", "-s", "nowhere")

@@ -101,7 +101,7 @@ func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	if err != nil {
 		return err
 	}
-	return ignoreMissing(os.Remove(medium.At))
+	return errors.Join(ignoreMissing(os.Remove(medium.At)), medium.dropBelow())
 }
 
 // Destroy removes what is in a pool, and the file if it is in one. A device

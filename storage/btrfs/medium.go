@@ -143,7 +143,10 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if device != nil {
 		device.Close()
 	}
-	if err != nil || mounted && !m.failed() {
+	if err == nil && mounted && !m.failed() {
+		return m.reserveBelow()
+	}
+	if err != nil {
 		return err
 	}
 	if mounted && unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW) != nil {
@@ -159,6 +162,10 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err := os.MkdirAll(m.At, 0o700); err != nil {
 		return err
 	}
+	// Mounting writes, too.
+	if err := m.releaseBelow(); err != nil {
+		return err
+	}
 	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
 	if err != nil && mounted {
 		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME|unix.MS_RDONLY, "")
@@ -166,8 +173,8 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err != nil {
 		return fault.New(fault.Unavailable, "mount: %w; the kernel's log may say more", err)
 	}
-	if !m.Adopt {
-		return nil
+	if err := m.reserveBelow(); err != nil || !m.Adopt {
+		return err
 	}
 	return m.label()
 }
@@ -308,6 +315,9 @@ func (m Medium) Unmount(ctx context.Context) (err error) {
 	}
 	defer device.Close()
 	if mounted, err := m.mounted(device); !mounted || err != nil {
+		return err
+	}
+	if err := m.dropBelow(); err != nil {
 		return err
 	}
 	err = unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW)

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -29,13 +30,12 @@ func (p *Pool) statfs() (st unix.Statfs_t, err error) {
 	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil || p.medium == "" {
 		return st, err
 	}
-	var file unix.Stat_t
-	var below unix.Statfs_t
-	if err := first(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
+	b, ok := Medium{Source: p.medium}.below()
+	if !ok {
 		return st, nil
 	}
 	used := int64(st.Blocks-st.Bfree) * st.Bsize
-	free := int64(below.Bavail)*below.Bsize + max(file.Blocks*512-used, 0)
+	free := b.usable() + max(b.blocks-used, 0)
 	st.Bavail = min(st.Bavail, uint64(free/st.Bsize))
 	return st, nil
 }
@@ -89,6 +89,9 @@ func (p *Pool) makeReserve() error {
 func (p *Pool) releaseReserve() error {
 	if p.room() == nil {
 		return nil
+	}
+	if err := p.Relieve(context.Background()); err != nil {
+		return err
 	}
 	return ignoreMissing(p.root.Remove(reserveFile))
 }
