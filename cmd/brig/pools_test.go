@@ -68,6 +68,12 @@ func TestParityOnBtrfs(t *testing.T) {
 	t.Run("volumes", func(t *testing.T) { instancetest.Volumes(t, btrfsRig(t), instance.Container) })
 }
 
+// TestMachinesOnBtrfs looks into snapshots of a machine whose disk is a plain file in
+// a subvolume.
+func TestMachinesOnBtrfs(t *testing.T) {
+	instancetest.Snapshots(t, btrfsRig(t), instance.VirtualMachine)
+}
+
 func TestCopyAndMoveBetweenPools(t *testing.T) {
 	r := instancetest.New(t, bin)
 	app := probeImage(t, r)

@@ -112,9 +112,18 @@ var SnapshotTable = []Row{
 		if got := b.diff(t, "app/second"); !slices.Contains(got, "added /data/later") {
 			t.Errorf("diff of a stopped instance = %q, want /data/later in it", got)
 		}
+		if got, want := b.diff(t, "app/first", "second"), []string{"changed /data/changed", "added /data/new"}; !slices.Equal(got, want) {
+			t.Errorf("diff of snapshots of a stopped instance = %q, want %q", got, want)
+		}
 		if got := b.Must(t, "file", "pull", "app/first/data/changed", "-"); got != "1" {
 			t.Errorf("printed %q, want 1", got)
 		}
+		dir := t.TempDir()
+		b.Must(t, "snapshot", "mount", "app/second", dir)
+		if got, err := os.ReadFile(filepath.Join(dir, "data/changed")); err != nil || string(got) != "2" {
+			t.Errorf("the mounted file of a stopped instance holds %q, %v, want 2", got, err)
+		}
+		b.Must(t, "snapshot", "unmount", dir)
 		b.Must(t, "start", "app", "--wait", "ready")
 		if got := b.snapshots(t, "app"); len(got) != 3 {
 			t.Errorf("snapshots after a start = %q, want one more", got)

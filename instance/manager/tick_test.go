@@ -417,6 +417,56 @@ func TestAClockThatJumpsAheadExpiresNothing(t *testing.T) {
 	k.has(t, "web")
 }
 
+// TestAClockThatJumpsAYear has the clock set a year ahead and back again, and a year
+// back and ahead again: schedules go on by the hour, no burst makes up for what was
+// passed over, and what was taken by hand stays.
+func TestAClockThatJumpsAYear(t *testing.T) {
+	const hours = 6
+	for name, years := range map[string]int{"ahead": 1, "back": -1} {
+		t.Run(name, func(t *testing.T) {
+			k := newTicking(t)
+			k.instance(t, "web", map[string]string{"snapshots.schedule": "@hourly", "snapshots.pattern": "auto%d", "snapshots.keep": "hourly=3,daily=2"})
+			if _, err := k.CreateSnapshot(t.Context(), "web", "mine", SnapshotRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			taken := map[string]bool{}
+			pass := func() (fresh int) {
+				t.Helper()
+				for range hours * 60 {
+					k.tickAt(t, k.clock.Add(time.Minute))
+					for _, s := range k.names(t, "web") {
+						if !taken[s] && s != "mine" {
+							taken[s] = true
+							fresh++
+						}
+					}
+				}
+				if got := k.names(t, "web"); !slices.Contains(got, "mine") {
+					t.Errorf("what was taken by hand is gone: %q", got)
+				}
+				return fresh
+			}
+			k.tickAt(t, k.clock)
+			if got := pass(); got != hours {
+				t.Errorf("%d snapshots in %d hours", got, hours)
+			}
+			for _, jump := range []int{years, -years} {
+				to := k.clock.AddDate(jump, 0, 0)
+				k.ahead += to.Sub(k.clock)
+				k.clock = to
+				// One time may be passed over, and one be taken for all that were.
+				if got := pass(); got < hours-1 || got > hours+1 {
+					t.Errorf("%d snapshots in %d hours after a jump of %d years", got, hours, jump)
+				}
+			}
+			// hourly=3,daily=2 of the right time, and at most as many of the wrong one.
+			if got := k.names(t, "web"); len(got) > 1+2*5 {
+				t.Errorf("it keeps %q", got)
+			}
+		})
+	}
+}
+
 func TestExpiryOutlivesABootWithTheWrongTime(t *testing.T) {
 	k := newTicking(t)
 	boot := "one"
