@@ -155,6 +155,26 @@ func (m *Manager) onlyAttached(inst *opened, parts []part) []part {
 	})
 }
 
+// roomForParts refuses to bring volumes back, and to keep what they are now, where
+// there is no room for it.
+func (m *Manager) roomForParts(ctx context.Context, parts []part) error {
+	for _, p := range parts {
+		c, err := m.openPart(ctx, p)
+		if err != nil {
+			return err
+		}
+		if c == nil {
+			continue
+		}
+		for _, snapshot := range []string{"", p.Snapshot} {
+			if err := m.roomToCopy(ctx, c, snapshot); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // undoPart is the part of the state before a restore.
 func (a restoreArgs) undoPart(p part) part {
 	p.Snapshot = partName(a.Undo, a.ID)

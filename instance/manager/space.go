@@ -281,3 +281,45 @@ func (m *Manager) roomToClone(ctx context.Context, inst *opened, live bool) erro
 	}
 	return room(ctx, pool, inst.pool, changed)
 }
+
+// roomToCopy refuses a snapshot or copy of a custom volume in its pool, or of one of
+// its snapshots, or the way back to that, which the pool has no room for: where
+// that copies the files.
+func (m *Manager) roomToCopy(ctx context.Context, c *custom, snapshot string) error {
+	pool, err := m.pool(ctx, c.ref.Pool)
+	if err != nil {
+		return err
+	}
+	info, err := pool.Info(ctx)
+	if err != nil {
+		return err
+	}
+	can := info.Capabilities
+	if c.volume.Content() != storage.Tree || can.InstantClone && can.LiveSnapshots || info.Free >= info.Total-info.Free {
+		return nil
+	}
+	root := c.volume.Root()
+	if snapshot != "" {
+		if root, err = c.volume.SnapshotRoot(ctx, snapshot); err != nil {
+			return err
+		}
+	}
+	if treecopy.Clones(c.volume.Root().Upper) {
+		return nil
+	}
+	var need int64
+	for _, dir := range append([]string{root.Upper}, root.Lower...) {
+		if dir == "" {
+			continue
+		}
+		n, err := treecopy.Size(ctx, dir)
+		if err != nil {
+			return err
+		}
+		need += n
+	}
+	if err := room(ctx, pool, c.ref.Pool, need); err != nil {
+		return fmt.Errorf("volume %q: %w", c.ref.Name, err)
+	}
+	return nil
+}

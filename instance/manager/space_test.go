@@ -2,12 +2,15 @@ package manager
 
 import (
 	"context"
+	"io/fs"
+	"os"
 	"strings"
 	"testing"
 
 	"brig/images"
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/treecopy"
 )
 
 // tight is a pool that says of itself what a test wants.
@@ -95,4 +98,81 @@ func TestACopyThatCopiesNeedsRoom(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestWhatDoesNotFitIsRefusedBeforeAnythingIsDone has a pool with next to nothing free
+// in which clones copy, and tries all that takes space.
+func TestWhatDoesNotFitIsRefusedBeforeAnythingIsDone(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.volume("data", "x")
+	w.writeVolume("data", strings.Repeat("data", 1<<18))
+	w.create("web", "x")
+	w.attach("web", "data", "/srv")
+	_, err := w.CreateSnapshot(ctx, "web", "s", SnapshotRequest{})
+	w.must(err)
+	_, err = w.CreateVolumeSnapshot(ctx, "", "data", "s", SnapshotRequest{})
+	w.must(err)
+	w.create("alone", "x")
+	w.write("alone", strings.Repeat("data", 1<<18))
+	_, err = w.CreateSnapshot(ctx, "alone", "s", SnapshotRequest{})
+	w.must(err)
+	w.write("alone", strings.Repeat("more", 1<<18))
+	w.must(w.RestoreSnapshot(ctx, "alone", "s", RestoreOptions{})) // so that there is something to undo
+	w.write("alone", strings.Repeat("last", 1<<18))
+	if treecopy.Clones(w.cfg.Dirs.State) {
+		t.Skip("copies take no space here")
+	}
+	before := w.tree()
+
+	type try struct {
+		what string
+		can  storage.Capabilities
+		do   func(m *Manager) error
+	}
+	whole, trees := storage.Capabilities{}, storage.Capabilities{InstantClone: true}
+	for _, c := range []try{
+		{"snapshot", whole, func(m *Manager) error { return second(m.CreateSnapshot(ctx, "alone", "new", SnapshotRequest{})) }},
+		{"snapshot with a volume", trees, func(m *Manager) error { return second(m.CreateSnapshot(ctx, "web", "new", SnapshotRequest{})) }},
+		{"copy", whole, func(m *Manager) error { return second(m.Copy(ctx, CopyRequest{Source: "alone", Name: "new", InstanceOnly: true})) }},
+		{"copy to another pool", trees, func(m *Manager) error {
+			return second(m.Copy(ctx, CopyRequest{Source: "alone", Name: "new", Pool: "far"}))
+		}},
+		{"restore", whole, func(m *Manager) error { return m.RestoreSnapshot(ctx, "alone", "s", RestoreOptions{}) }},
+		{"restore with a volume", trees, func(m *Manager) error { return m.RestoreSnapshot(ctx, "web", "s", RestoreOptions{Volumes: true}) }},
+		{"undo", whole, func(m *Manager) error { return second(m.Undo(ctx, "alone")) }},
+		{"snapshot of a volume", trees, func(m *Manager) error {
+			return second(m.CreateVolumeSnapshot(ctx, "", "data", "new", SnapshotRequest{}))
+		}},
+		{"copy of a volume", trees, func(m *Manager) error { return m.CopyVolume(ctx, VolumeCopyRequest{Name: "data", To: "new"}) }},
+		{"copy of a volume to another pool", trees, func(m *Manager) error {
+			return m.CopyVolume(ctx, VolumeCopyRequest{Name: "data", ToPool: "far", To: "new"})
+		}},
+		{"restore of a volume", trees, func(m *Manager) error { return m.RestoreVolumeSnapshot(ctx, "", "data", "s") }},
+	} {
+		t.Run(c.what, func(t *testing.T) {
+			m := *w.Manager
+			m.cfg.Pools = fixedPools{w.cfg.Pools, tight{w.defaultPool(), storage.Info{Total: 100 << 20, Free: 1 << 10, Capabilities: c.can}}}
+			err := c.do(&m)
+			wants(t, c.what, err, fault.Exhausted)
+			if err == nil || !strings.Contains(err.Error(), "free") {
+				t.Errorf("%s says %v, want how much it needs and there is", c.what, err)
+			}
+			if got := w.tree(); got != before {
+				t.Errorf("%s left\n%s\nwhere there was\n%s", c.what, got, before)
+			}
+		})
+	}
+}
+
+// tree lists all that is kept.
+func (w *world) tree() string {
+	w.t.Helper()
+	var list []string
+	err := fs.WalkDir(os.DirFS(w.cfg.Dirs.State), ".", func(path string, _ fs.DirEntry, err error) error {
+		list = append(list, path)
+		return err
+	})
+	w.must(err)
+	return strings.Join(list, "\n")
 }

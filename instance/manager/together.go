@@ -39,6 +39,9 @@ func (m *Manager) partsToTake(ctx context.Context, inst *opened, snapshot string
 			m.cfg.Notice(fmt.Sprintf("The volume %s of pool %s is gone, and is not in this snapshot of %s.", d.ref.Name, d.ref.Pool, inst.spec.Name))
 			continue
 		}
+		if err == nil {
+			err = m.roomToCopy(ctx, c, "")
+		}
 		if err != nil {
 			held.Release()
 			return nil, nil, err

@@ -121,6 +121,9 @@ func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, do
 		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	defer locked.Release()
+	if err := m.roomForParts(ctx, parts); err != nil {
+		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
+	}
 	machine, _, err := m.live(inst, "stop")
 	wasRunning := err == nil
 	if wasRunning {

@@ -82,10 +82,14 @@ func (m *Manager) copyVolume(ctx context.Context, v *lockedVolume, a volumeCopyA
 		}
 		live = m.livenessOf(running, "")
 	}
+	var err error
 	if a.Pool != a.ToPool {
-		if err := m.roomForVolume(ctx, v, a, live); err != nil {
-			return err
-		}
+		err = m.roomForVolume(ctx, v, a, live)
+	} else {
+		err = m.roomToCopy(ctx, v.custom, a.Snapshot)
+	}
+	if err != nil {
+		return err
 	}
 	op := m.copyVolumeOperation(a)
 	op.steps[0].do = func(ctx context.Context) error { return m.writeVolume(ctx, a, live) }

@@ -125,6 +125,9 @@ func (m *Manager) CreateVolumeSnapshot(ctx context.Context, pool, name, snapshot
 
 func (m *Manager) takeVolumeSnapshot(ctx context.Context, v *lockedVolume, snapshot string, r SnapshotRequest) error {
 	running, err := m.runnersOf(ctx, v.ref, v.users)
+	if err == nil {
+		err = m.roomToCopy(ctx, v.custom, "")
+	}
 	if err != nil {
 		return err
 	}
@@ -194,6 +197,9 @@ func (m *Manager) RestoreVolumeSnapshot(ctx context.Context, pool, name, snapsho
 	}
 	if err := m.atRestNow(ctx, v, "restore"); err != nil {
 		return err
+	}
+	if err := m.roomToCopy(ctx, v.custom, snapshot); err != nil {
+		return fmt.Errorf("cannot restore volume %q: %w", name, err)
 	}
 	a := volumeRestoreArgs{v.ref.Pool, v.ref.Name, v.info.ID, snapshot}
 	if err := m.perform(ctx, "volume-restore", []string{v.ref.lock()}, a); err != nil {

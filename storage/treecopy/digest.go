@@ -205,6 +205,22 @@ func Size(ctx context.Context, dir string) (int64, error) {
 	return sizeBelow(ctx, fd, map[inode]bool{})
 }
 
+// Clones tells whether copies of files in dir share their data. It works on a full
+// file system.
+func Clones(dir string) bool {
+	var fds []int
+	for range 2 {
+		fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return false
+		}
+		defer unix.Close(fd)
+		fds = append(fds, fd)
+	}
+	// Whether it can be done is looked at before how much there is to do.
+	return unix.IoctlFileClone(fds[0], fds[1]) == nil
+}
+
 func sizeBelow(ctx context.Context, dir int, seen map[inode]bool) (int64, error) {
 	names, err := NamesIn(dir)
 	if err != nil {
