@@ -78,21 +78,26 @@ func (m *Manager) Space(ctx context.Context, names []string) (*SpaceView, error)
 	return space, m.addPools(ctx, space, len(names) == 0)
 }
 
-// SpaceIn measures the instances in one pool.
-func (m *Manager) SpaceIn(ctx context.Context, in string) ([]InstanceSpace, error) {
+// SpaceIn measures what is in one pool.
+func (m *Manager) SpaceIn(ctx context.Context, in string) (*SpaceView, error) {
 	views, err := m.listPool(ctx, in, m.started())
 	if err != nil {
 		return nil, err
 	}
-	var lines []InstanceSpace
+	space := &SpaceView{}
 	for _, v := range views {
 		line := InstanceSpace{Name: v.Spec.Name, Pool: in, Snapshots: v.SnapshotCount}
 		if err := m.measure(ctx, &line); err != nil {
 			line.Reason = err.Error()
 		}
-		lines = append(lines, line)
+		space.Instances = append(space.Instances, line)
 	}
-	return lines, ctx.Err()
+	if space.Volumes, err = m.Volumes(ctx, in, GetOptions{Usage: true}); err != nil {
+		return nil, err
+	}
+	trash, err := m.Trash(ctx, GetOptions{Usage: true})
+	space.Trash = slices.DeleteFunc(trash, func(v TrashView) bool { return v.Pool != in })
+	return space, err
 }
 
 func (m *Manager) measure(ctx context.Context, line *InstanceSpace) error {

@@ -134,7 +134,9 @@ func TestWhatDoesNotFitIsRefusedBeforeAnythingIsDone(t *testing.T) {
 	for _, c := range []try{
 		{"snapshot", whole, func(m *Manager) error { return second(m.CreateSnapshot(ctx, "alone", "new", SnapshotRequest{})) }},
 		{"snapshot with a volume", trees, func(m *Manager) error { return second(m.CreateSnapshot(ctx, "web", "new", SnapshotRequest{})) }},
-		{"copy", whole, func(m *Manager) error { return second(m.Copy(ctx, CopyRequest{Source: "alone", Name: "new", InstanceOnly: true})) }},
+		{"copy", whole, func(m *Manager) error {
+			return second(m.Copy(ctx, CopyRequest{Source: "alone", Name: "new", InstanceOnly: true}))
+		}},
 		{"copy to another pool", trees, func(m *Manager) error {
 			return second(m.Copy(ctx, CopyRequest{Source: "alone", Name: "new", Pool: "far"}))
 		}},

@@ -340,9 +340,13 @@ func (f *fake) CreatePool(_ context.Context, r storage.Record) error {
 	return nil
 }
 
-func (f *fake) SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error) {
+func (f *fake) SpaceIn(ctx context.Context, pool string) (*manager.SpaceView, error) {
 	v, err := f.Space(ctx, nil)
-	return slices.DeleteFunc(v.Instances, func(i manager.InstanceSpace) bool { return i.Pool != pool }), err
+	v.Instances = slices.DeleteFunc(v.Instances, func(i manager.InstanceSpace) bool { return i.Pool != pool })
+	v.Volumes = slices.DeleteFunc(v.Volumes, func(v manager.VolumeView) bool { return v.Pool != pool })
+	v.Trash = slices.DeleteFunc(slices.Clone(v.Trash), func(v manager.TrashView) bool { return v.Pool != pool })
+	v.Pools = nil
+	return v, err
 }
 
 func (f *fake) AdoptPool(_ context.Context, r storage.Record) error {

@@ -63,7 +63,7 @@ type Manager interface {
 	Pools(ctx context.Context) ([]manager.PoolView, error)
 	Pool(ctx context.Context, name string) (*manager.PoolView, error)
 	Space(ctx context.Context, names []string) (*manager.SpaceView, error)
-	SpaceIn(ctx context.Context, pool string) ([]manager.InstanceSpace, error)
+	SpaceIn(ctx context.Context, pool string) (*manager.SpaceView, error)
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
 	AdoptPool(ctx context.Context, r storage.Record) error

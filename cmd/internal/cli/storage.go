@@ -99,7 +99,12 @@ type pool struct {
 	Reason      string            `json:"reason"`
 	Total       int64             `json:"total"`
 	Used        int64             `json:"used"`
-	Instances   []instanceSpace   `json:"instances,omitempty"` // of info: what they take up
+
+	// Of info: how sizes are limited, and what takes up its space.
+	Limits    string          `json:"size_limits,omitempty"`
+	Instances []instanceSpace `json:"instances,omitempty"`
+	Volumes   []instanceSpace `json:"volumes,omitempty"`
+	Trash     []instanceSpace `json:"trash,omitempty"`
 }
 
 func poolOf(v manager.PoolView) pool {
@@ -176,7 +181,7 @@ func newStorageInfo(s *session) *cobra.Command {
 			}
 			space := &manager.SpaceView{}
 			if v.Reason == "" {
-				if space.Instances, err = m.SpaceIn(cmd.Context(), v.Name); err != nil {
+				if space, err = m.SpaceIn(cmd.Context(), v.Name); err != nil {
 					return err
 				}
 			}
@@ -184,8 +189,8 @@ func newStorageInfo(s *session) *cobra.Command {
 				_, err = s.Stdout.Write(poolText(v, space))
 				return err
 			}
-			data := poolOf(*v)
-			data.Instances = spaceOf(space).Instances
+			data, of := poolOf(*v), spaceOf(space)
+			data.Limits, data.Instances, data.Volumes, data.Trash = v.Info.Limits, of.Instances, of.Volumes, of.Trash
 			return s.print(format{kind: kind}, nil, data)
 		},
 		ValidArgsFunction: s.completePools,
@@ -214,13 +219,12 @@ func poolText(v *manager.PoolView, space *manager.SpaceView) []byte {
 	p.line(0, "Used by", strings.Join(v.UsedBy, ", "))
 	p.line(0, "Volumes", strings.Join(v.Volumes, ", "))
 	p.line(0, "In the trash", strings.Join(v.Trashed, ", "))
-	if len(space.Instances) > 0 {
-		all := spaceTable(space, false)
+	if all := spaceTable(space, false); len(all.rows) > 0 {
 		t := &table{header: slices.Delete(slices.Clone(all.header[:6]), 1, 2)}
 		for _, row := range all.rows {
 			t.add(slices.Delete(slices.Clone(row[:6]), 1, 2)...)
 		}
-		p.WriteString("\nInstances:\n")
+		p.WriteString("\nWhat takes up its space:\n")
 		p.Write(t.boxed(true))
 	}
 	return p.Bytes()
