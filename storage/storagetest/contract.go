@@ -26,7 +26,7 @@ func testContract(t *testing.T, d Driver) {
 	p := newPool(t, d)
 	ctx := t.Context()
 	info, err := p.Info(ctx)
-	if err != nil || info.Name == "" || info.Driver == "" || info.Source == "" || info.Total <= 0 || info.Free <= 0 || info.Free > info.Total {
+	if err != nil || info.Name == "" || info.Driver == "" || info.Source == "" || info.Limits == "" || info.Total <= 0 || info.Free <= 0 || info.Free > info.Total {
 		t.Errorf("Info = %+v, %v", info, err)
 	}
 	if !reflect.DeepEqual(info.Capabilities, d.Capabilities) {
