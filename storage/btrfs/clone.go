@@ -17,7 +17,7 @@ import (
 
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
 	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}

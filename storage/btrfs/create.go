@@ -15,7 +15,7 @@ import (
 // becomes a snapshot of that: the snapshot has the kernel write out what was
 // filled in, and nothing else.
 func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Content, fill func(dir *os.Root) error) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot create volume %q", key)
+	defer storage.Fail(&err, "cannot create volume %q", key)
 	if err := p.checkNew(ctx, key); err != nil {
 		return nil, err
 	}

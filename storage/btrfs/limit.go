@@ -216,7 +216,7 @@ var _ storage.Limiter = (*volume)(nil)
 
 // SetLimit limits what the volume writes from now on.
 func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
-	defer fail(&err, "cannot limit volume %q to %d bytes", v.key, limit)
+	defer storage.Fail(&err, "cannot limit volume %q to %d bytes", v.key, limit)
 	switch {
 	case limit < 0:
 		return fault.New(fault.Invalid, "a limit is not negative")
@@ -286,7 +286,7 @@ func enableQuotas(f *os.File) error {
 // Limit gives the limit and what counts against it. The kernel counts when it
 // commits, which may be half a minute ago.
 func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
-	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	data, err := v.pool.openData(v.source())
 	if err := first(err, ctx.Err()); err != nil {
 		return limit, err

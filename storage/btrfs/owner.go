@@ -11,7 +11,7 @@ var _ storage.Owned = (*Pool)(nil)
 
 // Owner tells whose pool it is.
 func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
-	defer fail(&err, "cannot use pool %q", p.name)
+	defer storage.Fail(&err, "cannot use pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Owner{}, err
 	}
@@ -20,6 +20,6 @@ func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
 
 // SetOwner notes whose pool it is.
 func (p *Pool) SetOwner(ctx context.Context, o storage.Owner) (err error) {
-	defer fail(&err, "cannot take over pool %q", p.name)
+	defer storage.Fail(&err, "cannot take over pool %q", p.name)
 	return first(ctx.Err(), owner.Write(p.root, o))
 }

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // receiver does what a stream says, below the open directory top. No path leads out
@@ -60,7 +61,7 @@ func wrapCommand(cmd int, s *stream, err error) error {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTEMPTY):
 		// The tree is not what the sender took it for.
 		class = fault.Invalid
-	case noSpace(err):
+	case storage.NoSpace(err):
 		class = fault.Exhausted
 	}
 	return fault.New(class, "command %d of the stream for %q: %w", cmd, s.at[attrPath], err)

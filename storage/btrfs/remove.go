@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // drop takes the volume or snapshot in the directory dir out of sight at once.
@@ -24,7 +25,7 @@ func (p *Pool) drop(dir, record string) error {
 		return err
 	}
 	err := p.discard(dir)
-	if noSpace(err) {
+	if storage.NoSpace(err) {
 		err = p.root.Remove(path.Join(dir, record))
 	} else if err == nil {
 		return nil

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // Bounds of the reserve, which is a part of the pool in between.
@@ -75,7 +76,7 @@ func (p *Pool) makeReserve() error {
 	defer f.Close()
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		err = errors.Join(err, p.root.Remove(reserveFile))
-		if noSpace(err) {
+		if storage.NoSpace(err) {
 			return nil
 		}
 		return err

@@ -83,7 +83,7 @@ func (p *Pool) fsid() (uuid, error) {
 
 // Adopt makes a snapshot of the other volume's snapshot.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshot string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshot, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshot, from.Key(), as.Name, v.key)
 	if !v.CanAdopt(from) {
 		return fault.New(fault.Unsupported, "it is on another file system")
 	}
@@ -221,7 +221,7 @@ func (v *volume) StreamFormat() string { return "btrfs" }
 
 // Send has the kernel write the stream.
 func (v *volume) Send(ctx context.Context, snapshot, base string, w *os.File) (err error) {
-	defer fail(&err, "cannot send snapshot %q of volume %q", snapshot, v.key)
+	defer storage.Fail(&err, "cannot send snapshot %q of volume %q", snapshot, v.key)
 	if err := first(storage.CheckName("snapshot", snapshot), ctx.Err()); err != nil {
 		return err
 	}
@@ -255,7 +255,7 @@ func (v *volume) Send(ctx context.Context, snapshot, base string, w *os.File) (e
 // Receive writes what the stream says into a new subvolume, which carries the uuid
 // of the one that was sent, as that of btrfs receive does.
 func (v *volume) Receive(ctx context.Context, base string, r *os.File, as storage.Snapshot) (err error) {
-	defer fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
+	defer storage.Fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
 	var parent *os.File
 	if base != "" {
 		if parent, err = v.pool.openData(storage.Source{Key: v.key, Snapshot: base}); err != nil {

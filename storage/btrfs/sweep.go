@@ -6,13 +6,15 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage"
 )
 
 // Sweep frees what deleted volumes, dropped snapshots and dead creators left, and
 // waits until the kernel has. It can be stopped anywhere. What cannot be removed
 // does not keep it from the rest.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ import (
 // What a snapshot takes is told from how long each extent stayed, which lineage.go
 // finds out with a few look-ups for each.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err := first(err, ctx.Err()); err != nil {

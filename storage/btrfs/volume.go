@@ -32,7 +32,7 @@ func (v *volume) Content() storage.Content { return v.rec.Content }
 func (v *volume) source() storage.Source   { return storage.Source{Key: v.key} }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
 	return v.pool.metadata(v.source())
 }
 
@@ -58,7 +58,7 @@ func (v *volume) Root() storage.Root {
 
 // SnapshotRoot says where the data of a snapshot is.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
@@ -87,7 +87,7 @@ func (v *volume) rootAt(source storage.Source) storage.Root {
 
 // Snapshot makes a read-only snapshot of the subvolume beside its record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	if _, err := v.pool.load(v.key); err != nil {
 		return nil, err
 	}
@@ -170,7 +170,7 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return nil, err
 	}
@@ -180,7 +180,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 // Restore makes a writable snapshot of the snapshot, gives it the metadata files
 // as they are now, and lets the two subvolumes change places.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
@@ -319,7 +319,7 @@ func copyFile(from, to *os.Root, name string) (err error) {
 
 // DeleteSnapshot drops a snapshot.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
@@ -337,7 +337,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 
 // RenameSnapshot gives a snapshot another name.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := first(storage.CheckName("snapshot", name), storage.CheckName("snapshot", to), ctx.Err()); err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func poolIn(ctx context.Context, vg, own string) (string, error) {
 
 // adopt takes over a pool that is there, and finds the thin pool it is in.
 func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
-	defer fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
+	defer storage.Fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
 	o := d.options(name, *at)
 	o.Thin = at.id // any name will do for reading the header
 	p, err := newPool(o)

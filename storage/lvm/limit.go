@@ -31,7 +31,7 @@ func (f fill) treeSize() int64 { return min(maxVolume, max(minVolume, f.total*f.
 // SetLimit keeps the tree from growing beyond max bytes, from now on and wherever it
 // is mounted. It holds for its clones too, and after a restore.
 func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
-	defer fail(&err, "cannot limit the size of volume %q", v.key)
+	defer storage.Fail(&err, "cannot limit the size of volume %q", v.key)
 	if max < 0 {
 		return fault.New(fault.Invalid, "a size of %d bytes makes no sense", max)
 	}
@@ -58,7 +58,7 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 
 // Limit gives the limit and what counts against it.
 func (v *volume) Limit(ctx context.Context) (_ storage.Limit, err error) {
-	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err := first(err, ctx.Err()); err != nil || rec.Content == storage.Disk {
 		return storage.Limit{}, err

@@ -117,7 +117,7 @@ func newPool(o Options) (p *Pool, err error) {
 // Open opens a pool that Make made. If its own volume is mounted already, no program
 // is run for that.
 func Open(ctx context.Context, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool %q in volume group %q", o.ID, o.VG)
+	defer storage.Fail(&err, "cannot open the pool %q in volume group %q", o.ID, o.VG)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -202,7 +202,7 @@ const driverName = "lvm"
 // Info describes the pool. What is kept for machines that run when all else is full
 // counts as none of it.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
@@ -231,7 +231,7 @@ func capabilities() storage.Capabilities {
 
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
 	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
 		return nil, err
 	}
@@ -245,7 +245,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
+	defer storage.Fail(&err, "cannot open volume %q", key)
 	if err := first(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 // Rename gives a volume another name. Its logical volumes keep theirs; the tag that
 // shows the volume's name follows.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
 	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
@@ -315,7 +315,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 // Delete removes a volume from sight: its record goes to the trash, which tells
 // Sweep what to destroy.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
+	defer storage.Fail(&err, "cannot delete volume %q", key)
 	if err := first(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
@@ -374,30 +374,6 @@ func first(errs ...error) error {
 		}
 	}
 	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case noSpace(*err), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.ESTALE):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
-}
-
-// noSpace tells whether err is that of a full pool.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
 
 // unavailable says that the pool is not as it has to be, if err says that something

@@ -193,7 +193,7 @@ func checkThin(ctx context.Context, vg, thin string) error {
 
 // Make makes a pool with a new id in a thin pool.
 func Make(ctx context.Context, o Options) (err error) {
-	defer fail(&err, "cannot make a pool in %q", o.VG+"/"+o.Thin)
+	defer storage.Fail(&err, "cannot make a pool in %q", o.VG+"/"+o.Thin)
 	p, err := newPool(o)
 	if err != nil {
 		return err

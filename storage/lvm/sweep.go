@@ -19,7 +19,7 @@ import (
 // takes as long as there is to remove, and never takes away what it merely does not
 // know. It can be stopped anywhere.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}

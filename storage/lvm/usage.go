@@ -23,7 +23,7 @@ import (
 // the pool. What a volume shares with nobody but its own snapshots is exclusive. The
 // metadata of the whole pool are read for that, and kept until they change.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err := first(err, ctx.Err()); err != nil {

@@ -42,7 +42,7 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
 	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
@@ -51,7 +51,7 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
 	if !fs.ValidPath(name) {
 		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
 	}
@@ -119,7 +119,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot makes a thin snapshot, copies the metadata files and notes both in the
 // record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -181,7 +181,7 @@ func (p *Pool) keepMeta(h *locked, id string) error {
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -207,7 +207,7 @@ func (v *volume) snapshot(ctx context.Context, name string) (id string, rec reco
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	id, _, err := v.snapshot(ctx, name)
 	if err != nil {
 		return nil, err
@@ -220,7 +220,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 // more. A file system that was not at rest is put right when it is mounted, which
 // writes to the snapshot and changes no file in it.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	id, rec, err := v.snapshot(ctx, name)
 	if err != nil {
 		return storage.Root{}, err
@@ -235,7 +235,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 // Restore makes a copy of the snapshot the volume's data. All snapshots stay; Sweep
 // removes what the volume had.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -270,7 +270,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 
 // DeleteSnapshot drops a snapshot from the record. Sweep removes it.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -296,7 +296,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name in the record, and in the tag that
 // shows it.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

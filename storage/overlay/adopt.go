@@ -30,7 +30,7 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 // nobody changes a frozen layer, so layers of one id hold the same in every pool,
 // and disks go on naming each other.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
 	if err := first(storage.CheckName("snapshot", as.Name), storage.CheckName("snapshot", snapshotName)); err != nil {
 		return err
 	}

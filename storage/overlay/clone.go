@@ -18,7 +18,7 @@ import (
 // layer with changes in it, the layer is frozen first and the source gets a new
 // one, so that both share it.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
 	if err := first(from.Check(), p.checkNew(key)); err != nil {
 		return nil, err
 	}

@@ -251,8 +251,3 @@ func (p *Pool) written(id string) bool {
 	}
 	return lock.Type != unix.F_UNLCK
 }
-
-// noSpace tells whether err is that of a full file system.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-}

@@ -75,7 +75,7 @@ type header struct {
 // Open opens the pool in dir, and makes it if there is none yet: in a directory
 // that is missing or empty.
 func Open(dir string, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool in %q", dir)
+	defer storage.Fail(&err, "cannot open the pool in %q", dir)
 	if o.Name == "" {
 		o.Name = "default"
 	}
@@ -196,7 +196,7 @@ func (p *Pool) checkFileSystem() error {
 
 // Info describes the pool.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	var st unix.Statfs_t
 	if err := unix.Statfs(p.dir, &st); err != nil {
 		return storage.Info{}, fault.Wrap(fault.Unavailable, err)
@@ -217,7 +217,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
 	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
 		return nil, err
 	}
@@ -237,7 +237,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
+	defer storage.Fail(&err, "cannot open volume %q", key)
 	if err := first(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
@@ -250,7 +250,7 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 
 // Rename gives a volume another name.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
 	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
@@ -292,7 +292,7 @@ func (p *Pool) move(from string, to storage.Key) error {
 
 // Delete removes a volume from sight.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
+	defer storage.Fail(&err, "cannot delete volume %q", key)
 	if err := first(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
@@ -346,23 +346,4 @@ func first(errs ...error) error {
 		}
 	}
 	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case errors.Is(*err, unix.ENOSPC), errors.Is(*err, unix.EDQUOT), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.EUCLEAN):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
 }

@@ -39,7 +39,7 @@ func (v *volume) Long() bool {
 // Shorten merges layers while the volume is used, and asks to enter for the moment
 // in which the volume moves to the merged one.
 func (v *volume) Shorten(ctx context.Context, enter func(context.Context) (*storage.Live, func(), error)) (err error) {
-	defer fail(&err, "cannot merge the layers of volume %q", v.key)
+	defer storage.Fail(&err, "cannot merge the layers of volume %q", v.key)
 	err = errOvertaken
 	for try := 0; try < maxTries && errors.Is(err, errOvertaken); try++ {
 		err = v.shorten(ctx, enter)

@@ -9,12 +9,14 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage"
 )
 
 // Sweep frees what nothing names any more. It works in an order in which it can
 // be stopped anywhere: the trash, which makes Pending true, is emptied last.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	trash := p.trashed()
 	for _, c := range p.deadChanges() {
 		// In the trash, its record keeps no layers. The lock goes at once: if this

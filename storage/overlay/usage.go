@@ -17,7 +17,7 @@ import (
 // those the ones that nobody else needs. Each layer is walked once, however many
 // snapshots stand on it.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {

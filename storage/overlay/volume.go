@@ -39,7 +39,7 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
 	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
@@ -48,7 +48,7 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
 	if !fs.ValidPath(name) {
 		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
 	}
@@ -125,7 +125,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot freezes the active layer and notes the layers under a name. One saved
 // record does both.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -179,7 +179,7 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -193,7 +193,7 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -207,7 +207,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 
 // SnapshotRoot gives the layers of a snapshot.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return storage.Root{}, err
@@ -225,7 +225,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 
 // Restore puts a new active layer over the snapshot's layers.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -273,7 +273,7 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 
 // DeleteSnapshot drops a snapshot. Its layers stay as long as others need them.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -290,7 +290,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 		if err := syncDir(h.dir, snapshotsDir); err != nil {
 			return err
 		}
-		if err := p.save(ctx, h, rec); err != nil && !noSpace(err) {
+		if err := p.save(ctx, h, rec); err != nil && !storage.NoSpace(err) {
 			return err
 		}
 		h.rec = rec
@@ -300,7 +300,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 
 // RenameSnapshot gives a snapshot another name.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

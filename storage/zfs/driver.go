@@ -312,7 +312,7 @@ func onlyBrigs(ctx context.Context, top, dataset string) error {
 // that is a pool already, of this host or another one, stays as it is. It tells
 // whether the dataset was there, and the pool's identity.
 func Make(ctx context.Context, dataset, dir string) (uuid string, wasThere bool, err error) {
-	defer fail(&err, "cannot make a pool in dataset %q", dataset)
+	defer storage.Fail(&err, "cannot make a pool in dataset %q", dataset)
 	if err := checkDataset(dataset); err != nil {
 		return "", false, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // hostFile is in a pool's own dataset and tells which host's brig uses the pool.
@@ -62,7 +63,7 @@ func (p *Pool) claim() error {
 		return err
 	}
 	err = errors.Join(writeFile(p.root, hostFile+".new", append(b, '\n')), p.root.Rename(hostFile+".new", hostFile))
-	if errors.Is(err, unix.EROFS) || noSpace(err) || errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, unix.EROFS) || storage.NoSpace(err) || errors.Is(err, fs.ErrNotExist) {
 		return nil // it can be read at least, or another command of this host was quicker
 	}
 	return err

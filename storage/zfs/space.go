@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage"
 )
 
 // Space that the pool's own dataset has for itself, so that things can be deleted
@@ -23,7 +25,7 @@ const (
 func (p *Pool) insist(f func() error) error {
 	const tries = 3
 	err := f()
-	for try := 0; noSpace(err) && try < tries; try++ {
+	for try := 0; storage.NoSpace(err) && try < tries; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 		syncErr := p.sync(ctx)
 		cancel()

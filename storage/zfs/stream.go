@@ -25,7 +25,7 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 
 // Adopt takes a snapshot of a clone of the other volume's snapshot.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
 	if !v.CanAdopt(from) {
 		return fault.New(fault.Unsupported, "it is in another pool")
 	}
@@ -112,7 +112,7 @@ func (v *volume) StreamFormat() string { return "zfs" }
 
 // Send runs zfs send.
 func (v *volume) Send(ctx context.Context, snapshotName, base string, w *os.File) (err error) {
-	defer fail(&err, "cannot send snapshot %q of volume %q", snapshotName, v.key)
+	defer storage.Fail(&err, "cannot send snapshot %q of volume %q", snapshotName, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func noBase(err error, base string) error {
 
 // Receive runs zfs receive, into a dataset of its own: a clone of the base.
 func (v *volume) Receive(ctx context.Context, base string, r *os.File, as storage.Snapshot) (err error) {
-	defer fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
+	defer storage.Fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
 	origin := ""
 	if base != "" {
 		rec, err := v.pool.load(v.key)

@@ -18,7 +18,7 @@ import (
 // takes away what it merely does not know: a pool's own dataset may have been
 // rolled back by hand. It can be stopped anywhere.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}

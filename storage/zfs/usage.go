@@ -15,7 +15,7 @@ import (
 // that what nobody shares. Data that several snapshots share with each other and
 // with no clone are counted as exclusive, since they go with the volume.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {

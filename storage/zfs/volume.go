@@ -43,7 +43,7 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
 	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
@@ -52,7 +52,7 @@ func (v *volume) Dir() (_ *os.Root, err error) {
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
 	if !fs.ValidPath(name) {
 		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
 	}
@@ -67,7 +67,7 @@ func (v *volume) Root() storage.Root {
 }
 
 func (v *volume) Mount(ctx context.Context) (err error) {
-	defer fail(&err, "cannot mount volume %q", v.key)
+	defer storage.Fail(&err, "cannot mount volume %q", v.key)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot takes a snapshot of the dataset, with a copy of the metadata files in
 // it, and notes it in the record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func snapshotLabels(s *snapshot) []string {
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -223,7 +223,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 
 // SnapshotRoot mounts a snapshot, which stays until it is deleted.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {
@@ -245,7 +245,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 // Restore makes a clone of the snapshot the volume's dataset. The old one stays
 // for its snapshots, newer ones included; Sweep frees the rest of it.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -279,7 +279,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 // DeleteSnapshot drops a snapshot from the record. Sweep destroys it, or ZFS does
 // when its last clone is gone.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -306,7 +306,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name in the record, and in the property
 // that shows it.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}
