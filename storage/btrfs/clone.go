@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,7 @@ import (
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -104,7 +105,7 @@ func (c *change) edit(edit func(dir *os.Root) error) error {
 // nobody changes them: the volume is not in use, or live stops its writers.
 func (p *Pool) still(ctx context.Context, key storage.Key, content storage.Content, data *os.File, live *storage.Live, take func() error) (err error) {
 	if live == nil {
-		if err := first(p.idle(key, content), ctx.Err()); err != nil {
+		if err := cmp.Or(p.idle(key, content), ctx.Err()); err != nil {
 			return err
 		}
 		return take()

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -42,7 +43,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	if err := fill(dir); err != nil {
 		return nil, err
 	}
-	if err := first(checkFilled(dir, content), ctx.Err()); err != nil {
+	if err := cmp.Or(checkFilled(dir, content), ctx.Err()); err != nil {
 		return nil, err
 	}
 	p.step("filled")
@@ -66,7 +67,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 
 // checkNew checks the key of a volume to be made.
 func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	switch _, err := p.load(key); {

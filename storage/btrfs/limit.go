@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -227,7 +228,7 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 	}
 	p := v.pool
 	data, err := p.openData(v.source())
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return err
 	}
 	defer data.Close()
@@ -288,7 +289,7 @@ func enableQuotas(f *os.File) error {
 func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	data, err := v.pool.openData(v.source())
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return limit, err
 	}
 	defer data.Close()

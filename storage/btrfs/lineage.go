@@ -172,12 +172,12 @@ func (l *lineage) measure(ctx context.Context, m *meter) error {
 		return nil
 	}
 	for _, e := range m.extents {
-		if err := first(ctx.Err(), l.spread(e)); err != nil {
+		if err := cmp.Or(ctx.Err(), l.spread(e)); err != nil {
 			return err
 		}
 	}
 	for _, f := range l.leaves {
-		if err := first(ctx.Err(), l.count(f, m.shared)); err != nil {
+		if err := cmp.Or(ctx.Err(), l.count(f, m.shared)); err != nil {
 			return err
 		}
 	}

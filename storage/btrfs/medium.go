@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -357,7 +358,7 @@ func (m Medium) Resize(ctx context.Context, size int64) (err error) {
 			return err
 		}
 	}
-	if err := first(source.Truncate(size), setCapacity(device)); err != nil {
+	if err := cmp.Or(source.Truncate(size), setCapacity(device)); err != nil {
 		return err
 	}
 	return m.resizeTo(size)

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -212,7 +213,7 @@ func (r *receiver) change(cmd int, s *stream, name string) error {
 	case cmdUtimes:
 		atime, err1 := s.time(attrAtime)
 		mtime, err2 := s.time(attrMtime)
-		if err := first(err1, err2); err != nil {
+		if err := cmp.Or(err1, err2); err != nil {
 			return err
 		}
 		return unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH)
@@ -236,7 +237,7 @@ func openFile(top int, name string, flags uint64) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
-		return nil, first(err, damaged("%q is not a file", name))
+		return nil, cmp.Or(err, damaged("%q is not a file", name))
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }

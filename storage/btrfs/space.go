@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -32,7 +33,7 @@ func (p *Pool) statfs() (st unix.Statfs_t, err error) {
 	}
 	var file unix.Stat_t
 	var below unix.Statfs_t
-	if err := first(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err := cmp.Or(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
 		return st, nil
 	}
 	used := int64(st.Blocks-st.Bfree) * st.Bsize

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,7 @@ func (c *change) edited(name string, edit func(dir *os.Root) error) error {
 // keep adds a snapshot to the volume whose subvolume, which is read-only then, make
 // puts beside its record.
 func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *change) error) (err error) {
-	if err := first(storage.CheckName("snapshot", as.Name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", as.Name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -222,7 +223,7 @@ func (v *volume) StreamFormat() string { return "btrfs" }
 // Send has the kernel write the stream.
 func (v *volume) Send(ctx context.Context, snapshot, base string, w *os.File) (err error) {
 	defer storage.Fail(&err, "cannot send snapshot %q of volume %q", snapshot, v.key)
-	if err := first(storage.CheckName("snapshot", snapshot), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", snapshot), ctx.Err()); err != nil {
 		return err
 	}
 	data, err := v.pool.openData(storage.Source{Key: v.key, Snapshot: snapshot})
@@ -333,7 +334,7 @@ func (c *change) receiveInto(parent *os.File, head subvolumeHead) error {
 		return fault.New(fault.WrongState, "it is a stream for the subvolume %v, and the base is %v, which came from %v", head.parent, info.uuid, info.received)
 	}
 	if fixed, err := isReadOnly(parent); err != nil || !fixed {
-		return first(err, fault.New(fault.WrongState, "the base can be written, and may have been"))
+		return cmp.Or(err, fault.New(fault.WrongState, "the base can be written, and may have been"))
 	}
 	return c.take(parent, newSnapshot, false)
 }

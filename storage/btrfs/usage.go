@@ -29,7 +29,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
 	m := &meter{ctx: ctx, extents: map[uint64]*extent{}, buf: make([]byte, searchHead+manyItems)}

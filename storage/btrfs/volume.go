@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (v *volume) Root() storage.Root {
 // SnapshotRoot says where the data of a snapshot is.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
 	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	if _, err := v.pool.loadSnapshot(v.key, name); err != nil {
@@ -88,7 +89,7 @@ func (v *volume) rootAt(source storage.Source) storage.Root {
 // Snapshot makes a read-only snapshot of the subvolume beside its record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
 	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	data, err := v.pool.openData(v.source())
@@ -160,7 +161,7 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := first(err, ctx.Err()); err != nil {
+		if err := cmp.Or(err, ctx.Err()); err != nil {
 			return nil, err
 		}
 		list = append(list, rec.Snapshot)
@@ -171,7 +172,7 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
 	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.metadata(storage.Source{Key: v.key, Snapshot: name})
@@ -181,7 +182,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 // as they are now, and lets the two subvolumes change places.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
 	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -194,7 +195,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		return fault.New(fault.WrongState, "images are read-only")
 	}
 	rec, err := p.load(v.key)
-	if err := first(err, p.idle(v.key, rec.Content)); err != nil {
+	if err := cmp.Or(err, p.idle(v.key, rec.Content)); err != nil {
 		return err
 	}
 	c, err := p.begin(ctx)
@@ -320,7 +321,7 @@ func copyFile(from, to *os.Root, name string) (err error) {
 // DeleteSnapshot drops a snapshot.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -338,7 +339,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
 	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
-	if err := first(storage.CheckName("snapshot", name), storage.CheckName("snapshot", to), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", name), storage.CheckName("snapshot", to), ctx.Err()); err != nil {
 		return err
 	}
 	if _, err := v.pool.loadSnapshot(v.key, name); err != nil {

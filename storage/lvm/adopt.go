@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -129,7 +130,7 @@ func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
 func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	p := placeOf(r.Config)
 	o := d.options(r.Name, p)
-	if err := first(o.check(), ctx.Err()); err != nil {
+	if err := cmp.Or(o.check(), ctx.Err()); err != nil {
 		return err
 	}
 	if err := unmountAll(o); err != nil {

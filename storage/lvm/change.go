@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -133,7 +134,7 @@ func (c *change) stage(rec record) error {
 	if err != nil {
 		return err
 	}
-	return first(c.dir.WriteFile(path.Join(newVolume, recordFile), b, 0o600), c.ready())
+	return cmp.Or(c.dir.WriteFile(path.Join(newVolume, recordFile), b, 0o600), c.ready())
 }
 
 // publish makes the new volume visible.
@@ -154,7 +155,7 @@ func (c *change) save(h *locked, rec record, command func() error) error {
 	if err != nil {
 		return err
 	}
-	if err := first(c.dir.WriteFile(recordFile, b, 0o600), c.ready()); err != nil {
+	if err := cmp.Or(c.dir.WriteFile(recordFile, b, 0o600), c.ready()); err != nil {
 		return err
 	}
 	if command != nil {

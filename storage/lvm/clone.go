@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 // thing.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -46,7 +47,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer meta.Close()
-	if err := first(c.touch(c.name), copyFiles(files, meta)); err != nil {
+	if err := cmp.Or(c.touch(c.name), copyFiles(files, meta)); err != nil {
 		return nil, err
 	}
 	if o.Edit != nil {

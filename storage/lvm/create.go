@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,14 +50,14 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 		staged = newID()
 		defer func() { err = errors.Join(err, c.drop(staged)) }()
 	}
-	if err := first(c.touch(rec.Data, staged), c.ready()); err != nil {
+	if err := cmp.Or(c.touch(rec.Data, staged), c.ready()); err != nil {
 		return nil, err
 	}
 	if err := c.fill(ctx, key, staged, fill, func(data *os.Root) error { return c.take(ctx, key, &rec, data, meta) }); err != nil {
 		return nil, err
 	}
 	p.step("filled")
-	if err := first(ctx.Err(), c.stage(rec)); err != nil {
+	if err := cmp.Or(ctx.Err(), c.stage(rec)); err != nil {
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
@@ -76,7 +77,7 @@ func (c *change) drop(id string) error {
 
 // checkNew checks the key of a volume to be made.
 func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	_, err := p.load(key)
@@ -119,7 +120,7 @@ func (c *change) fill(ctx context.Context, key storage.Key, id string, fill, tak
 	if err != nil {
 		return unavailable(err)
 	}
-	err = first(data.Remove("lost+found"), p.boundTo(ctx, id, 0, f.free()))
+	err = cmp.Or(data.Remove("lost+found"), p.boundTo(ctx, id, 0, f.free()))
 	if err == nil {
 		err = fill(data)
 	}
@@ -170,7 +171,7 @@ func (c *change) take(ctx context.Context, key storage.Key, rec *record, data, m
 	if err != nil {
 		return err
 	}
-	if err := first(ctx.Err(), copyFiles(data, meta)); err != nil {
+	if err := cmp.Or(ctx.Err(), copyFiles(data, meta)); err != nil {
 		return err
 	}
 	if rec.Content == storage.Disk {
@@ -252,7 +253,7 @@ func (c *change) copyDisk(ctx context.Context, key storage.Key, rec *record, dir
 	} else {
 		err = copyRaw(ctx, dir, name, device)
 	}
-	return first(err, syncDevice(device))
+	return cmp.Or(err, syncDevice(device))
 }
 
 // measureQcow2 tells how much space a disk takes once it is raw.

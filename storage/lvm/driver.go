@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -117,7 +118,7 @@ func (d Driver) find(ctx context.Context, name string, config map[string]string)
 		p.made = madeThin
 		return p, err
 	}
-	return p, first(checkLVMName("thin pool", lv), checkThin(ctx, vg, lv))
+	return p, cmp.Or(checkLVMName("thin pool", lv), checkThin(ctx, vg, lv))
 }
 
 // findMedium tells what is to be made on a device or in a file.

@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,7 +61,7 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 func (v *volume) Limit(ctx context.Context) (_ storage.Limit, err error) {
 	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
-	if err := first(err, ctx.Err()); err != nil || rec.Content == storage.Disk {
+	if err := cmp.Or(err, ctx.Err()); err != nil || rec.Content == storage.Disk {
 		return storage.Limit{}, err
 	}
 	if err := v.pool.mountVolume(ctx, rec.Data, &rec, rec.readOnly()); err != nil {

@@ -9,6 +9,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -67,7 +68,7 @@ func (o Options) check() error {
 	if !poolName.MatchString(o.ID) {
 		return fault.New(fault.Invalid, "%q is no pool's id", o.ID)
 	}
-	return first(checkLVMName("volume group", o.VG), checkLVMName("thin pool", o.Thin))
+	return cmp.Or(checkLVMName("volume group", o.VG), checkLVMName("thin pool", o.Thin))
 }
 
 // Pool is a pool in a thin pool. What it holds in memory is an open directory and the
@@ -246,7 +247,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -261,7 +262,7 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
 	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -316,7 +317,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 // Sweep what to destroy.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	defer storage.Fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -364,16 +365,6 @@ func newID() string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // unavailable says that the pool is not as it has to be, if err says that something

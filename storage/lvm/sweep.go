@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -37,7 +38,7 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 		err = errors.Join(err, p.throwAway(c.path()))
 		c.close()
 	}
-	if err := first(err, p.emptyTrash(ctx, dir)); err != nil {
+	if err := cmp.Or(err, p.emptyTrash(ctx, dir)); err != nil {
 		return err
 	}
 	return p.rest(ctx)

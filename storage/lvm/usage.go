@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,7 +27,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
 	// What was just written has no place in the pool yet.
@@ -181,7 +182,7 @@ func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
 	_, err = run.With(ctx, run.Options{Stdout: w}, "thin_dump", "-m", meta)
 	w.Close()
 	parseErr := <-parsed
-	return found, errors.Join(first(classify(err), parseErr), dmMessage(pool, release))
+	return found, errors.Join(cmp.Or(classify(err), parseErr), dmMessage(pool, release))
 }
 
 // extent is a run of chunks of the thin pool.

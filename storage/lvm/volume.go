@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -200,7 +201,7 @@ func (v *volume) snapshot(ctx context.Context, name string) (id string, rec reco
 		return "", rec, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return "", rec, err
 	}
 	return rec.Snapshots[i].ID, rec, nil
@@ -245,7 +246,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 			return fault.New(fault.WrongState, "images are read-only")
 		}
 		p := v.pool
-		if err := first(p.idle(&h.rec), p.room(ctx)); err != nil {
+		if err := cmp.Or(p.idle(&h.rec), p.room(ctx)); err != nil {
 			return err
 		}
 		c, err := p.begin(ctx)

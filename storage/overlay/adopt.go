@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 // and disks go on naming each other.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
 	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
-	if err := first(storage.CheckName("snapshot", as.Name), storage.CheckName("snapshot", snapshotName)); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", as.Name), storage.CheckName("snapshot", snapshotName)); err != nil {
 		return err
 	}
 	if !v.CanAdopt(from) {
@@ -201,7 +202,7 @@ func (p *Pool) sameLayer(from *Pool, id string, content storage.Content) error {
 	}
 	a, err1 := from.root.Lstat(inLayer(id, name))
 	b, err2 := p.root.Lstat(inLayer(id, name))
-	if err := first(err1, err2); err != nil {
+	if err := cmp.Or(err1, err2); err != nil {
 		return err
 	}
 	if a.Size() != b.Size() || !a.ModTime().Equal(b.ModTime()) {

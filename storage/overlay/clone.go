@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 // one, so that both share it.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(key)); err != nil {
+	if err := cmp.Or(from.Check(), p.checkNew(key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {

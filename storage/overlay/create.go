@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -35,7 +36,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	if err := fill(meta); err != nil {
 		return nil, err
 	}
-	if err := first(ctx.Err(), c.takeData(meta, content), c.sync(content)); err != nil {
+	if err := cmp.Or(ctx.Err(), c.takeData(meta, content), c.sync(content)); err != nil {
 		return nil, err
 	}
 	p.step("filled")

@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -224,7 +225,7 @@ func copyAttributes(from, to int) error {
 // sameAttributes compares what copyAttributes copies, but for the times.
 func sameAttributes(a, b int) (bool, error) {
 	var x, y unix.Stat_t
-	if err := first(unix.Fstat(a, &x), unix.Fstat(b, &y)); err != nil {
+	if err := cmp.Or(unix.Fstat(a, &x), unix.Fstat(b, &y)); err != nil {
 		return false, err
 	}
 	if x.Mode != y.Mode || x.Uid != y.Uid || x.Gid != y.Gid {

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 
 	"brig/storage"
@@ -21,5 +22,5 @@ func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
 // SetOwner notes whose pool it is.
 func (p *Pool) SetOwner(ctx context.Context, o storage.Owner) (err error) {
 	defer storage.Fail(&err, "cannot take over pool %q", p.name)
-	return first(ctx.Err(), owner.Write(p.root, o))
+	return cmp.Or(ctx.Err(), owner.Write(p.root, o))
 }

@@ -7,6 +7,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -238,7 +239,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -252,7 +253,7 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
 	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key)
@@ -293,7 +294,7 @@ func (p *Pool) move(from string, to storage.Key) error {
 // Delete removes a volume from sight.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	defer storage.Fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key)
@@ -336,14 +337,4 @@ func newID() string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

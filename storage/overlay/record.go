@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -207,7 +208,7 @@ func (p *Pool) lockVolume(ctx context.Context, key storage.Key) (*locked, error)
 		dir, err := p.root.OpenRoot(key.String())
 		if errors.Is(err, fs.ErrNotExist) {
 			_, err = p.load(key) // which says why
-			return nil, first(err, fault.New(fault.Busy, "somebody else is making it"))
+			return nil, cmp.Or(err, fault.New(fault.Busy, "somebody else is making it"))
 		}
 		if err != nil {
 			return nil, err

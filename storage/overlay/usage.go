@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -171,7 +172,7 @@ func (m *meter) measure(dir string) (int64, error) {
 
 func (m *meter) below(dir int) (int64, error) {
 	var st unix.Stat_t
-	if err := first(m.ctx.Err(), unix.Fstat(dir, &st)); err != nil {
+	if err := cmp.Or(m.ctx.Err(), unix.Fstat(dir, &st)); err != nil {
 		return 0, err
 	}
 	total := st.Blocks * 512

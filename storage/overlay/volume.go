@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -199,7 +200,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 		return nil, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, rec.Snapshots[i].ID))
@@ -213,7 +214,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 		return storage.Root{}, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	layers := rec.Snapshots[i].Layers

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 // that is taken for it and goes with the clone.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -48,7 +49,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		}
 	}
 	rec := record{Class: key.Class, Content: source.rec.Content, Format: source.rec.Format, Limit: source.rec.Limit, Data: c.name}
-	if err := first(ctx.Err(), c.stage(rec)); err != nil {
+	if err := cmp.Or(ctx.Err(), c.stage(rec)); err != nil {
 		return nil, err
 	}
 	if err := c.cloneDataset(ctx, origin, key, &rec); err != nil {
@@ -136,9 +137,9 @@ func (p *Pool) freeze(ctx context.Context, rec *record, live *storage.Live, take
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return first(p.flush(rec), take())
+		return cmp.Or(p.flush(rec), take())
 	}
-	return first(p.flush(rec), take())
+	return cmp.Or(p.flush(rec), take())
 }
 
 // flush writes what programs changed through memory maps, which a snapshot would

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func (p *Pool) snapshot(ctx context.Context, object string, properties ...string
 
 // checkNew checks the key of a volume to be made.
 func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	_, err := p.load(key)
@@ -133,7 +134,7 @@ func (c *change) fill(ctx context.Context, rec *record, meta *os.Root, fill func
 	if rec.Content == storage.Disk {
 		rec.Format = qcow2.FormatOf(name)
 	}
-	return first(ctx.Err(), copyFiles(data, meta), tidy(data, name))
+	return cmp.Or(ctx.Err(), copyFiles(data, meta), tidy(data, name))
 }
 
 // takeData finds the data that fill made, and judges it.

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -426,7 +427,7 @@ func layOut(ctx context.Context, dataset, dir, uuid string) error {
 	if err != nil {
 		return err
 	}
-	return first(p.root.Chmod(".", 0o700), writeFile(p.root, poolFile, append(b, '\n')), syncDir(p.root, "."))
+	return cmp.Or(p.root.Chmod(".", 0o700), writeFile(p.root, poolFile, append(b, '\n')), syncDir(p.root, "."))
 }
 
 // unmake empties a dataset that was there before it was a pool.

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -27,7 +28,7 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	p.unmount(object)
 	name := p.full(object)
 	d := &gozfs.Dataset{Name: name}
-	try := func() error { return first(ctx.Err(), classify(d.Destroy(how))) }
+	try := func() error { return cmp.Or(ctx.Err(), classify(d.Destroy(how))) }
 	err := try()
 	if fault.Is(err, fault.Busy) {
 		err = patient(ctx, func() error {

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -90,7 +91,7 @@ func (v *volume) mount(ctx context.Context) (record, error) {
 	if err == nil {
 		err = data.Close()
 	}
-	return rec, first(missing, gone(err))
+	return rec, cmp.Or(missing, gone(err))
 }
 
 // rootAt is the root of a volume or a snapshot that is mounted at point.
@@ -215,7 +216,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 		return nil, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.snapshotMeta(ctx, rec.object(&rec.Snapshots[i]))
@@ -230,7 +231,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 		return storage.Root{}, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	object := rec.object(&rec.Snapshots[i])

@@ -10,6 +10,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -83,7 +84,7 @@ type header struct {
 // is run for that.
 func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 	defer storage.Fail(&err, "cannot open the pool in dataset %q", o.Dataset)
-	if err := first(checkDataset(o.Dataset), ctx.Err()); err != nil {
+	if err := cmp.Or(checkDataset(o.Dataset), ctx.Err()); err != nil {
 		return nil, err
 	}
 	if o.Name == "" {
@@ -106,7 +107,7 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 		p.root.Close()
 		return nil, err
 	}
-	if err := first(p.checkHeader(), p.claim()); err != nil {
+	if err := cmp.Or(p.checkHeader(), p.claim()); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -200,7 +201,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -215,7 +216,7 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
 	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -270,7 +271,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 // Sweep what to destroy.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	defer storage.Fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -320,16 +321,6 @@ func newID() string {
 	var b [8]byte
 	rand.Read(b[:]) // never fails
 	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // gone says that a volume's dataset or snapshot is not where its record says, if
