@@ -18,7 +18,7 @@ import (
 
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
 	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
@@ -64,13 +64,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		}
 	}
 	return c.publish(ctx, key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // origins tells where the data of a clone of parent come from.

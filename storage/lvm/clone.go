@@ -17,7 +17,7 @@ import (
 // Clone makes a thin snapshot of a volume, or of a snapshot of one, which is the same
 // thing.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
 	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
@@ -72,13 +72,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // origin gives the logical volume of a snapshot, or of the volume itself, and the

@@ -19,7 +19,7 @@ import (
 // layer with changes in it, the layer is frozen first and the source gets a new
 // one, so that both share it.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
 	if err := cmp.Or(from.Check(), p.checkNew(key)); err != nil {
 		return nil, err
 	}
@@ -57,13 +57,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	}
 	defer release()
 	return c.publish(key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // take fills the new volume with the metadata files of from and a record over its

@@ -17,7 +17,7 @@ import (
 // Clone makes a clone of a snapshot: the one that is named, an image's own, or one
 // that is taken for it and goes with the clone.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer storage.Fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
 	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
@@ -56,13 +56,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // origin gives the snapshot to clone, and copies the metadata files that belong to
