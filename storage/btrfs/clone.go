@@ -68,7 +68,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 
 // origins tells where the data of a clone of parent come from.
 func (c *change) origins(parent record) ([]origin, error) {
-	data, err := openSubvolume(c.dir, path.Join(newVolume, dataName))
+	data, err := openSubvolume(c.dir.Root, path.Join(newVolume, dataName))
 	if err != nil {
 		return nil, err
 	}

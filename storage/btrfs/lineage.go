@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // The states of a volume follow on each other: a snapshot is what the data were
@@ -292,7 +293,7 @@ func (l *lineage) has(in int, e *extent) (bool, error) {
 			return true, nil
 		}
 		if err != nil {
-			return false, ignoreMissing(err)
+			return false, pooldir.IgnoreMissing(err)
 		}
 	}
 	return false, nil
@@ -315,7 +316,7 @@ func (l *lineage) count(f *leaf, shared uint64) error {
 			return nil
 		})
 		if err != nil || same {
-			return ignoreMissing(err)
+			return pooldir.IgnoreMissing(err)
 		}
 	}
 	l.states[f.state].exclusive += f.bytes

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/instance/run"
 	"brig/storage"
 	"brig/storage/holders"
@@ -191,7 +192,7 @@ func (m Medium) lock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
-	if err := flock(ctx, f); err != nil {
+	if err := flock.Hold(ctx, f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, err
 	}

@@ -16,11 +16,11 @@ func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
 	if err := ctx.Err(); err != nil {
 		return storage.Owner{}, err
 	}
-	return owner.Read(p.root)
+	return owner.Read(p.root.Root)
 }
 
 // SetOwner notes whose pool it is.
 func (p *Pool) SetOwner(ctx context.Context, o storage.Owner) (err error) {
 	defer storage.Fail(&err, "cannot take over pool %q", p.name)
-	return cmp.Or(ctx.Err(), owner.Write(p.root, o))
+	return cmp.Or(ctx.Err(), owner.Write(p.root.Root, o))
 }

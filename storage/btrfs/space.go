@@ -10,6 +10,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Bounds of the reserve, which is a part of the pool in between.
@@ -92,5 +93,5 @@ func (p *Pool) releaseReserve() error {
 	if p.room() == nil {
 		return nil
 	}
-	return ignoreMissing(p.root.Remove(reserveFile))
+	return pooldir.IgnoreMissing(p.root.Remove(reserveFile))
 }

@@ -16,6 +16,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 var (
@@ -157,7 +158,7 @@ func (c *change) edited(name string, edit func(dir *os.Root) error) error {
 	if err := c.flush(name); err != nil {
 		return err
 	}
-	data, err := openSubvolume(c.dir, name)
+	data, err := openSubvolume(c.dir.Root, name)
 	if err != nil {
 		return err
 	}
@@ -194,7 +195,7 @@ func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *cha
 	}
 	as.CreatedAt, as.ExpiresAt = as.CreatedAt.Round(0), as.ExpiresAt.Round(0)
 	rec := snapshotRecord{Version: formatVersion, Snapshot: as}
-	if err := writeFile(c.dir, path.Join(newSnapshot, snapshotFile), rec); err != nil {
+	if err := writeFile(c.dir.Root, path.Join(newSnapshot, snapshotFile), rec); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -203,7 +204,7 @@ func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *cha
 	if err := p.root.Mkdir(path.Join(v.key.String(), snapshotsDir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := p.move(c.path(newSnapshot), snapshotPath(v.key, as.Name)); err != nil {
+	if err := p.move(c.dir.Path(newSnapshot), snapshotPath(v.key, as.Name)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
@@ -281,7 +282,7 @@ func (c *change) receive(ctx context.Context, parent *os.File, r *os.File, conte
 		return err
 	}
 	name := path.Join(newSnapshot, dataName)
-	data, err := openSubvolume(c.dir, name)
+	data, err := openSubvolume(c.dir.Root, name)
 	if err != nil {
 		return err
 	}
@@ -299,7 +300,7 @@ func (c *change) receive(ctx context.Context, parent *os.File, r *os.File, conte
 		return err
 	}
 	defer root.Close()
-	if err := checkFilled(root, content); err != nil {
+	if _, err := pooldir.CheckFilled(root, content); err != nil {
 		return err
 	}
 	if err := unix.Syncfs(int(data.Fd())); err != nil {

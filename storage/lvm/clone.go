@@ -12,13 +12,14 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Clone makes a thin snapshot of a volume, or of a snapshot of one, which is the same
 // thing.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
-	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
+	if err := cmp.Or(from.Check(), p.root.CheckNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -28,7 +29,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err != nil {
 		return nil, err
 	}
-	defer source.close()
+	defer source.dir.Close()
 	origin, files, err := source.origin(p, from.Snapshot)
 	if err != nil {
 		return nil, err
@@ -42,12 +43,12 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
 	defer meta.Close()
-	if err := cmp.Or(c.touch(c.name), copyFiles(files, meta)); err != nil {
+	if err := cmp.Or(c.touch(c.name), pooldir.CopyMeta(files, meta)); err != nil {
 		return nil, err
 	}
 	if o.Edit != nil {
@@ -78,7 +79,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 // metadata files that belong to it.
 func (h *locked) origin(p *Pool, snapshot string) (id string, files *os.Root, err error) {
 	if snapshot == "" {
-		files, err = h.dir.OpenRoot(metaDir)
+		files, err = h.dir.OpenRoot(pooldir.MetaDir)
 		return h.rec.Data, files, err
 	}
 	i, err := h.rec.find(snapshot)

@@ -13,6 +13,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools: in a thin pool that is there, in one of its own in a
@@ -87,7 +88,7 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	p.id = "brig" + newID()[:8]
+	p.id = "brig" + pooldir.NewID()[:8]
 	if err := d.make(ctx, r.Name, config, &p); err != nil {
 		return nil, err
 	}
@@ -222,7 +223,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"- && lv_name!="+p.id+"-thin")
-	if err := ignoreMissing(err); err != nil {
+	if err := pooldir.IgnoreMissing(err); err != nil {
 		return err
 	}
 	var names []string
@@ -247,5 +248,5 @@ func removeLVs(ctx context.Context, vg string, names ...string) error {
 		return nil
 	}
 	_, err := lvm(ctx, "lvremove", append([]string{"-f", "-y", "--"}, names...)...)
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }

@@ -11,28 +11,22 @@ package lvm
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // What is on a pool's own volume beside the directories of the volume classes.
 const (
 	poolFile     = "pool.json"
-	stagingDir   = "staging"
-	trashDir     = "trash"
 	snapshotsDir = "snapshots" // metadata files of snapshots, by the ids of these
 )
 
@@ -46,8 +40,6 @@ const (
 // formatVersion is the layout that this driver writes. A pool with a larger one
 // was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options say which pool to open. All but Name, File and Step are needed.
 type Options struct {
@@ -80,8 +72,7 @@ type Pool struct {
 	id       string
 	dir      string
 	file     string
-	root     *os.Root // of the pool's own volume
-	at       *os.File // the same directory
+	root     *pooldir.Dir // of the pool's own volume
 	step     func(string)
 
 	mu       sync.Mutex
@@ -142,16 +133,14 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 
 // mountOwn makes sure that the pool's own volume is mounted, and opens it.
 func (p *Pool) mountOwn(ctx context.Context) (err error) {
-	p.root, err = p.mountAt(ctx, ownVolume, filepath.Join(p.dir, ownMount), 0)
+	root, err := p.mountAt(ctx, ownVolume, filepath.Join(p.dir, ownMount), 0)
 	if fault.Is(err, fault.NotFound) {
 		return p.lost(ctx, err)
 	}
 	if err != nil {
 		return err
 	}
-	if p.at, err = p.root.Open("."); err != nil {
-		p.root.Close()
-	}
+	p.root, err = pooldir.Open(root)
 	return err
 }
 
@@ -166,7 +155,7 @@ func (p *Pool) lost(ctx context.Context, err error) error {
 
 // Close lets go of the pool. The volumes that were opened from it are of no more
 // use.
-func (p *Pool) Close() error { return errors.Join(p.at.Close(), p.root.Close()) }
+func (p *Pool) Close() error { return p.root.Close() }
 
 func (p *Pool) checkHeader() error {
 	h, err := p.header()
@@ -181,15 +170,12 @@ func (p *Pool) checkHeader() error {
 
 // header reads pool.json.
 func (p *Pool) header() (h header, err error) {
-	b, err := p.readFile(poolFile, maxRecord)
+	err = p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, fault.New(fault.WrongState, "the volume %q is not one of brig's: it has no %s", p.full(ownVolume), poolFile)
 	}
 	if err != nil {
 		return h, fault.Wrap(fault.Unavailable, err)
-	}
-	if err := json.Unmarshal(b, &h); err != nil {
-		return h, fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != driverName || h.Version > formatVersion {
 		return h, fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -233,15 +219,7 @@ func capabilities() storage.Capabilities {
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
 	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
-	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
-		return nil, err
-	}
-	names, err := namesIn(p.root, string(class))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	slices.Sort(names)
-	return names, ctx.Err()
+	return p.root.List(ctx, class)
 }
 
 // Open gives a volume.
@@ -269,7 +247,7 @@ func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err er
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return err
@@ -310,7 +288,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 	case err != nil:
 		return err
 	}
-	return syncDir(p.root, string(to.Class))
+	return pooldir.Sync(p.root, string(to.Class))
 }
 
 // Delete removes a volume from sight: its record goes to the trash, which tells
@@ -327,18 +305,18 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	case err != nil:
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	if err := p.idle(&h.rec); err != nil {
 		return err
 	}
-	if err := p.root.Rename(key.String(), path.Join(trashDir, newID())); err != nil {
+	if err := p.root.Rename(key.String(), path.Join(pooldir.Trash, pooldir.NewID())); err != nil {
 		return err
 	}
 	p.step("deleted")
 	for _, id := range h.rec.ids() {
 		p.unmount(id)
 	}
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // deleteDamaged deletes a volume whose record cannot be read, which is how one
@@ -353,25 +331,9 @@ func (p *Pool) deleteDamaged(ctx context.Context, key storage.Key) error {
 		return err
 	}
 	defer c.end()
-	if err := p.root.Rename(key.String(), c.path("damaged")); err != nil {
+	if err := p.root.Rename(key.String(), c.dir.Path("damaged")); err != nil {
 		return err
 	}
 	c.done, c.wasteful = true, true
-	return syncDir(p.root, string(key.Class))
-}
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// unavailable says that the pool is not as it has to be, if err says that something
-// is missing in it.
-func unavailable(err error) error {
-	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Unavailable, "the pool is gone or damaged: %w", err)
-	}
-	return err
+	return pooldir.Sync(p.root, string(key.Class))
 }

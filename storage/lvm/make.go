@@ -20,6 +20,7 @@ import (
 	"brig/instance/run"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Sizes of what is made.
@@ -121,14 +122,14 @@ func makeFile(path, text string) (*os.File, error) {
 
 // destroyVG removes a volume group that nothing is in any more, and its file.
 func destroyVG(ctx context.Context, p *place, source string) error {
-	if _, err := lvm(ctx, "vgremove", "-f", "-y", "--", p.vg); ignoreMissing(err) != nil {
+	if _, err := lvm(ctx, "vgremove", "-f", "-y", "--", p.vg); pooldir.IgnoreMissing(err) != nil {
 		return err
 	}
 	if p.made == madeFile {
-		return ignoreMissing(os.Remove(p.file))
+		return pooldir.IgnoreMissing(os.Remove(p.file))
 	}
 	_, err := lvm(ctx, "pvremove", "-y", "--", source)
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // makeThin makes a thin pool in a volume group, of the given size, or of all that is
@@ -273,7 +274,7 @@ func (p *Pool) layOut(ctx context.Context) error {
 	if err := p.root.Remove("lost+found"); err != nil {
 		return err
 	}
-	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir, snapshotsDir} {
+	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), pooldir.Staging, pooldir.Trash, snapshotsDir} {
 		if err := p.root.Mkdir(name, 0o700); err != nil {
 			return err
 		}
@@ -294,13 +295,13 @@ func (p *Pool) writeHeader() error {
 	if err := p.root.WriteFile(temporary, append(b, '\n'), 0o600); err != nil {
 		return err
 	}
-	if err := unix.Syncfs(int(p.at.Fd())); err != nil {
+	if err := unix.Syncfs(int(p.root.File.Fd())); err != nil {
 		return err
 	}
 	if err := p.root.Rename(temporary, poolFile); err != nil {
 		return err
 	}
-	return syncDir(p.root, ".")
+	return pooldir.Sync(p.root, ".")
 }
 
 // unmountAll unmounts what is mounted for a pool, which nobody may use, and removes
@@ -323,7 +324,7 @@ func unmountAll(o Options) error {
 				return fault.New(fault.Busy, "%q is in use: %w", point, err)
 			}
 		}
-		if err := ignoreMissing(os.Remove(point)); err != nil {
+		if err := pooldir.IgnoreMissing(os.Remove(point)); err != nil {
 			return err
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/pooldir"
 )
 
 // fsType is the file system of trees. It takes a bound on what is written while it is
@@ -149,7 +149,7 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 	}
 	data, err := p.mountAt(ctx, id, p.mountPoint(id), flags)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	defer data.Close()
 	if readOnly {
@@ -169,12 +169,4 @@ func (p *Pool) unmount(id string) {
 	}
 	os.Remove(point)
 	os.Remove(filepath.Join(p.dir, usedDir, id))
-}
-
-// ignoreMissing makes nothing of an error that says that something is not there.
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
 }

@@ -12,6 +12,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 func TestClassesOfWhatLVMSays(t *testing.T) {
@@ -87,8 +88,8 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for id, want := range map[string]bool{"0123456789abcdef": true, "": false, "0123456789ABCDEF": false, "0123456789abcde": false, "../0123456789abc": false, "0123456789abcdef\n": false} {
-		if got := validID(id); got != want {
-			t.Errorf("validID(%q) = %v, want %v", id, got, want)
+		if got := pooldir.ValidID(id); got != want {
+			t.Errorf("pooldir.ValidID(%q) = %v, want %v", id, got, want)
 		}
 	}
 	if got := dmName("my-vg", "brig01234567-0123456789abcdef"); got != "my--vg-brig01234567--0123456789abcdef" {

@@ -9,6 +9,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"brig/instance/flock"
+	"brig/storage/pooldir"
 )
 
 // restAfter is how long a logical volume that nobody uses stays mounted and active
@@ -28,7 +31,7 @@ func (p *Pool) use(ctx context.Context, id string) (release func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := lockFile(ctx, f, unix.LOCK_EX); err != nil {
+		if err := flock.Hold(ctx, f, unix.LOCK_EX); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -53,7 +56,7 @@ func (p *Pool) rest(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if !validID(e.Name()) {
+		if !pooldir.ValidID(e.Name()) {
 			continue
 		}
 		p.restOne(ctx, e.Name())

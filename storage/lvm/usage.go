@@ -16,8 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Usage measures a volume by the mappings in the thin pool's metadata, in chunks of
@@ -38,7 +40,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err != nil {
 		return storage.Usage{}, err
 	}
-	own := p.sizeOf(v.key.String()) + p.sizeOf(path.Join(v.key.String(), metaDir))
+	own := p.sizeOf(v.key.String()) + p.sizeOf(path.Join(v.key.String(), pooldir.MetaDir))
 	for _, s := range rec.Snapshots {
 		own += p.sizeOf(path.Join(snapshotsDir, s.ID))
 	}
@@ -66,7 +68,7 @@ func oldestFirst(snapshots []snapshot, usage []storage.SnapshotUsage) {
 
 // sizeOf gives the bytes of the files in a directory of the pool's own volume.
 func (p *Pool) sizeOf(dir string) (total int64) {
-	names, err := namesIn(p.root, dir)
+	names, err := pooldir.Names(p.root, dir)
 	if err != nil {
 		return 0
 	}
@@ -124,7 +126,7 @@ type owner struct {
 func (p *Pool) owners(ctx context.Context) (map[int64]owner, error) {
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"-")
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	named, err := p.named(ctx)
 	if err != nil {
@@ -156,10 +158,10 @@ func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
 	// takes this lock. One that is there nevertheless was left by a dead program.
 	lock, err := os.Open(meta)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	defer lock.Close()
-	if err := lockFile(ctx, lock, unix.LOCK_EX); err != nil {
+	if err := flock.Hold(ctx, lock, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
 	const reserve, release = "reserve_metadata_snap", "release_metadata_snap"

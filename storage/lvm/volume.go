@@ -3,8 +3,6 @@ package lvm
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +14,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -44,19 +43,12 @@ func (v *volume) Content() storage.Content {
 
 func (v *volume) Dir() (_ *os.Root, err error) {
 	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
 	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root mounts the volume, or activates its disk, and says where it is. If that fails,
@@ -97,7 +89,7 @@ func (p *Pool) activateDisk(ctx context.Context, id string) error {
 	}
 	defer release()
 	_, err = p.activate(ctx, id)
-	return unavailable(err)
+	return pooldir.Damaged(err)
 }
 
 // change locks the volume and calls f to change it.
@@ -109,7 +101,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -163,21 +155,21 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 
 // keepMeta copies the metadata files of a volume for a snapshot.
 func (p *Pool) keepMeta(h *locked, id string) error {
-	files, err := h.dir.OpenRoot(metaDir)
+	files, err := h.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
 	defer files.Close()
 	place := path.Join(snapshotsDir, id)
 	if err := p.root.Mkdir(place, 0o700); err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	to, err := p.root.OpenRoot(place)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return copyFiles(files, to)
+	return pooldir.CopyMeta(files, to)
 }
 
 // Snapshots lists the snapshots, oldest first.
@@ -214,7 +206,7 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 		return nil, err
 	}
 	dir, err := v.pool.root.OpenRoot(path.Join(snapshotsDir, id))
-	return dir, unavailable(err)
+	return dir, pooldir.Damaged(err)
 }
 
 // SnapshotRoot mounts a snapshot, or activates its disk, until nobody uses it any

@@ -13,6 +13,7 @@ import (
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/pooldir"
 	"brig/storage/treecopy"
 )
 
@@ -88,7 +89,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	}
 	if copied {
 		// Names and data of the copy, before a record relies on them.
-		if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+		if err := unix.Syncfs(int(c.dir.File.Fd())); err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +97,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	if f.release, err = p.share(ctx); err != nil || !copied {
 		return f, err
 	}
-	id := newID()
+	id := pooldir.NewID()
 	if err := c.putLayer(id); err != nil {
 		f.release()
 		return nil, err
@@ -107,7 +108,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 		f.release()
 		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, which merges them", len(f.layers))
 	}
-	return f, syncDir(p.root, layersDir)
+	return f, pooldir.Sync(p.root, layersDir)
 }
 
 // copyFrozen copies the tree and stops the writers for what they changed last. It
@@ -119,7 +120,7 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 		}
 	}
 	from := c.pool.path(layersDir, h.rec.Active, rootName)
-	copy := treecopy.NewAhead(from, c.pool.path(c.path(newLayer, rootName)))
+	copy := treecopy.NewAhead(from, c.pool.path(c.dir.Path(newLayer, rootName)))
 	if size, err := treecopy.Size(ctx, from); err != nil || size > aheadFrom {
 		if err := copy.Copy(ctx); err != nil {
 			return false, err

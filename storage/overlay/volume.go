@@ -13,6 +13,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -41,19 +42,12 @@ func (v *volume) Content() storage.Content {
 
 func (v *volume) Dir() (_ *os.Root, err error) {
 	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
 	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root says where the data is. After a machine was told to go on in another disk
@@ -115,7 +109,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -134,7 +128,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 		if _, err := h.rec.find(name); err == nil {
 			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
 		}
-		s := snapshot{ID: newID(), Snapshot: storage.Snapshot{
+		s := snapshot{ID: pooldir.NewID(), Snapshot: storage.Snapshot{
 			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
 		}}
 		if s.CreatedAt.IsZero() {
@@ -154,7 +148,7 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 		return err
 	}
 	f, err := c.freeze(ctx, h, live, func() error {
-		return p.copyFiles(path.Join(key.String(), metaDir), c.path(newSnapshot))
+		return p.copyMeta(path.Join(key.String(), pooldir.MetaDir), c.dir.Path(newSnapshot))
 	})
 	if err != nil {
 		return err
@@ -166,11 +160,11 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := p.root.Rename(c.path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
+	if err := p.root.Rename(c.dir.Path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
-	if err := syncDir(h.dir, snapshotsDir); err != nil {
+	if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 		return err
 	}
 	s.Layers = f.layers
@@ -288,7 +282,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 			return err
 		}
 		p.step("snapshot discarded")
-		if err := syncDir(h.dir, snapshotsDir); err != nil {
+		if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 			return err
 		}
 		if err := p.save(ctx, h, rec); err != nil && !storage.NoSpace(err) {

@@ -41,6 +41,26 @@ func Names(dir opener, name string) ([]string, error) {
 	return d.Readdirnames(-1)
 }
 
+// Files names the regular files in a directory, in no order.
+func Files(dir opener, name string) ([]string, error) {
+	d, err := dir.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	entries, err := d.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 // Sync makes the names in a directory durable.
 func Sync(dir opener, name string) error {
 	d, err := dir.Open(name)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -85,22 +86,12 @@ func CopyMeta(from, to *os.Root) error {
 
 // Meta names the metadata files in a directory: the regular files that are not a
 // disk.
-func Meta(dir *os.Root) ([]string, error) {
-	d, err := dir.Open(".")
+func Meta(dir opener) ([]string, error) {
+	names, err := Files(dir, ".")
 	if err != nil {
 		return nil, err
 	}
-	defer d.Close()
-	entries, err := d.ReadDir(-1)
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		if e.Type().IsRegular() && !IsDisk(e.Name()) {
-			names = append(names, e.Name())
-		}
-	}
+	names = slices.DeleteFunc(names, IsDisk)
 	if len(names) > maxFiles {
 		return nil, fault.New(fault.Invalid, "there are %d metadata files, and at most %d are allowed", len(names), maxFiles)
 	}

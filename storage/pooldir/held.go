@@ -96,6 +96,20 @@ func (d *Dir) Stage(ctx context.Context) (*Held, error) {
 	}
 }
 
+// NewVolume is the directory of a new volume in that of a change.
+const NewVolume = "volume"
+
+// MakeVolume makes the directory of a new volume, and opens that of its metadata
+// files.
+func (h *Held) MakeVolume() (meta *os.Root, err error) {
+	for _, name := range []string{NewVolume, path.Join(NewVolume, MetaDir)} {
+		if err := h.Mkdir(name, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	return h.OpenRoot(path.Join(NewVolume, MetaDir))
+}
+
 // Dead gives the directories of changes whose owners died, locked.
 func (d *Dir) Dead() []*Held {
 	names, err := Names(d, Staging)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -26,6 +27,9 @@ const (
 	Staging = "staging" // changes in progress
 	Trash   = "trash"   // what Sweep has yet to free
 )
+
+// MetaDir is the directory of a volume's metadata files in the volume's own.
+const MetaDir = "meta"
 
 // Classes are the volume classes, each of which has a directory by its name.
 func Classes() []storage.Class {
@@ -47,6 +51,26 @@ func Open(root *os.Root) (*Dir, error) {
 		return nil, err
 	}
 	return &Dir{Root: root, File: f}, nil
+}
+
+// OpenFolder opens the directory at a path, and makes it if it is missing and may
+// be made.
+func OpenFolder(path string, mayMake bool) (*Dir, error) {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrNotExist) && mayMake {
+		// Guests' set-user-id programs must be out of reach for the host's users.
+		if err := os.MkdirAll(path, 0o700); err != nil {
+			return nil, err
+		}
+		root, err = os.OpenRoot(path)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.New(fault.Unavailable, "%w: put it back, or mount its disk; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Unavailable, err)
+	}
+	return Open(root)
 }
 
 // Close lets go of the directory.
@@ -134,6 +158,23 @@ func (d *Dir) CheckNew(ctx context.Context, key storage.Key) error {
 		return err
 	}
 	return ctx.Err()
+}
+
+// OpenMeta opens the directory of a volume's metadata files.
+func (d *Dir) OpenMeta(key storage.Key) (*os.Root, error) {
+	dir, err := d.OpenRoot(path.Join(key.String(), MetaDir))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, d.Missing(key)
+	}
+	return dir, err
+}
+
+// ReadMeta reads a metadata file of at most so many bytes of a volume.
+func (d *Dir) ReadMeta(key storage.Key, name string, most int64) ([]byte, error) {
+	if !fs.ValidPath(name) {
+		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
+	}
+	return d.Read(path.Join(key.String(), MetaDir, name), most)
 }
 
 // Missing is the error about a volume that has no record: not-found, or unavailable

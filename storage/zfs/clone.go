@@ -12,13 +12,14 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Clone makes a clone of a snapshot: the one that is named, an image's own, or one
 // that is taken for it and goes with the clone.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
 	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
-	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
+	if err := cmp.Or(from.Check(), p.root.CheckNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -28,13 +29,13 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err != nil {
 		return nil, err
 	}
-	defer source.close()
+	defer source.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
@@ -72,14 +73,14 @@ func (c *change) origin(ctx context.Context, source *locked, from storage.Source
 			return "", err
 		}
 		defer files.Close()
-		return rec.object(&rec.Snapshots[i]), copyFiles(files, meta)
+		return rec.object(&rec.Snapshots[i]), pooldir.CopyMeta(files, meta)
 	}
-	files, err := source.dir.OpenRoot(metaDir)
+	files, err := source.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return "", err
 	}
 	defer files.Close()
-	if err := copyFiles(files, meta); err != nil {
+	if err := pooldir.CopyMeta(files, meta); err != nil {
 		return "", err
 	}
 	if rec.Base != "" {
@@ -195,24 +196,24 @@ func (p *Pool) snapshotMeta(ctx context.Context, object string) (*os.Root, error
 		return nil, gone(err)
 	}
 	defer data.Close()
-	return data.OpenRoot(metaDir)
+	return data.OpenRoot(pooldir.MetaDir)
 }
 
 // writeMeta puts a copy of the metadata files into the dataset, so that the
 // snapshot that follows holds them.
 func writeMeta(files, data *os.Root) error {
-	if err := data.RemoveAll(metaDir); err != nil {
+	if err := data.RemoveAll(pooldir.MetaDir); err != nil {
 		return err
 	}
-	if err := data.Mkdir(metaDir, 0o700); err != nil {
+	if err := data.Mkdir(pooldir.MetaDir, 0o700); err != nil {
 		return err
 	}
-	to, err := data.OpenRoot(metaDir)
+	to, err := data.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return copyFiles(files, to)
+	return pooldir.CopyMeta(files, to)
 }
 
 // diskName is the file of a disk in its dataset.

@@ -11,6 +11,7 @@ import (
 	gozfs "github.com/mistifyio/go-zfs/v4"
 
 	"brig/instance/fault"
+	"brig/storage/pooldir"
 )
 
 // dropSnapshot destroys a snapshot, or lets ZFS do it when its last clone is gone.
@@ -39,7 +40,7 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	if fault.Is(err, fault.Busy) {
 		return fault.New(fault.Busy, "%q is in use by %s; it is destroyed when that ends", name, users(name))
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // users says who has an object mounted, or files of it open.
@@ -116,7 +117,7 @@ func (p *Pool) promote(ctx context.Context, clone string) error {
 	if err == nil {
 		p.step("clone promoted")
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // remains is what is left of a dataset.
@@ -136,7 +137,7 @@ func (p *Pool) inspect(ctx context.Context, datasets []string) (map[string]*rema
 		args = append(args, p.full(dataset))
 	}
 	out, err := zfs(ctx, args...)
-	if err := ignoreMissing(err); err != nil {
+	if err := pooldir.IgnoreMissing(err); err != nil {
 		return nil, err
 	}
 	return parseRemains(out, p.dataset)
@@ -177,7 +178,7 @@ func parseRemains(out, pool string) (map[string]*remains, error) {
 			r.heir = heir
 			continue
 		}
-		r.kept, r.foreign = f[0], r.foreign || !validID(id)
+		r.kept, r.foreign = f[0], r.foreign || !pooldir.ValidID(id)
 	}
 	return found, nil
 }
@@ -198,7 +199,7 @@ func (p *Pool) strip(ctx context.Context, dataset string, s *remains) error {
 	if err == nil {
 		p.step("dataset stripped")
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // destroyDataset destroys a dataset that has no snapshots.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -153,12 +152,4 @@ func (p *Pool) unmount(object string) {
 		unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	os.Remove(point)
-}
-
-// ignoreMissing makes nothing of an error that says that something is not there.
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
 }

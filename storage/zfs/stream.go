@@ -8,6 +8,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -58,10 +59,10 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName st
 func (p *Pool) edit(ctx context.Context, dataset string, edit func(dir *os.Root) error) error {
 	data, err := p.detached(ctx, dataset)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	defer data.Close()
-	meta, err := data.OpenRoot(metaDir)
+	meta, err := data.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
@@ -192,14 +193,14 @@ func (p *Pool) checkReceived(ctx context.Context, object string, rec *record) er
 		return err
 	}
 	defer data.Close()
-	name, err := takeData(data, rec.Content)
+	name, err := pooldir.CheckFilled(data, rec.Content)
 	if err != nil {
 		return err
 	}
 	if rec.Content == storage.Disk && qcow2.FormatOf(name) != rec.Format {
 		return fault.New(fault.Unsupported, "the disk in it is %q and not %s", name, rec.Format)
 	}
-	if st, err := data.Lstat(metaDir); err != nil || !st.IsDir() {
+	if st, err := data.Lstat(pooldir.MetaDir); err != nil || !st.IsDir() {
 		return fault.New(fault.Invalid, "there are no metadata files in it")
 	}
 	return nil

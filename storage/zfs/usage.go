@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Usage measures a volume: what its datasets and their snapshots take up, and of
@@ -142,12 +143,12 @@ func parseSpace(out string) (map[string]*space, error) {
 
 // recordSize gives the bytes of a volume's record and metadata files.
 func (p *Pool) recordSize(key storage.Key) (total int64) {
-	for _, dir := range []string{key.String(), path.Join(key.String(), metaDir)} {
+	for _, dir := range []string{key.String(), path.Join(key.String(), pooldir.MetaDir)} {
 		root, err := p.root.OpenRoot(dir)
 		if err != nil {
 			continue
 		}
-		names, _ := namesIn(root, ".")
+		names, _ := pooldir.Names(root, ".")
 		for _, name := range names {
 			if st, err := root.Lstat(name); err == nil {
 				total += st.Size()

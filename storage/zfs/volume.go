@@ -3,8 +3,6 @@ package zfs
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,6 +15,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // volume is a handle: the record on disk is read anew where it matters.
@@ -45,19 +44,12 @@ func (v *volume) Content() storage.Content {
 
 func (v *volume) Dir() (_ *os.Root, err error) {
 	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
 	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root mounts the volume's dataset if it is not mounted, and says where. If that
@@ -115,7 +107,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -155,7 +147,7 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 	if err := c.touch(object); err != nil {
 		return err
 	}
-	files, err := h.dir.OpenRoot(metaDir)
+	files, err := h.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}

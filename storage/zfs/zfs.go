@@ -12,12 +12,8 @@ package zfs
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -27,14 +23,11 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
-// What is in a pool's own dataset beside the directories of the volume classes.
-const (
-	poolFile   = "pool.json"
-	stagingDir = "staging"
-	trashDir   = "trash"
-)
+// poolFile is in a pool's own dataset, beside what package pooldir knows of.
+const poolFile = "pool.json"
 
 // Directories below Options.Dir, where datasets are mounted.
 const (
@@ -45,8 +38,6 @@ const (
 // formatVersion is the layout that this driver writes. A pool with a larger one
 // was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options say which pool to open. Dataset and Dir are needed.
 type Options struct {
@@ -65,8 +56,7 @@ type Pool struct {
 	name    string
 	dataset string
 	dir     string
-	root    *os.Root // of the pool's own dataset
-	at      *os.File // the same directory
+	root    *pooldir.Dir // of the pool's own dataset
 	step    func(string)
 	uuid    string
 }
@@ -97,14 +87,14 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 		return nil, err
 	}
 	p := &Pool{name: o.Name, dataset: o.Dataset, dir: o.Dir, step: o.Step}
-	if p.root, err = p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0); err != nil {
+	root, err := p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0)
+	if err != nil {
 		if fault.Is(err, fault.NotFound) {
 			return nil, fault.New(fault.Unavailable, "%w", errNoDataset)
 		}
 		return nil, err
 	}
-	if p.at, err = p.root.Open("."); err != nil {
-		p.root.Close()
+	if p.root, err = pooldir.Open(root); err != nil {
 		return nil, err
 	}
 	if err := cmp.Or(p.checkHeader(), p.claim()); err != nil {
@@ -119,19 +109,16 @@ var errNoDataset = errors.New("there is no such dataset")
 
 // Close lets go of the pool's dataset. The volumes that were opened from it are
 // of no more use.
-func (p *Pool) Close() error { return errors.Join(p.at.Close(), p.root.Close()) }
+func (p *Pool) Close() error { return p.root.Close() }
 
 func (p *Pool) checkHeader() error {
-	b, err := p.root.ReadFile(poolFile)
+	var h header
+	err := p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.WrongState, "the dataset is not one of brig's: it has no %s", poolFile)
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err)
-	}
-	var h header
-	if err := json.Unmarshal(b, &h); err != nil {
-		return fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != driverName || h.Version > formatVersion {
 		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -151,18 +138,18 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 	}
 	switch z, err := gozfs.GetZpool(p.zpool()); {
 	case err != nil:
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	case slices.Contains([]string{gozfs.ZpoolFaulted, gozfs.ZpoolUnavail, "SUSPENDED"}, z.Health):
 		return storage.Info{}, fault.New(fault.Unavailable, "zpool %q is %s; see zpool status", p.zpool(), z.Health)
 	}
 	own, err := gozfs.GetDataset(p.dataset)
 	if err != nil {
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	}
 	// What is kept for the pool's own dataset is not free for volumes.
 	volumes, err := gozfs.GetDataset(p.full(string(storage.Instances)))
 	if err != nil {
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	}
 	return storage.Info{
 		Name:         p.name,
@@ -187,15 +174,7 @@ func capabilities() storage.Capabilities {
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
 	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
-	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
-		return nil, err
-	}
-	names, err := namesIn(p.root, string(class))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	slices.Sort(names)
-	return names, ctx.Err()
+	return p.root.List(ctx, class)
 }
 
 // Open gives a volume.
@@ -223,7 +202,7 @@ func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err er
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return err
@@ -264,7 +243,7 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 	case err != nil:
 		return err
 	}
-	return syncDir(p.root, string(to.Class))
+	return pooldir.Sync(p.root, string(to.Class))
 }
 
 // Delete removes a volume from sight: its record goes to the trash, which tells
@@ -281,17 +260,17 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	case err != nil:
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	if err := p.idle(ctx, &h.rec); err != nil {
 		return err
 	}
-	err = p.insist(func() error { return p.root.Rename(key.String(), path.Join(trashDir, newID())) })
+	err = p.insist(func() error { return p.root.Rename(key.String(), path.Join(pooldir.Trash, pooldir.NewID())) })
 	if err != nil {
 		return err
 	}
 	p.step("deleted")
 	p.unmount(h.rec.dataset())
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // deleteDamaged deletes a volume whose record cannot be read, which is how one
@@ -306,37 +285,21 @@ func (p *Pool) deleteDamaged(ctx context.Context, key storage.Key) error {
 		return err
 	}
 	defer c.end()
-	if err := p.root.Rename(key.String(), c.path("damaged")); err != nil {
+	if err := p.root.Rename(key.String(), c.dir.Path("damaged")); err != nil {
 		return err
 	}
 	c.wasteful = true
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // full gives the name of an object of this pool for the zfs command.
 func (p *Pool) full(object string) string { return p.dataset + "/" + object }
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
 
 // gone says that a volume's dataset or snapshot is not where its record says, if
 // err says so. Other volumes are not concerned.
 func gone(err error) error {
 	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.Unavailable, "somebody destroyed or renamed what holds its data: bring it back by zfs rename, or delete the volume: %w", err)
-	}
-	return err
-}
-
-// unavailable says that the pool is not as it has to be, if err says that something
-// is missing in it.
-func unavailable(err error) error {
-	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Unavailable, "the pool is gone or damaged: %w", err)
 	}
 	return err
 }
