@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -141,7 +142,7 @@ func (p *Pool) flush(rec *record) error {
 	case !p.isActive(rec.Data):
 	case rec.Content == storage.Disk:
 		return syncDevice(p.devicePath(rec.Data))
-	case mounted(point):
+	case mount.Mounted(point):
 		d, err := os.Open(point)
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
@@ -125,7 +126,7 @@ func (c *change) fill(ctx context.Context, key storage.Key, id string, fill, tak
 		p.unmount(id)
 		return err
 	}
-	err = patient(ctx, func() error { return unix.Unmount(p.mountPoint(id), unix.UMOUNT_NOFOLLOW) })
+	err = holders.Outlast(ctx, func() error { return unix.Unmount(p.mountPoint(id), unix.UMOUNT_NOFOLLOW) })
 	p.unmount(id)
 	return err
 }

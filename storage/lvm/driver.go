@@ -13,6 +13,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -188,7 +189,7 @@ func (d Driver) Open(ctx context.Context, r storage.Record) (storage.Pool, error
 	p := placeOf(r.Config)
 	o := d.options(r.Name, p)
 	pool, err := Open(ctx, o)
-	if fault.Is(err, fault.Unavailable) && p.file != "" && !mounted(filepath.Join(o.Dir, ownMount)) {
+	if fault.Is(err, fault.Unavailable) && p.file != "" && !mount.Mounted(filepath.Join(o.Dir, ownMount)) {
 		loop, e := attach(p.file)
 		if e != nil {
 			return nil, fault.New(fault.Unavailable, "cannot use the file of the pool: %w", e)

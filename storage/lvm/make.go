@@ -20,6 +20,7 @@ import (
 	"brig/instance/run"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -319,7 +320,7 @@ func unmountAll(o Options) error {
 		}
 	}
 	for _, point := range append(points, volumes, used, filepath.Join(o.Dir, ownMount), o.Dir) {
-		if point != o.Dir && mounted(point) {
+		if point != o.Dir && mount.Mounted(point) {
 			if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
 				return fault.New(fault.Busy, "%q is in use: %w", point, err)
 			}

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
@@ -207,18 +205,5 @@ func TestHostileDumps(t *testing.T) {
 		if got, err := parseDump(strings.NewReader(bad)); err == nil {
 			t.Errorf("parseDump(%.40q) = %v, want an error", bad, got)
 		}
-	}
-}
-
-func TestMountPoints(t *testing.T) {
-	const mountinfo = `22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 254:3 / /run/brig/pools/p/volumes/a rw shared:9 - ext4 /dev/mapper/x rw
-41 22 254:3 /rootfs /mnt/with\040space rw - ext4 /dev/mapper/x rw
-42 22 254:31 / /run/b rw - ext4 /dev/mapper/y rw
-broken line
-`
-	got := parseMountPoints([]byte(mountinfo), unix.Mkdev(254, 3))
-	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
-		t.Errorf("parseMountPoints = %q, want %q", got, want)
 	}
 }

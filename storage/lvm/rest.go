@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/flock"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -60,7 +61,7 @@ func (p *Pool) rest(ctx context.Context) error {
 			continue
 		}
 		p.restOne(ctx, e.Name())
-		if limit, writable := limits[e.Name()]; writable && mounted(p.mountPoint(e.Name())) {
+		if limit, writable := limits[e.Name()]; writable && mount.Mounted(p.mountPoint(e.Name())) {
 			err = errors.Join(err, p.bound(ctx, e.Name(), limit))
 		}
 	}
@@ -80,7 +81,7 @@ func (p *Pool) restOne(ctx context.Context, id string) {
 		return
 	}
 	point := p.mountPoint(id)
-	if mounted(point) {
+	if mount.Mounted(point) {
 		if p.mountedElsewhere(id) || unix.Unmount(point, unix.UMOUNT_NOFOLLOW) != nil {
 			return
 		}

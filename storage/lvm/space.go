@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/mount"
 )
 
 // Of a thin pool, a part is kept: brig makes nothing new in it, so that what runs can
@@ -49,7 +50,7 @@ func (p *Pool) settled() (fill, error) {
 		return f, err
 	}
 	for _, e := range points {
-		if !mounted(p.mountPoint(e.Name())) {
+		if !mount.Mounted(p.mountPoint(e.Name())) {
 			continue
 		}
 		if d, err := os.Open(p.mountPoint(e.Name())); err == nil {

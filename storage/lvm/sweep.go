@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
 	"brig/storage/pooldir"
 )
 
@@ -182,10 +183,10 @@ func (p *Pool) removeOne(ctx context.Context, id string) error {
 	}
 	err := try()
 	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, try)
+		err = holders.Outlast(ctx, try)
 	}
 	if fault.Is(err, fault.Busy) {
-		return fault.New(fault.Busy, "%q is in use by %s; it is removed when that ends", p.full(id), p.users(id))
+		return fault.New(fault.Busy, "%q %s; it is removed when that ends", p.full(id), p.inUse(id))
 	}
 	return err
 }

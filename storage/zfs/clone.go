@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -140,7 +141,7 @@ func (p *Pool) freeze(ctx context.Context, rec *record, live *storage.Live, take
 // miss.
 func (p *Pool) flush(rec *record) error {
 	point := p.mountPoint(rec.dataset())
-	if !mounted(point) {
+	if !mount.Mounted(point) {
 		return nil // then nobody here has a map of a file in it
 	}
 	d, err := os.Open(point)

@@ -20,6 +20,8 @@ import (
 	"brig/instance/run"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/holders"
+	"brig/storage/mount"
 	"brig/storage/pooldir"
 )
 
@@ -286,7 +288,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	err := destroy()
 	if fault.Is(err, fault.Busy) {
 		// Every instance that runs has a copy of all mounts that there were.
-		err = patient(ctx, func() error { release(within(top)); return destroy() })
+		err = holders.Outlast(ctx, func() error { release(within(top)); return destroy() })
 	}
 	return err
 }
@@ -485,9 +487,9 @@ func unmountAll(dir string) error {
 	}
 	points = append(points, volumes, filepath.Join(dir, ownMount), dir)
 	for _, point := range points {
-		if point != dir && mounted(point) {
+		if point != dir && mount.Mounted(point) {
 			if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
-				return fault.New(fault.Busy, "%q is in use by %s", point, usersAt(point))
+				return fault.New(fault.Busy, "%q %s", point, usersAt(point))
 			}
 		}
 		if err := pooldir.IgnoreMissing(os.Remove(point)); err != nil {

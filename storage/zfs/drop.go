@@ -11,6 +11,7 @@ import (
 	gozfs "github.com/mistifyio/go-zfs/v4"
 
 	"brig/instance/fault"
+	"brig/storage/holders"
 	"brig/storage/pooldir"
 )
 
@@ -32,35 +33,35 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	try := func() error { return cmp.Or(ctx.Err(), classify(d.Destroy(how))) }
 	err := try()
 	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, func() error {
+		err = holders.Outlast(ctx, func() error {
 			release(one(name))
 			return try()
 		})
 	}
 	if fault.Is(err, fault.Busy) {
-		return fault.New(fault.Busy, "%q is in use by %s; it is destroyed when that ends", name, users(name))
+		return fault.New(fault.Busy, "%q %s; it is destroyed when that ends", name, users(name))
 	}
 	return pooldir.IgnoreMissing(err)
 }
 
 // users says who has an object mounted, or files of it open.
 func users(name string) string {
-	list := holders(one(name))
+	list := holders.Namespaces(one(name))
 	if root, err := openDetached(name); err == nil {
 		list = append(list, openers(root)...)
 		root.Close()
 	}
-	return describe(list)
+	return inUse(list)
 }
 
 // usersAt says who uses what is mounted at a directory.
 func usersAt(point string) string {
 	root, err := os.OpenRoot(point)
 	if err != nil {
-		return describe(nil)
+		return inUse(nil)
 	}
 	defer root.Close()
-	return describe(openers(root))
+	return inUse(openers(root))
 }
 
 // dropDatasets destroys datasets that no volume is in any more, if nothing needs
@@ -110,7 +111,7 @@ func (p *Pool) dropDatasets(ctx context.Context, datasets []string) map[string]e
 // promote makes a clone the owner of the snapshots that it was made from. One that
 // is gone by now is no error: somebody else is the heir then.
 func (p *Pool) promote(ctx context.Context, clone string) error {
-	err := patient(ctx, func() error {
+	err := holders.Outlast(ctx, func() error {
 		_, err := zfs(ctx, "promote", clone)
 		return err
 	})
