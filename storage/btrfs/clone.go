@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
@@ -143,10 +143,6 @@ func (p *Pool) idle(key storage.Key, content storage.Content) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has a disk open for writing.
 func (p *Pool) written(name string) bool {
 	f, err := p.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -154,9 +150,5 @@ func (p *Pool) written(name string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, syscall.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }

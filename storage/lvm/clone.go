@@ -14,6 +14,7 @@ import (
 	"brig/storage"
 	"brig/storage/mount"
 	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a thin snapshot of a volume, or of a snapshot of one, which is the same
@@ -164,10 +165,6 @@ func (p *Pool) idle(rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has a disk open for writing.
 func written(device string) bool {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -175,9 +172,5 @@ func written(device string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, unix.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -14,6 +13,7 @@ import (
 	"brig/storage"
 	"brig/storage/holders"
 	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 	"brig/storage/treecopy"
 )
 
@@ -235,10 +235,6 @@ func (p *Pool) idle(rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has the disk of a layer open for writing.
 func (p *Pool) written(id string) bool {
 	f, err := p.root.Open(inLayer(id, storage.DiskQcow2))
@@ -246,9 +242,5 @@ func (p *Pool) written(id string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, syscall.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }

@@ -14,6 +14,7 @@ import (
 	"brig/storage"
 	"brig/storage/mount"
 	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a clone of a snapshot: the one that is named, an image's own, or one
@@ -171,10 +172,6 @@ func (p *Pool) idle(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU, wherever it has the dataset mounted, has a disk
 // open for writing.
 func written(dir *os.Root, disk string) bool {
@@ -183,11 +180,7 @@ func written(dir *os.Root, disk string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, unix.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }
 
 // snapshotMeta opens the metadata files in a snapshot.
