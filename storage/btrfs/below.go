@@ -11,6 +11,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // A pool in a file needs space of the file system below even for deleting: nothing is
@@ -80,7 +81,7 @@ func (m Medium) reserveBelow() error {
 		return nil
 	}
 	err = errors.Join(err, os.Remove(b.reserve))
-	if noSpace(err) || errors.Is(err, unix.EOPNOTSUPP) {
+	if storage.NoSpace(err) || errors.Is(err, unix.EOPNOTSUPP) {
 		return nil
 	}
 	return err
@@ -92,7 +93,7 @@ func (m Medium) releaseBelow() error {
 	if !ok || !b.there || b.free >= b.size {
 		return nil
 	}
-	if err := ignoreMissing(os.Remove(b.reserve)); err != nil {
+	if err := pooldir.IgnoreMissing(os.Remove(b.reserve)); err != nil {
 		return err
 	}
 	// Some file systems have the space only then.
@@ -105,7 +106,7 @@ func (m Medium) releaseBelow() error {
 }
 
 // dropBelow removes the reserve of a pool that is let go of.
-func (m Medium) dropBelow() error { return ignoreMissing(os.Remove(m.Source + reserveSuffix)) }
+func (m Medium) dropBelow() error { return pooldir.IgnoreMissing(os.Remove(m.Source + reserveSuffix)) }
 
 var _ storage.Reliever = (*Pool)(nil)
 

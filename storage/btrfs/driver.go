@@ -16,6 +16,7 @@ import (
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools: in a folder on btrfs, on a block device, or in a
@@ -101,7 +102,7 @@ func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(ignoreMissing(os.Remove(medium.At)), medium.dropBelow())
+	return errors.Join(pooldir.IgnoreMissing(os.Remove(medium.At)), medium.dropBelow())
 }
 
 // Destroy removes what is in a pool, and the file if it is in one. A device
@@ -119,7 +120,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	if r.Config["source"] != d.file(r.Name) {
 		return nil
 	}
-	return ignoreMissing(os.Remove(r.Config["source"]))
+	return pooldir.IgnoreMissing(os.Remove(r.Config["source"]))
 }
 
 // unmountTime is how long a sweep that is under way may keep a pool in use.
@@ -152,7 +153,7 @@ func (d Driver) empty(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	defer pool.(*Pool).Close()
-	for _, class := range classes {
+	for _, class := range pooldir.Classes() {
 		names, err := pool.List(ctx, class)
 		if err != nil {
 			return err

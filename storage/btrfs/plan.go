@@ -17,7 +17,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
-	"brig/storage/folder"
+	"brig/storage/pooldir"
 )
 
 // Keys of a plan. They are not kept in the configuration of the pool.
@@ -57,7 +57,7 @@ func (d Driver) Plan(_ context.Context, r storage.Record) (map[string]string, er
 		return nil, fault.New(fault.NotFound, "cannot use the source: %w", err)
 	case st.IsDir():
 		config[keyMade] = madeFolder
-		config["source"], _, err = folder.Check(config["source"], poolFile)
+		config["source"], _, err = pooldir.CheckFolder(config["source"], poolFile)
 		return config, err
 	case config["force"] != "true" && d.medium(r.Name, config).brigs():
 		return nil, fault.New(fault.AlreadyExists, "there is a pool on %q already; adopt it with --adopt, or lose all that is on it with force=true", config["source"])
@@ -92,7 +92,7 @@ func (d Driver) file(name string) string { return filepath.Join(d.Files, name+".
 
 // newUUID is a random one, as mkfs.btrfs takes it.
 func newUUID() string {
-	id := newID() + newID()
+	id := pooldir.NewID() + pooldir.NewID()
 	return id[:8] + "-" + id[8:12] + "-" + id[12:16] + "-" + id[16:20] + "-" + id[20:32]
 }
 
@@ -153,13 +153,13 @@ func (d Driver) format(ctx context.Context, name string, config map[string]strin
 func (d Driver) Abandon(ctx context.Context, r storage.Record) error {
 	source := r.Config["source"]
 	if r.Config[keyMade] == madeFolder {
-		return folder.Abandon(source, false, parts(), isPoolFile)
+		return pooldir.AbandonFolder(source, false, parts(), isPoolFile)
 	}
 	if err := d.Release(ctx, r); err != nil {
 		return err
 	}
 	if r.Config[keyMade] == madeFile {
-		return ignoreMissing(os.Remove(source))
+		return pooldir.IgnoreMissing(os.Remove(source))
 	}
 	return wipe(source, r.Config[keyUUID])
 }
@@ -173,7 +173,7 @@ func wipe(device, uuid string) error {
 	}
 	f, err := os.Open(device)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	ours := isMade(f, superAt, id)
 	if err := f.Close(); err != nil || !ours {

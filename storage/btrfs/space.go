@@ -9,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Bounds of the reserve, which is a part of the pool in between.
@@ -75,7 +77,7 @@ func (p *Pool) makeReserve() error {
 	defer f.Close()
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		err = errors.Join(err, p.root.Remove(reserveFile))
-		if noSpace(err) {
+		if storage.NoSpace(err) {
 			return nil
 		}
 		return err
@@ -93,5 +95,5 @@ func (p *Pool) releaseReserve() error {
 	if err := p.Relieve(context.Background()); err != nil {
 		return err
 	}
-	return ignoreMissing(p.root.Remove(reserveFile))
+	return pooldir.IgnoreMissing(p.root.Remove(reserveFile))
 }

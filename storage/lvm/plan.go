@@ -9,6 +9,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Plan tells what Create makes where source says: a pool in a thin pool
@@ -30,7 +31,7 @@ func (d Driver) Plan(ctx context.Context, r storage.Record) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
-	p.id = "brig" + newID()[:8]
+	p.id = "brig" + pooldir.NewID()[:8]
 	switch {
 	case p.vg == "":
 		p.vg = p.id
@@ -51,7 +52,7 @@ func (d Driver) Plan(ctx context.Context, r storage.Record) (map[string]string, 
 
 func hasVG(ctx context.Context, vg string) (bool, error) {
 	_, err := lvm(ctx, "vgs", "--noheadings", "-o", "vg_name", "--", vg)
-	return err == nil, ignoreMissing(err)
+	return err == nil, pooldir.IgnoreMissing(err)
 }
 
 // Create makes what was planned.
@@ -83,7 +84,7 @@ func (d Driver) Abandon(ctx context.Context, r storage.Record) error {
 	if p.made == madeFile {
 		if st, err := os.Lstat(p.file); errors.Is(err, fs.ErrNotExist) || err == nil && st.Size() == 0 {
 			// A file without a size cannot be made a device.
-			return ignoreMissing(os.Remove(p.file))
+			return pooldir.IgnoreMissing(os.Remove(p.file))
 		}
 	}
 	return d.Destroy(ctx, r)

@@ -12,7 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
-	"brig/storage/folder"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools in folders.
@@ -28,7 +28,7 @@ func (Driver) Plan(_ context.Context, r storage.Record) (map[string]string, erro
 	if err != nil {
 		return nil, err
 	}
-	source, missing, err := folder.Check(config["source"], poolFile)
+	source, missing, err := pooldir.CheckFolder(config["source"], poolFile)
 	if err != nil {
 		return nil, err
 	}
@@ -55,7 +55,7 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (map[string]string
 
 // Abandon removes what was made of a plan.
 func (Driver) Abandon(_ context.Context, r storage.Record) error {
-	return folder.Abandon(r.Config["source"], r.Config[keyMissing] == "true", parts(), isPoolFile)
+	return pooldir.AbandonFolder(r.Config["source"], r.Config[keyMissing] == "true", parts(), isPoolFile)
 }
 
 // Adopt gives the configuration of the pool that is in the folder source.

@@ -13,6 +13,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // propMaker is on the first dataset of a zpool that Create made: the identity of the
@@ -58,7 +59,7 @@ func (d Driver) Plan(ctx context.Context, r storage.Record) (map[string]string, 
 			return nil, err
 		}
 	}
-	config[keyDataset], config[keyUUID], config[keyMade] = source, newID()+newID(), made
+	config[keyDataset], config[keyUUID], config[keyMade] = source, pooldir.NewID()+pooldir.NewID(), made
 	return config, nil
 }
 
@@ -153,7 +154,7 @@ func (d Driver) Abandon(ctx context.Context, r storage.Record) error {
 		owner, property = config[keyZpool], propMaker
 	}
 	mark, err := zfs(ctx, "get", "-H", "-s", "local", "-o", "value", property, owner)
-	if err := ignoreMissing(err); err != nil {
+	if err := pooldir.IgnoreMissing(err); err != nil {
 		return err
 	}
 	ours := uuid != "" && strings.TrimSpace(mark) == uuid
@@ -166,10 +167,10 @@ func (d Driver) Abandon(ctx context.Context, r storage.Record) error {
 	case ours && (made == madeZpool || made == madeFile):
 		return destroyZpool(owner, made, config[keySource])
 	case made == madeFile:
-		return ignoreMissing(os.Remove(config[keySource]))
+		return pooldir.IgnoreMissing(os.Remove(config[keySource]))
 	case ours && made == madeDataset:
 		_, err := zfs(ctx, "destroy", "-r", dataset)
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	case ours:
 		return unmake(ctx, dataset, dir)
 	}

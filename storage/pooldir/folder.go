@@ -1,7 +1,4 @@
-// Package folder is for drivers that make a pool in a folder that the user names:
-// it tells whether one can become a pool, and takes back what was made there by a
-// program that did not come to its end. What is in a pool is the drivers' affair.
-package folder
+package pooldir
 
 import (
 	"errors"
@@ -12,9 +9,9 @@ import (
 	"brig/instance/fault"
 )
 
-// Check gives the absolute path of a folder that can become a pool, because it is
+// CheckFolder gives the absolute path of a folder that can become a pool, because it is
 // empty or missing. Mark is the file that tells pools from other folders.
-func Check(path, mark string) (source string, missing bool, err error) {
+func CheckFolder(path, mark string) (source string, missing bool, err error) {
 	source, err = filepath.Abs(path)
 	if err != nil {
 		return "", false, fault.New(fault.Invalid, "cannot use the folder %q: %w", path, err)
@@ -34,11 +31,11 @@ func Check(path, mark string) (source string, missing bool, err error) {
 	return "", false, fault.New(fault.WrongState, "the folder %q is not empty", source)
 }
 
-// Abandon empties a folder that Check found empty or missing, and removes it if it
+// AbandonFolder empties a folder that CheckFolder found empty or missing, and removes it if it
 // was missing. If there is anything in it that a new pool does not have, or a volume,
 // it is not what was begun there, and stays. Parts are the folders of a new pool,
 // which are all empty, and isFile tells its files.
-func Abandon(source string, missing bool, parts []string, isFile func(name string) bool) error {
+func AbandonFolder(source string, missing bool, parts []string, isFile func(name string) bool) error {
 	root, err := os.OpenRoot(source)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -67,15 +64,12 @@ func Abandon(source string, missing bool, parts []string, isFile func(name strin
 		}
 	}
 	for _, e := range entries {
-		if err := root.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := IgnoreMissing(root.Remove(e.Name())); err != nil {
 			return err
 		}
 	}
 	if !missing {
 		return nil
 	}
-	if err := os.Remove(source); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return IgnoreMissing(os.Remove(source))
 }
