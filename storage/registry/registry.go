@@ -178,9 +178,11 @@ func (r *Registry) Abandon(ctx context.Context, plan storage.Record) error {
 	if err != nil {
 		return err
 	}
-	if known, err := r.Record(plan.Name); err == nil && known.CreatedAt.Equal(plan.CreatedAt) {
-		// It was complete.
-		return r.Delete(ctx, plan.Name)
+	switch known, err := r.Record(plan.Name); {
+	case err == nil && known.CreatedAt.Equal(plan.CreatedAt):
+		return r.Delete(ctx, plan.Name) // it was complete
+	case !fault.Is(err, fault.NotFound):
+		return err // it is another
 	}
 	if err := driver.Abandon(ctx, plan); err != nil {
 		return fmt.Errorf("cannot take back what was made of pool %q: %w", plan.Name, err)

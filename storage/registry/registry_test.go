@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"brig/instance/fault"
 	"brig/storage"
@@ -132,5 +133,38 @@ func TestBadPools(t *testing.T) {
 	}
 	if names, err := r.Names(); err != nil || !slices.Contains(names, "broken") {
 		t.Errorf("Names() = %q, %v: a damaged pool has to be seen", names, err)
+	}
+}
+
+func TestPlannedPoolsAreTakenBack(t *testing.T) {
+	r, d := open(t)
+	ctx := t.Context()
+	plan, err := r.Plan(ctx, storage.Record{Name: "fast", Driver: "test", CreatedAt: time.Unix(1, 0), Config: map[string]string{"source": "/x"}})
+	if err != nil || plan.Config["planned"] != "yes" {
+		t.Fatalf("Plan() = %+v, %v", plan, err)
+	}
+	if names, _ := r.Names(); len(names) != 1 {
+		t.Errorf("Names() after Plan = %q, want the default alone", names)
+	}
+	if err := r.Abandon(ctx, plan); err != nil || !slices.Equal(d.abandoned, []string{"fast yes"}) || len(d.destroyed) > 0 {
+		t.Errorf("Abandon() of a plan = %v: abandoned %q, destroyed %q", err, d.abandoned, d.destroyed)
+	}
+	if err := r.Create(ctx, plan); err != nil {
+		t.Fatal(err)
+	}
+	// Another of the same name, which was made at another time, is no concern of it.
+	other := plan
+	other.CreatedAt = time.Unix(2, 0)
+	if err := r.Abandon(ctx, other); err != nil || len(d.destroyed) > 0 || len(d.abandoned) != 1 {
+		t.Errorf("Abandon() of another plan = %v: destroyed %q, abandoned %q", err, d.destroyed, d.abandoned)
+	}
+	if err := r.Abandon(ctx, plan); err != nil || !slices.Equal(d.destroyed, []string{"fast"}) {
+		t.Errorf("Abandon() of what is complete = %v: destroyed %q", err, d.destroyed)
+	}
+	if _, err := r.Record("fast"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("Record() after Abandon = %v, want not-found", err)
+	}
+	if _, err := r.Plan(ctx, storage.Record{Name: "x", Driver: "tape"}); !fault.Is(err, fault.Unsupported) {
+		t.Errorf("Plan() with an unknown driver = %v, want unsupported", err)
 	}
 }
