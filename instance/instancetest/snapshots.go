@@ -141,6 +141,9 @@ func Snapshots(t *testing.T, r *Rig, form instance.Type) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(images) })
+	if form == instance.VirtualMachine {
+		r.Kernels(t)
+	}
 	b := &bench{Rig: r, form: form, images: images}
 	b.app = WriteImage(t, filepath.Join(images, "app"), "1", ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, ProbeFiles(t, r.Bin))
 	b.launch(t, "app", "--wait", "ready")
