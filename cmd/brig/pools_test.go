@@ -296,7 +296,7 @@ func TestRefreshOfAMachine(t *testing.T) {
 func filesOf(t *testing.T, r *instancetest.Rig, name, snapshot string) string {
 	t.Helper()
 	dir := t.TempDir()
-	r.Must(t, "snapshot", "mount", name, snapshot, dir)
+	r.Must(t, "snapshot", "mount", name+"/"+snapshot, dir)
 	defer r.Must(t, "snapshot", "unmount", dir)
 	out, err := exec.Command("sh", "-c", `tar -C "$0" --sort=name --numeric-owner --xattrs -c . | sha256sum`, dir).Output()
 	if err != nil {
