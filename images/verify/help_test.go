@@ -106,8 +106,13 @@ func replay(t testing.TB, layers ...[]byte) *Model {
 // unpack makes the tree of layers.
 func unpack(t testing.TB, layers ...[]byte) string {
 	t.Helper()
+	return unpackIn(t, t.TempDir(), layers...)
+}
+
+func unpackIn(t testing.TB, dir string, layers ...[]byte) string {
+	t.Helper()
 	needsRoot(t)
-	path := filepath.Join(t.TempDir(), "tree")
+	path := filepath.Join(dir, "tree")
 	must(t, os.Mkdir(path, 0o700))
 	root, err := os.OpenRoot(path)
 	must(t, err)
@@ -133,7 +138,7 @@ func scan(t testing.TB, path string) *Model {
 // everything is an image of two layers with one of everything in it.
 func everything(t testing.TB) [][]byte {
 	late := fileOf("late", "x")
-	late.ModTime = time.Unix(4e9, 123456789)
+	late.ModTime = time.Unix(2e9, 123456789)
 	return [][]byte{
 		layer(t,
 			dirOf("./").of(0, 0, 0o751),
