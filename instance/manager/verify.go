@@ -24,6 +24,8 @@ type (
 	VerifyReport    = verify.Report
 	VerifyCheck     = verify.Check
 	ImageDifference = verify.Difference
+	ImageField      = verify.Field
+	ImageAllowed    = verify.Allowed
 )
 
 // How a check ends that is of no doubt.
