@@ -149,6 +149,7 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 		Devices:     devices(r.Devices),
 		Profiles:    []string{"default"},
 		Ephemeral:   r.Ephemeral,
+		Held:        r.held,
 	}, nil
 }
 

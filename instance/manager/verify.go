@@ -78,6 +78,9 @@ func (m *Manager) VerifyImage(ctx context.Context, r VerifyRequest) (*verify.Rep
 	if err == nil {
 		err = v.stored(ctx, &r)
 	}
+	if err == nil && r.Boot {
+		err = v.boots(ctx, &r)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot verify image %q: %w", r.Image, err)
 	}
