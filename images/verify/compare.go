@@ -35,6 +35,7 @@ type Field struct {
 // On says what a model was read from, which decides what it may not hold.
 type On struct {
 	Disk bool // an ext4 disk that mkfs.ext4 filled
+	All  bool // keep all differences, however many
 }
 
 // maxTold bounds how many differences are kept. All are counted.
@@ -63,7 +64,7 @@ type comparer struct {
 }
 
 func (c *comparer) tell(d Difference) {
-	if c.count++; len(c.list) < maxTold {
+	if c.count++; c.on.All || len(c.list) < maxTold {
 		c.list = append(c.list, d)
 	}
 }

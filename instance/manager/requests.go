@@ -22,8 +22,6 @@ type CreateRequest struct {
 	Ephemeral   bool
 	Command     []string // given after --; replaces the image's command
 	NoNetwork   bool
-
-	held bool // the main process is only looked at
 }
 
 // StartOptions tell when a start is done. The zero value waits until the

@@ -56,10 +56,10 @@ func (v *verification) boot(ctx context.Context, form instance.Type) (what []ver
 	}
 	starting, cancel := context.WithTimeout(ctx, bootTime)
 	defer cancel()
-	spec, err := v.Launch(starting, CreateRequest{
+	spec, err := v.create(starting, CreateRequest{
 		Name: "verify-" + newID()[:8], Image: v.image.Fingerprint, Type: form,
-		Description: "for image verify", Ephemeral: true, NoNetwork: true, held: true,
-	}, StartOptions{})
+		Description: "for image verify", Ephemeral: true, NoNetwork: true,
+	}, true, func(spec *instance.Spec) { spec.Held = true })
 	if err != nil {
 		return nil, "", err
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -304,6 +305,27 @@ func (f *fake) VerifyImage(ctx context.Context, r manager.VerifyRequest) (*manag
 			{Path: "/usr/lib/libm", Kind: "missing"},
 		}, Allowed: []manager.ImageAllowed{{Rule: "character devices 0:0 are left out", Count: 2}}}, disk)
 	return report, nil
+}
+
+func (f *fake) DiffImages(ctx context.Context, a, b string, each func(manager.Change) error) error {
+	f.note("diff images %s %s", a, b)
+	for _, name := range []string{a, b} {
+		if _, err := f.Image(ctx, name); err != nil {
+			return err
+		}
+	}
+	return errors.Join(each(manager.Change{Path: "/etc/\x1b[31mnew", Kind: "added"}),
+		each(manager.Change{Path: "/etc/passwd", Kind: "changed", What: []string{"content", "mtime"}}))
+}
+
+func (f *fake) ImageHistory(ctx context.Context, name string) ([]manager.HistoryEntry, error) {
+	if _, err := f.Image(ctx, name); err != nil {
+		return nil, err
+	}
+	return []manager.HistoryEntry{
+		{CreatedAt: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), CreatedBy: "CMD [\"/app\"]"},
+		{CreatedAt: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), CreatedBy: "COPY \x1b[31mapp /", Comment: "buildkit", Digest: "sha256:0123456789abcdef", Size: 2048},
+	}, nil
 }
 
 func (f *fake) DeleteImage(ctx context.Context, name string) error {
