@@ -286,6 +286,7 @@ func (s *Store) Sweep() error {
 		needed[img.Fingerprint] = true
 		sum := sha256.Sum256(img.Config)
 		needed[hex.EncodeToString(sum[:])] = true
+		needed[strings.TrimPrefix(img.Tree, "sha256:")] = true
 		for _, layer := range img.Layers {
 			needed[strings.TrimPrefix(layer.Digest, "sha256:")] = true
 		}

@@ -42,6 +42,7 @@ type Image struct {
 	App          *instance.App     `json:"app,omitempty"`    // of App images
 	Config       json.RawMessage   `json:"config,omitempty"` // the OCI image configuration, byte for byte
 	Layers       []Layer           `json:"layers,omitempty"` // bottom first
+	Tree         string            `json:"tree,omitempty"`   // digest of the listing of its files as they were unpacked, a blob that may be kept
 }
 
 // Layer is one layer of an OCI image. Sizes are bytes.

@@ -41,6 +41,7 @@ type Spec struct {
 	Devices      map[string]map[string]string `json:"devices"`
 	Profiles     []string                     `json:"profiles"`
 	Ephemeral    bool                         `json:"ephemeral"`
+	Held         bool                         `json:"held,omitempty"`   // its main process is only looked at, see Process
 	MAC          string                       `json:"mac"`              // of eth0
 	Address      netip.Prefix                 `json:"address,omitzero"` // of eth0, given in advance
 }

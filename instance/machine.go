@@ -87,6 +87,7 @@ type Process struct {
 	Dir        string   `json:"dir,omitempty"`
 	StopSignal string   `json:"stop_signal,omitempty"`
 	Idle       bool     `json:"idle,omitempty"` // nothing to run: stay up until stopped
+	Held       bool     `json:"held,omitempty"` // stands still before its first instruction, to be looked at, until stopped
 }
 
 // NIC is one network interface of an instance.

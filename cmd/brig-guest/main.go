@@ -12,6 +12,7 @@ import (
 	"brig/cmd/brig-guest/internal/agent"
 	"brig/cmd/brig-guest/internal/app"
 	"brig/cmd/brig-guest/internal/boot"
+	"brig/instance/guest"
 )
 
 const usage = `brig-guest runs inside brig's guests: as /init of a virtual machine's initial
@@ -23,6 +24,8 @@ func main() {
 	switch {
 	case len(os.Args) == 2 && os.Args[1] == agent.Role:
 		os.Exit(agent.Main())
+	case len(os.Args) == 2 && os.Args[1] == guest.LookRole:
+		os.Exit(app.Look())
 	case os.Getpid() != 1:
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)

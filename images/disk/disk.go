@@ -6,13 +6,16 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -88,7 +91,7 @@ func makeDisk(ctx context.Context, tree, dst string, o Options) (err error) {
 	if err := format(ctx, tree, dst, o, need); err != nil {
 		return err
 	}
-	return setRoot(ctx, dst, need.root)
+	return settle(ctx, dst, need.root)
 }
 
 func create(dst string, size int64) error {
@@ -135,21 +138,30 @@ func mkfs(ctx context.Context, tree, dst string, o Options, need needs, extended
 	if need.inodes > o.Size/perInode*9/10 {
 		args = append(args, "-N", fmt.Sprint(need.inodes*5/4))
 	}
-	now := fmt.Sprint(epoch(need.root))
-	_, err := run.With(ctx, run.Options{Env: []string{"E2FSPROGS_FAKE_TIME=" + now, "SOURCE_DATE_EPOCH=" + now}},
+	_, err := run.With(ctx, run.Options{Env: atTime(need.root)},
 		"mkfs.ext4", append(args, "--", dst)...)
 	return err
 }
 
-// setRoot gives the root directory the mode and owner of the tree's, which
-// mkfs.ext4 leaves out; its time is that of the disk.
-func setRoot(ctx context.Context, dst string, root *syscall.Stat_t) error {
-	if root.Mode&0o7777 == 0o755 && root.Uid == 0 && root.Gid == 0 {
-		return nil
+// settle gives the root directory the mode and owner of the tree's, which
+// mkfs.ext4 leaves out, and every file the disk's time as that of its last change
+// of state and of its last use: those of the tree tell when it was unpacked, which
+// is nothing of the image's.
+func settle(ctx context.Context, dst string, root *syscall.Stat_t) error {
+	used, err := inodesUsed(ctx, dst)
+	if err != nil {
+		return err
 	}
-	cmds := fmt.Sprintf("sif <2> mode 0%o\nsif <2> uid %d\nsif <2> gid %d\n", root.Mode, root.Uid, root.Gid)
+	var cmds bytes.Buffer
+	fmt.Fprintf(&cmds, "sif <2> mode 0%o\nsif <2> uid %d\nsif <2> gid %d\n", root.Mode, root.Uid, root.Gid)
+	now := epoch(root)
+	for inode := range used {
+		if inode+1 == rootInode || inode+1 >= firstInode {
+			fmt.Fprintf(&cmds, "sif <%d> ctime @%d\nsif <%d> atime @%d\n", inode+1, now, inode+1, now)
+		}
+	}
 	var stderr strings.Builder
-	_, err := run.With(ctx, run.Options{Stdin: strings.NewReader(cmds), Stderr: &stderr}, "debugfs", "-w", "-f", "-", dst)
+	_, err = run.With(ctx, run.Options{Stdin: &cmds, Stdout: io.Discard, Stderr: &stderr, Env: atTime(root)}, "debugfs", "-w", "-f", "-", dst)
 	if err != nil {
 		return toolFault(err, 0)
 	}
@@ -158,6 +170,43 @@ func setRoot(ctx context.Context, dst string, root *syscall.Stat_t) error {
 		return fmt.Errorf("debugfs: %s", strings.TrimSpace(said))
 	}
 	return nil
+}
+
+// Inodes before the first are the file system's own, but for the root directory.
+const (
+	rootInode  = 2
+	firstInode = 11
+)
+
+// inodesUsed tells how many inodes a new file system uses, which are its first.
+func inodesUsed(ctx context.Context, dst string) (int64, error) {
+	out, err := run.Output(ctx, "dumpe2fs", "-h", dst)
+	if err != nil {
+		return 0, toolFault(err, 0)
+	}
+	var all, free int64
+	for line := range strings.Lines(string(out)) {
+		name, value, _ := strings.Cut(line, ":")
+		switch name {
+		case "Inode count":
+			all, err = strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		case "Free inodes":
+			free, err = strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err != nil || all == 0 || free > all {
+		return 0, fault.New(fault.Internal, "dumpe2fs tells of %d inodes, %d of them free: %w", all, free, err)
+	}
+	return all - free, nil
+}
+
+// atTime has the tools take the disk's time for the present.
+func atTime(root *syscall.Stat_t) []string {
+	now := fmt.Sprint(epoch(root))
+	return []string{"E2FSPROGS_FAKE_TIME=" + now, "SOURCE_DATE_EPOCH=" + now}
 }
 
 // epoch is the time a disk is said to be made at: that of the tree's root, if it

@@ -57,8 +57,13 @@ const (
 // MakeImage makes an image of files.
 func MakeImage(t testing.TB, config ImageConfig, files []File) *Image {
 	t.Helper()
-	im := &Image{}
-	im.plain = tarOf(t, files)
+	return MakeImageOf(t, config, tarOf(t, files))
+}
+
+// MakeImageOf makes an image of the tar of its layer.
+func MakeImageOf(t testing.TB, config ImageConfig, layer []byte) *Image {
+	t.Helper()
+	im := &Image{plain: layer}
 	im.Layer = compress(t, im.plain)
 	im.Config = encode(t, map[string]any{
 		"architecture": runtime.GOARCH, "os": "linux", "config": config,

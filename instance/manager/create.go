@@ -34,19 +34,20 @@ type launchArgs struct {
 // Create makes a stopped instance from an image, fetching the image if it is
 // not here yet.
 func (m *Manager) Create(ctx context.Context, r CreateRequest) (*instance.Spec, error) {
-	return m.create(ctx, r, false)
+	return m.create(ctx, r, false, nil)
 }
 
 // Launch is Create and Start in one: on an error nothing of the instance stays.
 func (m *Manager) Launch(ctx context.Context, r CreateRequest, o StartOptions) (*instance.Spec, error) {
-	spec, err := m.create(ctx, r, true)
+	spec, err := m.create(ctx, r, true, nil)
 	if err != nil {
 		return nil, err
 	}
 	return spec, m.waitStarted(ctx, spec.Name, o)
 }
 
-func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*instance.Spec, error) {
+// create makes an instance. Edit, which may be nil, has a last word on its spec.
+func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit func(*instance.Spec)) (*instance.Spec, error) {
 	doing := "create"
 	if start {
 		doing = "launch"
@@ -76,6 +77,9 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool) (*ins
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
 	describe(spec, image, r)
+	if edit != nil {
+		edit(spec)
+	}
 	held, err := m.lock(ctx, doing, spec.Name)
 	if err != nil {
 		return nil, err

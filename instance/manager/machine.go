@@ -32,6 +32,9 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 		app = &instance.App{Entrypoint: spec.Image.Init, Env: spec.Image.Env}
 	}
 	main := guest.MainOf(app, spec.Command, environment(spec.Config))
+	if main.Process != nil {
+		main.Process.Held = spec.Held
+	}
 	machine.Boot.Process, machine.Boot.Init, machine.Boot.Env = main.Process, main.Init, main.Env
 	if main.Note != "" {
 		m.cfg.Notice(fmt.Sprintf("%s: %s.", spec.Name, main.Note))

@@ -67,6 +67,10 @@ type Looker interface {
 	// process.
 	Open(ctx context.Context, root storage.Root) (dir *os.File, done func() error, err error)
 
+	// Check tells what is wrong with a disk that nobody writes to: with its format,
+	// and with the file system on it.
+	Check(ctx context.Context, root storage.Root) (wrong []string, err error)
+
 	// Mount shows them at a directory of the host, until Unmount. Subject says what
 	// they are.
 	Mount(ctx context.Context, root storage.Root, target, subject string) error

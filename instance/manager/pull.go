@@ -130,11 +130,17 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 	if err := m.roomForImage(ctx, pool, in, &image, fetched); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
+	// What is put into the store meanwhile stays until the record needs it.
+	release, err := m.cfg.Images.Use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	op := m.pullOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
 		_, err := pool.Create(ctx, a.volume(), storage.Tree, func(dir *os.Root) error {
 			var err error
-			image, err = unpack(ctx, remote, dir, a, o.Progress)
+			image, err = m.unpack(ctx, remote, dir, a, o.Progress)
 			return err
 		})
 		return err
@@ -162,7 +168,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 	return &image, nil
 }
 
-func unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs, p images.Progress) (images.Image, error) {
+func (m *Manager) unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs, p images.Progress) (images.Image, error) {
 	if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
 		return images.Image{}, err
 	}
@@ -172,6 +178,9 @@ func unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs,
 	}
 	defer root.Close()
 	image, err := remote.Unpack(ctx, root, p)
+	if err == nil {
+		err = m.seal(ctx, root, &image)
+	}
 	if err != nil {
 		return images.Image{}, err
 	}

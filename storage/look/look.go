@@ -82,23 +82,12 @@ var ext4Options = [][2]string{{"noload", ""}, {"errors", "continue"}}
 
 // openDisk mounts the file system on a disk.
 func openDisk(ctx context.Context, root storage.Root, s *server) (*os.File, error) {
-	device := root.DiskPath
-	if st, err := os.Stat(root.DiskPath); err != nil {
+	device, done, err := deviceOf(ctx, root, s)
+	if err != nil {
 		return nil, err
-	} else if st.Mode().IsRegular() {
-		file, err := s.raw(ctx, root)
-		if err != nil {
-			return nil, err
-		}
-		defer file.Close()
-		loop, err := attachLoop(file)
-		if err != nil {
-			return nil, err
-		}
-		// From here on the mount keeps the device, which ends with it.
-		defer loop.Close()
-		device = loop.Name()
 	}
+	// From here on the mount keeps the device, which ends with it.
+	defer done()
 	view, err := mount.FileSystem("ext4", device, ext4Options)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EUCLEAN) {
 		return nil, fault.New(fault.Unsupported, "the disk has no good ext4 file system over its whole size: %w", err)

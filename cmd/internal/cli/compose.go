@@ -110,6 +110,10 @@ func (looker) Open(ctx context.Context, root storage.Root) (*os.File, func() err
 	return v.Dir, v.Close, nil
 }
 
+func (looker) Check(ctx context.Context, root storage.Root) ([]string, error) {
+	return look.Check(ctx, root)
+}
+
 type disks struct{}
 
 func (disks) Make(ctx context.Context, tree, dst, fingerprint string, size int64) error {

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -277,6 +278,57 @@ func (f *fake) PullImage(_ context.Context, ref string, o manager.PullOptions) (
 func (f *fake) ImportImage(_ context.Context, path string, o manager.ImportOptions) (*images.Image, error) {
 	f.note("import %s %+v", path, o)
 	return &f.images[0], nil
+}
+
+// VerifyImage finds the first image as it should be, and something wrong with
+// every other.
+func (f *fake) VerifyImage(ctx context.Context, r manager.VerifyRequest) (*manager.VerifyReport, error) {
+	f.note("verify %+v", r)
+	im, err := f.Image(ctx, r.Image)
+	if err != nil {
+		return nil, err
+	}
+	report := &manager.VerifyReport{Fingerprint: im.Fingerprint, Against: "record"}
+	disk := manager.VerifyCheck{Name: "disk", Form: "virtual-machine", Outcome: "not-kept", Text: "no disk was made of it yet"}
+	if im.Fingerprint == f.images[0].Fingerprint {
+		report.Add(manager.VerifyCheck{Name: "record", Subject: "sha256:07", Outcome: "same"},
+			manager.VerifyCheck{Name: "tree", Form: "container", Subject: "default", Outcome: "same", Text: "3 files are the image's"}, disk)
+		return report, nil
+	}
+	report.Against = "layers"
+	if r.Form == instance.VirtualMachine {
+		disk.Outcome = "unchecked"
+		report.Add(disk)
+		return report, nil
+	}
+	report.Add(manager.VerifyCheck{Name: "blob", Subject: "sha256:01", Outcome: "not-kept", Text: "it is not kept here"},
+		manager.VerifyCheck{Name: "tree", Form: "container", Subject: "default", Outcome: "differs", Count: 4, Differences: []manager.ImageDifference{
+			{Path: "/bin/ping", Kind: "changed", What: []manager.ImageField{{Name: "xattr security.capability", Want: "0x01", Got: "none"}, {Name: "mode", Want: "0755", Got: "4755"}}},
+			{Path: "/etc/\x1b[31mevil", Kind: "extra"},
+			{Path: "/usr/lib/libm", Kind: "missing"},
+		}, Allowed: []manager.ImageAllowed{{Rule: "character devices 0:0 are left out", Count: 2}}}, disk)
+	return report, nil
+}
+
+func (f *fake) DiffImages(ctx context.Context, a, b string, each func(manager.Change) error) error {
+	f.note("diff images %s %s", a, b)
+	for _, name := range []string{a, b} {
+		if _, err := f.Image(ctx, name); err != nil {
+			return err
+		}
+	}
+	return errors.Join(each(manager.Change{Path: "/etc/\x1b[31mnew", Kind: "added"}),
+		each(manager.Change{Path: "/etc/passwd", Kind: "changed", What: []string{"content", "mtime"}}))
+}
+
+func (f *fake) ImageHistory(ctx context.Context, name string) ([]manager.HistoryEntry, error) {
+	if _, err := f.Image(ctx, name); err != nil {
+		return nil, err
+	}
+	return []manager.HistoryEntry{
+		{CreatedAt: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), CreatedBy: "CMD [\"/app\"]"},
+		{CreatedAt: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), CreatedBy: "COPY \x1b[31mapp /", Comment: "buildkit", Digest: "sha256:0123456789abcdef", Size: 2048},
+	}, nil
 }
 
 func (f *fake) DeleteImage(ctx context.Context, name string) error {

@@ -61,6 +61,14 @@ func TestOutputIsAsPromised(t *testing.T) {
 		"image-list-yaml":     "image list -f yaml debian",
 		"image-show":          "image show docker:library/app:1",
 		"image-show-json":     "image show base -f json",
+		"image-diff":          "image diff base docker:library/app:1",
+		"image-diff-json":     "image diff base docker:library/app:1 -f json",
+		"image-history":       "image history docker:library/app:1",
+		"image-history-json":  "image history docker:library/app:1 -f json",
+		"image-verify":        "image verify base",
+		"image-verify-long":   "image verify base -v",
+		"image-verify-json":   "image verify base -f json",
+		"help-image-verify":   "image verify --help",
 		"kernel-list":         "kernel list",
 		"kernel-list-json":    "kernel list -f json",
 		"remote-list":         "remote list",
@@ -103,6 +111,36 @@ func TestOutputIsAsPromised(t *testing.T) {
 			}
 			compare(t, name, got)
 		})
+	}
+}
+
+// TestVerifyTellsByItsExitCode has the other image be wrong.
+func TestVerifyTellsByItsExitCode(t *testing.T) {
+	for name, c := range map[string]struct {
+		line string
+		code int
+	}{
+		"image-verify-differs":      {"image verify docker:library/app:1", 1},
+		"image-verify-differs-long": {"image verify docker:library/app:1 -v --form container --boot", 1},
+		"image-verify-differs-json": {"image verify docker:library/app:1 -f json", 1},
+		"image-verify-unchecked":    {"image verify docker:library/app:1 --form vm", 2},
+	} {
+		r := world().run(t, strings.Fields(c.line)...)
+		if r.code != c.code || r.stderr != "" {
+			t.Errorf("brig %s: exit code %d, stderr %q, want %d", c.line, r.code, r.stderr, c.code)
+		}
+		compare(t, name, fmt.Sprintf("$ brig %s\n%s", c.line, r.stdout))
+	}
+	for line, code := range map[string]int{
+		"image verify nothing":            3,
+		"image verify base --form tree":   2,
+		"image verify base -f table":      2,
+		"image verify base base":          2,
+		"image verify base --form vm -v ": 0,
+	} {
+		if r := world().run(t, strings.Fields(line)...); r.code != code {
+			t.Errorf("brig %s: exit code %d, want %d", line, r.code, code)
+		}
 	}
 }
 

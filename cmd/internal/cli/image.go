@@ -18,8 +18,8 @@ import (
 )
 
 func newImage(s *session) *cobra.Command {
-	return newGroup("image", "Fetch, import and delete images",
-		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageDelete(s))
+	return newGroup("image", "Fetch, import, verify and delete images",
+		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s))
 }
 
 func newImagePull(s *session) *cobra.Command {

@@ -29,34 +29,31 @@ func newSnapshotDiff(s *session) *cobra.Command {
 			if name == "" || given && from == "" {
 				return fault.New(fault.Invalid, "cannot compare %q: want NAME or NAME/SNAPSHOT", args[0])
 			}
-			f := format{kind: kind}
-			if kind != "text" {
-				var err error
-				if f, err = parseFormat(kind); err != nil {
-					return err
-				}
+			f, err := changesFormat(kind)
+			if err != nil {
+				return err
 			}
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			return s.diff(cmd, m, f, manager.DiffRequest{Name: name, From: from, To: at(args, 1)})
+			r := manager.DiffRequest{Name: name, From: from, To: at(args, 1)}
+			return s.changes(f, func(each func(manager.Change) error) error { return m.Diff(cmd.Context(), r, each) })
 		},
 		ValidArgsFunction: s.completeDiff,
 	}
-	formatFlag(cmd, &kind)
-	flag := cmd.Flags().Lookup("format")
-	flag.DefValue, flag.Usage, kind = "text", "Format: text, table, compact, csv, json or yaml; add ,header or ,noheader", "text"
+	changesFlag(cmd, &kind)
 	return cmd
 }
 
 // signs are what lines of text begin with.
 var signs = map[string]string{"added": "+", "removed": "-", "changed": "~"}
 
-func (s *session) diff(cmd *cobra.Command, m Manager, f format, r manager.DiffRequest) error {
+// changes prints what diff tells.
+func (s *session) changes(f format, diff func(each func(manager.Change) error) error) error {
 	list := []manager.Change{}
 	if f.kind != "text" {
-		err := m.Diff(cmd.Context(), r, func(c manager.Change) error {
+		err := diff(func(c manager.Change) error {
 			list = append(list, c)
 			return nil
 		})
@@ -70,7 +67,7 @@ func (s *session) diff(cmd *cobra.Command, m Manager, f format, r manager.DiffRe
 		return s.print(f, t, list)
 	}
 	out := bufio.NewWriter(s.Stdout)
-	err := m.Diff(cmd.Context(), r, func(c manager.Change) error {
+	err := diff(func(c manager.Change) error {
 		what := ""
 		if len(c.What) > 0 {
 			what = " (" + strings.Join(c.What, ", ") + ")"

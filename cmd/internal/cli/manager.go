@@ -53,6 +53,9 @@ type Manager interface {
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
 	Images(ctx context.Context) ([]images.Image, error)
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
+	VerifyImage(ctx context.Context, r manager.VerifyRequest) (*manager.VerifyReport, error)
+	DiffImages(ctx context.Context, a, b string, each func(manager.Change) error) error
+	ImageHistory(ctx context.Context, nameOrFingerprint string) ([]manager.HistoryEntry, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
 
 	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)

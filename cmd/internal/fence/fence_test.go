@@ -53,7 +53,7 @@ var rules = []struct {
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},
 
 	// Use cases and what they stand on.
-	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "profiles/..."}},
+	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "images/verify", "profiles/..."}},
 	{"instance/instancetest/...", []string{"instance/...", "storage", "images"}},
 	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/schedule", "instance/store", "$own/..."}},
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -110,6 +111,9 @@ func (r *runner) start() (code int, err error) {
 	if err != nil {
 		return exitOf(err), err
 	}
+	if p.Held = r.process.Held; p.Held {
+		runtime.LockOSThread() // for good: it traces the main process
+	}
 	proc, err := p.Start(console, terminal)
 	if err != nil && isTerminal {
 		// The terminal may be another session's.
@@ -140,6 +144,8 @@ func (r *runner) reap() (code int, ended bool) {
 			continue
 		case err != nil || pid <= 0:
 			return code, ended
+		case status.Stopped():
+			// It is held, and stays so.
 		case pid == r.main:
 			code, ended = program.Exit(syscall.WaitStatus(status)), true
 		default:
@@ -151,6 +157,9 @@ func (r *runner) reap() (code int, ended bool) {
 // end passes a signal on, and tells whether this is the end: without a main
 // process every signal that asks for it is.
 func (r *runner) end(sig syscall.Signal) bool {
+	if r.main != 0 && r.process.Held {
+		sig = unix.SIGKILL // any other waits with it
+	}
 	if r.main != 0 {
 		// It may have ended just now; then SIGCHLD is on its way.
 		_ = unix.Kill(r.main, sig)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -18,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance"
+	"brig/instance/fault"
+	"brig/instance/guest"
 )
 
 // runnerVar holds, in a process that is to be process 1 of a test, what it has
@@ -290,4 +293,41 @@ func terminal(t *testing.T) (master, slave *os.File) {
 		t.Fatal(err)
 	}
 	return master, slave
+}
+
+// A held process has been executed, and runs nothing: what it would do is not
+// done, and what it sees can be looked at for as long as one likes.
+func TestHeldProcessIsLookedAt(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "ran")
+	p := sh("echo ran >" + mark)
+	p.Held, p.Dir, p.User, p.Env = true, "/usr", "3:4", []string{"IMAGE=yes"}
+	c := start(t, p, nil)
+	expect(t, c.err, "started\n")
+	var held int
+	for end := time.Now().Add(20 * time.Second); ; {
+		var err error
+		if held, err = guest.Held(c.Process.Pid); err == nil {
+			break
+		}
+		if !fault.Is(err, fault.NotFound) || time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	seen, err := guest.Look(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Join(seen.Args, "|") != strings.Join(p.Args, "|") || seen.Dir != "/usr" || seen.UID != 3 || seen.GID != 4 || !slices.Contains(seen.Env, "IMAGE=yes") {
+		t.Errorf("it sees %+v", seen)
+	}
+	// Its stop signal would wait as it does.
+	if err := c.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code, _, _ := c.end(t); code != 128+9 {
+		t.Errorf("exit code %d, want that of one that was killed", code)
+	}
+	if _, err := os.Stat(mark); !os.IsNotExist(err) {
+		t.Errorf("it ran (%v)", err)
+	}
 }

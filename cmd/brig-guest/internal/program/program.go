@@ -36,6 +36,7 @@ type Program struct {
 	Env  []string
 	Dir  string
 	User guest.User
+	Held bool // stop before the first instruction: this thread traces it, and has to stay
 }
 
 // Unrunnable says why a program could not be started, with the exit code that a
@@ -118,6 +119,7 @@ func (p *Program) Start(files []*os.File, terminal Terminal) (*os.Process, error
 		Env:   p.Env,
 		Files: files,
 		Sys: &syscall.SysProcAttr{
+			Ptrace:     p.Held,
 			Setsid:     terminal != SharedTerminal,
 			Setctty:    terminal == OwnTerminal,
 			Foreground: terminal == SharedTerminal,

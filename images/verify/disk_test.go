@@ -1,0 +1,120 @@
+package verify
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"brig/images/disk"
+)
+
+// diskOf makes the disk of layers.
+func diskOf(t testing.TB, layers ...[]byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	must(t, disk.Make(t.Context(), unpack(t, layers...), path, disk.Options{Size: 64 << 20}))
+	return path
+}
+
+// mounted shows a disk at a directory until done.
+func mounted(t testing.TB, path, options string) (dir string, done func()) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "mnt")
+	must(t, os.Mkdir(dir, 0o700))
+	if out, err := exec.Command("mount", "-t", "ext4", "-o", "loop,"+options, path, dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	gone := false
+	done = func() {
+		if !gone {
+			gone = true
+			must(t, unix.Unmount(dir, 0))
+		}
+	}
+	t.Cleanup(done)
+	return dir, done
+}
+
+func scanDisk(t testing.TB, path string) *Model {
+	t.Helper()
+	dir, done := mounted(t, path, "ro,noload")
+	defer done()
+	return scan(t, dir)
+}
+
+func TestDiskIsTheReplay(t *testing.T) {
+	layers := everything(t)
+	r := Compare(replay(t, layers...), scanDisk(t, diskOf(t, layers...)), On{Disk: true})
+	if r.Count != 0 {
+		t.Errorf("%d differences: %+v", r.Count, r.Differences)
+	}
+	for _, a := range r.Allowed {
+		switch a.Rule {
+		case WholeSeconds, LostFound, DiskRootTime:
+		default:
+			t.Errorf("allowed %d times: %s", a.Count, a.Rule)
+		}
+	}
+	if len(r.Allowed) != 3 {
+		t.Errorf("allowed are %+v, want all that a disk may differ in", r.Allowed)
+	}
+}
+
+func TestEveryDamageIsFoundOnADisk(t *testing.T) {
+	layers := everything(t)
+	want, good := replay(t, layers...), diskOf(t, layers...)
+	data, err := os.ReadFile(good)
+	must(t, err)
+	for name, c := range tampering {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "disk.raw")
+			must(t, os.WriteFile(path, data, 0o600))
+			dir, done := mounted(t, path, "rw")
+			must(t, c.do(func(n string) string { return filepath.Join(dir, n) }))
+			done()
+			r := Compare(want, scanDisk(t, path), On{Disk: true})
+			if err := told(r, c.path, c.kind, c.what); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Two unpackings of one image, at different times and on different file systems,
+// give the same disk.
+func TestSameImageGivesSameDisk(t *testing.T) {
+	layers := everything(t)
+	var many []entry // more than one group of inodes has
+	for i := range 9000 {
+		many = append(many, fileOf(fmt.Sprintf("many/%d/%d", i%7, i), "x"))
+	}
+	layers = append(layers, layer(t, many...))
+	memory := filepath.Join(t.TempDir(), "memory")
+	must(t, os.Mkdir(memory, 0o700))
+	must(t, unix.Mount("tmpfs", memory, "tmpfs", 0, "size=64m"))
+	t.Cleanup(func() { must(t, unix.Unmount(memory, unix.MNT_DETACH)) })
+	var disks [2][]byte
+	for i, dir := range []string{t.TempDir(), memory} {
+		path := filepath.Join(t.TempDir(), "disk.raw")
+		tree := unpackIn(t, dir, layers...)
+		must(t, disk.Make(t.Context(), tree, path, disk.Options{Size: 256 << 20}))
+		if out, err := exec.Command("e2fsck", "-fn", path).CombinedOutput(); err != nil {
+			t.Errorf("e2fsck: %v: %s", err, out)
+		}
+		var err error
+		disks[i], err = os.ReadFile(path)
+		must(t, err)
+	}
+	if !bytes.Equal(disks[0], disks[1]) {
+		for at := range disks[0] {
+			if disks[0][at] != disks[1][at] {
+				t.Fatalf("the disks differ first at byte %d, block %d", at, at/4096)
+			}
+		}
+	}
+}
