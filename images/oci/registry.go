@@ -21,22 +21,45 @@ import (
 
 // registry is the origin of an image in an OCI registry.
 type registry struct {
-	source *Source
-	name   images.Repository
+	source   *Source
+	name     images.Repository
+	insecure bool // as the settings of registries have it
+	patience Patience
 
-	once   sync.Once // guards the two below
+	once   sync.Once // guards what follows
+	base   http.RoundTripper
 	client *http.Client
 	err    error
 }
 
-func (s *Source) openRegistry(name images.Repository) *registry {
-	return &registry{source: s, name: name}
+// openRegistry gives the places that the settings name for a repository.
+func (s *Source) openRegistry(name images.Repository) (origin, error) {
+	settings, err := s.settings()
+	if err != nil {
+		return nil, err
+	}
+	places, err := settings.Places(name)
+	if err != nil {
+		return nil, err
+	}
+	var m mirrored
+	for i, p := range places {
+		g := &registry{source: s, name: p.Repository, insecure: p.Insecure, patience: s.patience}
+		if i < len(places)-1 {
+			g.patience.Repeats = 0 // the next one is better than the same again
+		}
+		m.places = append(m.places, g)
+	}
+	if len(places) == 1 {
+		return m.places[0], nil
+	}
+	return &m, nil
 }
 
 func (g *registry) local() bool { return false }
 
 func (g *registry) Close() error {
-	if c, ok := g.source.base.(interface{ CloseIdleConnections() }); ok {
+	if c, ok := g.base.(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
 	}
 	return nil
@@ -50,7 +73,7 @@ func (g *registry) connect(ctx context.Context) (*http.Client, error) {
 
 func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	var opts []name.Option
-	if g.name.Loopback() {
+	if g.name.Loopback() || g.insecure {
 		opts = append(opts, name.Insecure) // try HTTPS, then HTTP; guard keeps others from that
 	}
 	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, opts...)
@@ -61,9 +84,16 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
 	}
+	if g.base = g.source.base; g.base == nil {
+		certificates, err := certificatesFor(g.source.certs, repo.RegistryStr(), g.insecure)
+		if err != nil {
+			return nil, err
+		}
+		g.base = newTransport(g.patience, certificates)
+	}
 	base := transport.NewUserAgent(&retrier{
-		p:    g.source.patience,
-		next: &guard{home: repo.RegistryStr(), next: g.source.base},
+		p:    g.patience,
+		next: &guard{home: repo.RegistryStr(), plain: g.insecure, next: g.base},
 	}, "brig")
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
@@ -96,7 +126,7 @@ func (g *registry) storedRoot(digest string) ([]byte, bool) {
 }
 
 func (g *registry) document(ctx context.Context, identifier, digest string) (document, error) {
-	r, err := g.get(ctx, "manifests", identifier, 0)
+	r, err := g.get(ctx, "manifests/"+identifier, 0, 0)
 	if err != nil {
 		return document{}, err
 	}
@@ -118,12 +148,12 @@ func (g *registry) document(ctx context.Context, identifier, digest string) (doc
 }
 
 func (g *registry) manifest(ctx context.Context, d descriptor) (stream, error) {
-	a, err := g.get(ctx, "manifests", d.Digest, 0)
+	a, err := g.get(ctx, "manifests/"+d.Digest, 0, 0)
 	return a.stream, err
 }
 
 func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream, error) {
-	r, err := g.get(ctx, "blobs", d.Digest, offset)
+	r, err := g.get(ctx, "blobs/"+d.Digest, offset, d.Size)
 	if fault.Is(err, fault.NotFound) {
 		// What the user named is there, but the registry does not have all of it.
 		err = fault.New(fault.Unavailable, "registry %s has lost %s, which the image needs: ask who runs it to push the image again", g.name.Host, d.Digest)
@@ -157,21 +187,23 @@ type answer struct {
 	offset int64 // where it begins in the whole
 }
 
-func (g *registry) get(ctx context.Context, kind, identifier string, offset int64) (answer, error) {
+// get asks for something of the repository, without the first offset of its size
+// bytes. A registry may ignore that.
+func (g *registry) get(ctx context.Context, what string, offset, size int64) (answer, error) {
 	client, err := g.connect(ctx)
 	if err != nil {
 		return answer{}, err
 	}
-	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + kind + "/" + identifier}
+	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + what}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return answer{}, fault.New(fault.Invalid, "%w", err)
 	}
-	if kind == "manifests" {
+	if strings.HasPrefix(what, "manifests/") {
 		req.Header.Set("Accept", accepted)
 	}
-	if offset > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	if offset > 0 { // some registries do not know ranges without an end
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, size-1))
 	}
 	resp, err := client.Do(req)
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"brig/images/debian"
 	"brig/images/disk"
 	"brig/images/oci"
+	"brig/images/oci/registries"
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
@@ -39,7 +40,9 @@ func Compose(o Options) (Manager, error) {
 	}
 	records := images.OpenStore(filepath.Join(o.Dirs.State, "images"), filepath.Join(o.Dirs.Run, "locks"))
 	kernels := boot.New(filepath.Join(o.Dirs.State, "kernels"))
-	registry := oci.New(records, oci.Options{})
+	registry := oci.New(records, oci.Options{Registries: func() (registries.Config, error) {
+		return registries.Load(append(registries.System(), filepath.Join(o.Dirs.State, "registries.conf"))...)
+	}})
 	sources := images.Sources{
 		images.ProtocolOCI:    registry,
 		images.ProtocolDebian: debian.Source{},

@@ -80,6 +80,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netlink":         {"instance/network/...", "cmd/brig-guest/...", "qemu/..."},
 	"github.com/google/nftables":             {"instance/network/..."},
 	"go.yaml.in/yaml":                        {"cmd/internal/cli", "profiles/..."},
+	"github.com/BurntSushi/toml":             {"images/oci/registries"},
 }
 
 // lean programs stay small in memory or have to be static, so they may not even
