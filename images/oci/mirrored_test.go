@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"brig/images"
 	"brig/images/oci/registries"
 	"brig/instance/fault"
 )
@@ -246,4 +247,46 @@ func TestClientCertificate(t *testing.T) {
 	if _, err := newPuller(t, o).find(t.Context(), s.ref("1")); err != nil {
 		t.Errorf("Resolve with a client certificate: %v", err)
 	}
+}
+
+func TestTags(t *testing.T) {
+	home, mirror := serve(t), serve(t)
+	b := build(t, tarOf(t, "a=1"))
+	for _, tag := range []string{"1", "1.2", "latest"} {
+		home.push(t, tag, b)
+	}
+	list := func() ([]string, error) {
+		p := newPuller(t, settings(t, oneMirror, home.host, mirror.host))
+		return p.Tags(t.Context(), images.Ref{Scheme: "docker", Name: home.host + "/app"})
+	}
+	if tags, err := list(); err != nil || fmt.Sprint(tags) != "[1 1.2 latest]" {
+		t.Errorf("Tags() = %v, %v", tags, err)
+	}
+	home.on("/tags/list", func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("last") == "" {
+			w.Header().Set("Link", `<http://registry.example/elsewhere?last=b&n=2>; rel="next"`)
+			fmt.Fprint(w, `{"tags":["a","b","-not\u001b a tag"]}`)
+		} else {
+			fmt.Fprint(w, `{"tags":["c"]}`)
+		}
+		return true
+	})
+	if tags, err := list(); err != nil || fmt.Sprint(tags) != "[a b c]" {
+		t.Errorf("Tags() of two pages = %v, %v", tags, err)
+	}
+	home.on("/tags/list", func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("Link", `</v2/app/tags/list?last=`+r.URL.Query().Get("last")+`x>; rel=next`)
+		fmt.Fprint(w, `{"tags":["a"]}`)
+		return true
+	})
+	_, err := list()
+	wantClass(t, "Tags without an end", err, fault.Unavailable, "pages")
+	for _, body := range []string{`{"tags":7}`, "<html>", `{"tags":["` + strings.Repeat("a", maxTags) + `"]}`} {
+		home.on("/tags/list", func(w http.ResponseWriter, _ *http.Request) bool { fmt.Fprint(w, body); return true })
+		_, err = list()
+		wantClass(t, "Tags of a bad answer", err, fault.Unavailable, "no list of tags")
+	}
+	home.on("/tags/list", code(http.StatusNotFound))
+	_, err = list()
+	wantClass(t, "Tags of nothing", err, fault.NotFound)
 }

@@ -32,8 +32,20 @@ type registry struct {
 	err    error
 }
 
-// openRegistry gives the places that the settings name for a repository.
+// openRegistry gives the origin of what is in a repository.
 func (s *Source) openRegistry(name images.Repository) (origin, error) {
+	places, err := s.places(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(places) == 1 {
+		return places[0], nil
+	}
+	return &mirrored{places: places}, nil
+}
+
+// places gives where the settings have a repository, in the order to ask.
+func (s *Source) places(name images.Repository) ([]*registry, error) {
 	settings, err := s.settings()
 	if err != nil {
 		return nil, err
@@ -42,18 +54,14 @@ func (s *Source) openRegistry(name images.Repository) (origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	var m mirrored
+	list := make([]*registry, len(places))
 	for i, p := range places {
-		g := &registry{source: s, name: p.Repository, insecure: p.Insecure, patience: s.patience}
+		list[i] = &registry{source: s, name: p.Repository, insecure: p.Insecure, patience: s.patience}
 		if i < len(places)-1 {
-			g.patience.Repeats = 0 // the next one is better than the same again
+			list[i].patience.Repeats = 0 // the next one is better than the same again
 		}
-		m.places = append(m.places, g)
 	}
-	if len(places) == 1 {
-		return m.places[0], nil
-	}
-	return &m, nil
+	return list, nil
 }
 
 func (g *registry) local() bool { return false }
@@ -126,7 +134,7 @@ func (g *registry) storedRoot(digest string) ([]byte, bool) {
 }
 
 func (g *registry) document(ctx context.Context, identifier, digest string) (document, error) {
-	r, err := g.get(ctx, "manifests/"+identifier, 0, 0)
+	r, err := g.get(ctx, question{what: "manifests/" + identifier})
 	if err != nil {
 		return document{}, err
 	}
@@ -148,12 +156,12 @@ func (g *registry) document(ctx context.Context, identifier, digest string) (doc
 }
 
 func (g *registry) manifest(ctx context.Context, d descriptor) (stream, error) {
-	a, err := g.get(ctx, "manifests/"+d.Digest, 0, 0)
+	a, err := g.get(ctx, question{what: "manifests/" + d.Digest})
 	return a.stream, err
 }
 
 func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream, error) {
-	r, err := g.get(ctx, "blobs/"+d.Digest, offset, d.Size)
+	r, err := g.get(ctx, question{what: "blobs/" + d.Digest, offset: offset, size: d.Size})
 	if fault.Is(err, fault.NotFound) {
 		// What the user named is there, but the registry does not have all of it.
 		err = fault.New(fault.Unavailable, "registry %s has lost %s, which the image needs: ask who runs it to push the image again", g.name.Host, d.Digest)
@@ -183,38 +191,44 @@ var accepted = strings.Join([]string{
 // answer is a stream with what HTTP said of it.
 type answer struct {
 	stream
-	length int64 // of what follows; -1 if unknown
-	offset int64 // where it begins in the whole
+	length int64  // of what follows; -1 if unknown
+	offset int64  // where it begins in the whole
+	next   string // the query for what follows in a list; empty at its end
 }
 
-// get asks for something of the repository, without the first offset of its size
-// bytes. A registry may ignore that.
-func (g *registry) get(ctx context.Context, what string, offset, size int64) (answer, error) {
+// question is what can be asked of a repository.
+type question struct {
+	what, query string
+	offset      int64 // how much of its size not to send; a registry may ignore that
+	size        int64
+}
+
+func (g *registry) get(ctx context.Context, q question) (answer, error) {
 	client, err := g.connect(ctx)
 	if err != nil {
 		return answer{}, err
 	}
-	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + what}
+	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + q.what, RawQuery: q.query}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return answer{}, fault.New(fault.Invalid, "%w", err)
 	}
-	if strings.HasPrefix(what, "manifests/") {
+	if strings.HasPrefix(q.what, "manifests/") {
 		req.Header.Set("Accept", accepted)
 	}
-	if offset > 0 { // some registries do not know ranges without an end
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, size-1))
+	if q.offset > 0 { // some registries do not know ranges without an end
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", q.offset, q.size-1))
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return answer{}, g.explain(err)
 	}
-	a := answer{stream: stream{ReadCloser: resp.Body, mediaType: resp.Header.Get("Content-Type")}, length: resp.ContentLength}
+	a := answer{stream: stream{ReadCloser: resp.Body, mediaType: resp.Header.Get("Content-Type")}, length: resp.ContentLength, next: next(resp.Header)}
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		return a, nil
-	case resp.StatusCode == http.StatusPartialContent && offset > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)):
-		a.offset = offset
+	case resp.StatusCode == http.StatusPartialContent && q.offset > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", q.offset)):
+		a.offset = q.offset
 		return a, nil
 	}
 	defer resp.Body.Close()
