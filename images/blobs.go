@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +80,13 @@ func (s *Store) blobPath(digest string) string {
 	return filepath.Join(s.dir, "blobs", "sha256", strings.TrimPrefix(digest, "sha256:"))
 }
 
+// What a transfer that broke off left is kept for the next one: worth it from
+// keepFrom bytes on, until it is keepFor old.
+const (
+	keepFrom = 1 << 20
+	keepFor  = 24 * time.Hour
+)
+
 // BlobWriter takes in one blob. What was written can be read with ReadAt by
 // other goroutines from then on; others see the blob after Commit.
 type BlobWriter struct {
@@ -91,6 +99,7 @@ type BlobWriter struct {
 	written atomic.Int64
 	flushed int64 // written bytes that are on their way to the disk
 	done    bool
+	keep    bool // what is written is of use to the next writer
 }
 
 // NewBlob starts to store a blob. The caller closes it, after Commit or instead
@@ -106,15 +115,108 @@ func (s *Store) NewBlob(digest string, size int64) (*BlobWriter, error) {
 	return &BlobWriter{store: s, lock: lock, f: f, digest: digest, size: size, hash: sha256.New()}, nil
 }
 
+// ResumeBlob is NewBlob for a caller who has the Lock of the blob: it goes on with
+// what an earlier writer left, of which Written tells. Close leaves what was written
+// to the next one, unless Verify found it wrong or the disk was full.
+func (s *Store) ResumeBlob(digest string, size int64) (*BlobWriter, error) {
+	if err := CheckDigest(digest); err != nil {
+		return nil, err
+	}
+	w, err := s.resume(digest, size)
+	if err != nil {
+		return nil, fmt.Errorf("cannot store blob %s: %w", digest, classify(err))
+	}
+	return w, nil
+}
+
+func (s *Store) resume(digest string, size int64) (*BlobWriter, error) {
+	path, err := s.partialPath(digest)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := share(context.Background(), s.lockPath(useLock))
+	if err != nil {
+		return nil, err
+	}
+	f, err := openPartial(path)
+	if err != nil {
+		lock.Discard()
+		return nil, err
+	}
+	w := &BlobWriter{store: s, lock: lock, f: f, digest: digest, size: size, hash: sha256.New(), keep: true}
+	n, err := io.Copy(w.hash, f)
+	if err == nil && n > size {
+		w.hash.Reset()
+		n, err = 0, f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.Seek(n, io.SeekStart)
+	}
+	if err != nil {
+		w.Close()
+		return nil, err
+	}
+	w.written.Store(n)
+	return w, nil
+}
+
+func openPartial(path string) (*os.File, error) {
+	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
+	f, err := os.OpenFile(path, flags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			f, err = os.OpenFile(path, flags, 0o600)
+		}
+	}
+	return f, err
+}
+
+// partialPath has the boot of this host in it: what was written before a power cut
+// may not be what was sent.
+func (s *Store) partialPath(digest string) (string, error) {
+	boot, err := bootID()
+	return filepath.Join(s.dir, "partial", strings.TrimPrefix(digest, "sha256:")+"-"+boot), err
+}
+
+func bootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data)), err
+}
+
+// sweepPartial removes what is too old, or too little, to go on with. Nobody
+// writes.
+func (s *Store) sweepPartial() error {
+	dir := filepath.Join(s.dir, "partial")
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) == 0 {
+		return nil
+	}
+	boot, err := bootID()
+	if err != nil {
+		return fmt.Errorf("cannot sweep the image store: %w", err)
+	}
+	for _, e := range left {
+		if info, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), "-"+boot) && info.Size() >= keepFrom && time.Since(info.ModTime()).Abs() < keepFor {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("cannot sweep the image store: %w", classify(err))
+		}
+	}
+	return nil
+}
+
 // Write takes no more than the size that was promised.
 func (w *BlobWriter) Write(p []byte) (int, error) {
 	if w.written.Load()+int64(len(p)) > w.size {
+		w.keep = false
 		return 0, fault.New(fault.Unavailable, "cannot store blob %s: it is longer than the %d bytes that were promised (wrong size)", w.digest, w.size)
 	}
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
 	w.flush(w.written.Add(int64(n)))
 	if err != nil {
+		w.keep = false
 		return n, fmt.Errorf("cannot store blob %s: %w", w.digest, classify(err))
 	}
 	return n, nil
@@ -144,6 +246,7 @@ func (w *BlobWriter) Verify() error {
 		return fault.New(fault.Unavailable, "cannot store blob %s: it was truncated after %d of %d bytes", w.digest, n, w.size)
 	}
 	if got := "sha256:" + hex.EncodeToString(w.hash.Sum(nil)); got != w.digest {
+		w.keep = false
 		return fault.New(fault.Unavailable, "cannot store blob %s: what came has the wrong digest %s", w.digest, got)
 	}
 	return nil
@@ -165,12 +268,13 @@ func (w *BlobWriter) Commit() error {
 	return nil
 }
 
-// Close drops what was not committed. It may be called more than once.
+// Close drops what was not committed, or leaves it to ResumeBlob. It may be called
+// more than once.
 func (w *BlobWriter) Close() error {
 	if w.lock == nil {
 		return nil
 	}
-	if !w.done {
+	if !w.done && (!w.keep || w.Written() < keepFrom) {
 		os.Remove(w.f.Name())
 	}
 	err := w.f.Close()
@@ -274,6 +378,9 @@ func (s *Store) Sweep() error {
 	}
 	defer l.Discard()
 	s.sweepLocks()
+	if err := s.sweepPartial(); err != nil {
+		return err
+	}
 	list, damaged := s.List()
 	if len(damaged) > 0 {
 		return nil // who knows what those need
