@@ -43,7 +43,7 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 	if r, err := images.ParseRef(ref); err == nil && r.Remote == "" && r.Scheme == "" {
 		return nil, fault.New(fault.Invalid, "cannot pull %q: it names no remote; write REMOTE:NAME, for example debian:bookworm, or docker://HOST/REPO:TAG", ref)
 	}
-	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: o.Architecture}, "", true)
+	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: images.Architecture(o.Architecture)}, "", true)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func newImagePull(s *session) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&o.VM, "vm", false, "Make the disk for virtual machines now, too")
 	cmd.Flags().StringVar(&o.Alias, "alias", "", "Also call it by this local name")
-	cmd.Flags().StringVar(&o.Architecture, "architecture", "", "Architecture, as uname -m says (default: this host's)")
+	cmd.Flags().StringVar(&o.Architecture, "arch", "", "Architecture, as uname -m or Docker says it (default: this host's)")
 	return cmd
 }
 
