@@ -38,6 +38,9 @@ type Image struct {
 	CreatedAt    time.Time         `json:"created_at"`   // by its maker
 	UploadedAt   time.Time         `json:"uploaded_at"`  // into this store
 	LastUsedAt   time.Time         `json:"last_used_at"`
+	CheckedAt    time.Time         `json:"checked_at,omitzero"`   // with its remote, by auto-update
+	Cached       bool              `json:"cached,omitempty"`      // fetched on the way to an instance: goes when nobody uses it
+	AutoUpdate   bool              `json:"auto_update,omitempty"` // follows its remote
 	Properties   map[string]string `json:"properties"`
 	App          *instance.App     `json:"app,omitempty"`    // of App images
 	Config       json.RawMessage   `json:"config,omitempty"` // the OCI image configuration, byte for byte

@@ -33,6 +33,7 @@ type Config struct {
 	Looker  Looker
 
 	Sweep func() error     // frees deleted data in a process of its own
+	Care  func() error     // runs CareForImages in a process of its own; nil: nobody does
 	Clock func() time.Time // what schedules and expiry go by; nil: the host's, in its time zone
 
 	// Uptime tells the kernel's id of this boot and how long ago it was, asleep or

@@ -192,6 +192,7 @@ func (m *Manager) record(image images.Image, name string) (*images.Image, error)
 		return nil, err
 	default:
 		image.UploadedAt = now()
+		image.Cached = true // until somebody asks for it
 	}
 	if !slices.Contains(image.References, name) {
 		image.References = append(image.References, name)

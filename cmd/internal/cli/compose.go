@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"brig/images"
@@ -64,7 +65,8 @@ func Compose(o Options) (Manager, error) {
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),
 		Looker:     looker{look.NewMounts(filepath.Join(o.Dirs.Run, "looks"))},
-		Sweep:      func() error { return sweepBeside(o) },
+		Sweep:      func() error { return beside(o, "sweep") },
+		Care:       func() error { return beside(o, "image", "refresh", "--due") },
 		Progress:   o.Progress,
 		Notice:     o.Notice,
 		Failpoints: manager.ParseFailpoints(o.Failpoints),
@@ -173,13 +175,13 @@ func kernelInfo(i boot.Info) manager.KernelInfo {
 	return info
 }
 
-// sweepBeside frees deleted data in a process that outlives this one.
-func sweepBeside(o Options) error {
+// beside starts a command in a process that outlives this one.
+func beside(o Options, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find brig's own program file: %w", err)
 	}
-	cmd := exec.Command(self, "sweep")
+	cmd := exec.Command(self, args...)
 	cmd.Dir = "/"
 	cmd.Env = os.Environ()
 	if o.BrigDir != "" {
@@ -187,7 +189,7 @@ func sweepBeside(o Options) error {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("cannot start to free deleted data: %w", err)
+		return fmt.Errorf("cannot start brig %s: %w", strings.Join(args, " "), err)
 	}
 	return cmd.Process.Release()
 }

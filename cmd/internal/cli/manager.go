@@ -54,6 +54,13 @@ type Manager interface {
 	Images(ctx context.Context) ([]images.Image, error)
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
+	SetImage(ctx context.Context, name string, c manager.ImageChange) error
+	AliasImage(ctx context.Context, alias, name string) error
+	RenameImageAlias(ctx context.Context, old, alias string) error
+	DeleteImageAlias(ctx context.Context, alias string) error
+	RefreshImage(ctx context.Context, name string) (manager.Refreshed, error)
+	PruneImages(ctx context.Context, o manager.PruneOptions) ([]manager.Pruned, error)
+	CareForImages(ctx context.Context) error
 
 	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
 
