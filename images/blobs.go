@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -175,7 +176,7 @@ func openPartial(path string) (*os.File, error) {
 // may not be what was sent.
 func (s *Store) partialPath(digest string) (string, error) {
 	boot, err := bootID()
-	return filepath.Join(s.dir, "partial", strings.TrimPrefix(digest, "sha256:")+"-"+boot), err
+	return filepath.Join(s.dir, "tmp", strings.TrimPrefix(digest, "sha256:")+"-"+boot), err
 }
 
 func bootID() (string, error) {
@@ -183,27 +184,18 @@ func bootID() (string, error) {
 	return strings.TrimSpace(string(data)), err
 }
 
-// sweepPartial removes what is too old, or too little, to go on with. Nobody
-// writes.
-func (s *Store) sweepPartial() error {
-	dir := filepath.Join(s.dir, "partial")
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) == 0 {
-		return nil
+// worthKeeping tells whether ResumeBlob may go on with a temporary file.
+func worthKeeping(e fs.DirEntry) bool {
+	_, of, ok := strings.Cut(e.Name(), "-")
+	if !ok {
+		return false
 	}
 	boot, err := bootID()
-	if err != nil {
-		return fmt.Errorf("cannot sweep the image store: %w", err)
+	if err != nil || of != boot {
+		return false
 	}
-	for _, e := range left {
-		if info, err := e.Info(); err == nil && strings.HasSuffix(e.Name(), "-"+boot) && info.Size() >= keepFrom && time.Since(info.ModTime()).Abs() < keepFor {
-			continue
-		}
-		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("cannot sweep the image store: %w", classify(err))
-		}
-	}
-	return nil
+	info, err := e.Info()
+	return err == nil && info.Size() >= keepFrom && time.Since(info.ModTime()).Abs() < keepFor
 }
 
 // Write takes no more than the size that was promised.
@@ -334,11 +326,16 @@ func (s *Store) Scratch() (*os.File, error) {
 }
 
 // sweepTemporary removes what writers that were killed left, when nobody else
-// writes.
-func (s *Store) sweepTemporary() {
+// writes, but for what is of use to the next one.
+func (s *Store) sweepTemporary() { s.dropTemporary(worthKeeping) }
+
+// DropPartial removes what ResumeBlob could go on with, unless somebody writes.
+func (s *Store) DropPartial() { s.dropTemporary(func(fs.DirEntry) bool { return false }) }
+
+func (s *Store) dropTemporary(keep func(fs.DirEntry) bool) {
 	dir := filepath.Join(s.dir, "tmp")
 	left, err := os.ReadDir(dir)
-	if err != nil || len(left) == 0 {
+	if left = slices.DeleteFunc(left, keep); err != nil || len(left) == 0 {
 		return
 	}
 	l, err := flock.Try(s.lockPath(useLock))
@@ -378,9 +375,6 @@ func (s *Store) Sweep() error {
 	}
 	defer l.Discard()
 	s.sweepLocks()
-	if err := s.sweepPartial(); err != nil {
-		return err
-	}
 	list, damaged := s.List()
 	if len(damaged) > 0 {
 		return nil // who knows what those need

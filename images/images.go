@@ -45,6 +45,7 @@ type Image struct {
 	App          *instance.App     `json:"app,omitempty"`    // of App images
 	Config       json.RawMessage   `json:"config,omitempty"` // the OCI image configuration, byte for byte
 	Layers       []Layer           `json:"layers,omitempty"` // bottom first
+	Base         string            `json:"base,omitempty"`   // fingerprint of the image that the published instance was made from
 }
 
 // Layer is one layer of an OCI image. Sizes are bytes.

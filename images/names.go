@@ -25,12 +25,20 @@ type name struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
+// CheckAlias gives an invalid error for what cannot be a local name.
+func CheckAlias(alias string) error {
+	if !plain(alias, "._/-", 63) || isFingerprint(alias) {
+		return fault.New(fault.Invalid, "cannot name an image %q: want at most 63 letters, digits and -._/, a letter or digit first", alias)
+	}
+	return nil
+}
+
 // SetAlias gives an image a local name. Errors: invalid for what cannot be a
 // name, not-found without that image, already-exists when the alias means
 // another image.
 func (s *Store) SetAlias(alias, fingerprint string) error {
-	if !plain(alias, "._/-", 63) || isFingerprint(alias) {
-		return fault.New(fault.Invalid, "cannot name an image %q: want at most 63 letters, digits and -._/, a letter or digit first", alias)
+	if err := CheckAlias(alias); err != nil {
+		return err
 	}
 	if !s.has(fingerprint) {
 		return notFound(fingerprint)

@@ -418,7 +418,7 @@ func TestPartialBlobs(t *testing.T) {
 		}
 		return w
 	}
-	partial := filepath.Join(s.dir, "partial")
+	partial := filepath.Join(s.dir, "tmp")
 	names := func() []string {
 		list, _ := os.ReadDir(partial)
 		var n []string
@@ -460,6 +460,11 @@ func TestPartialBlobs(t *testing.T) {
 	w.Close()
 	if n := names(); len(n) != 0 {
 		t.Errorf("%v is left", n)
+	}
+
+	write(data[:keepFrom]).Close()
+	if s.DropPartial(); len(names()) != 0 {
+		t.Errorf("DropPartial leaves %v", names())
 	}
 
 	// Old ones go, and those from before a reboot.

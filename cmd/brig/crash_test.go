@@ -132,7 +132,10 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 			_, pools := space(t, r)
 			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
 		}},
-		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
+		"pull": {nil, []string{"image", "pull", other}, []int{0}, has},
+		"publish": {[][]string{create, snapshot}, []string{"publish", "web/s1", "golden", "--reuse"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", "golden", "db").Code == 0 && len(r.Images(t)) == 2
+		}},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
 }

@@ -275,7 +275,7 @@ func (p *puller) wantNothing(t *testing.T, digests ...string) {
 			t.Errorf("blob %s is in the store", d)
 		}
 	}
-	for _, dir := range []string{filepath.Join(p.dir, "images", "tmp"), filepath.Join(p.dir, "images", "partial"), filepath.Join(p.dir, "locks")} {
+	for _, dir := range []string{filepath.Join(p.dir, "images", "tmp"), filepath.Join(p.dir, "locks")} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
 			t.Errorf("%s was left in %s", e.Name(), filepath.Base(dir))

@@ -73,9 +73,9 @@ func TestKilledPullIsRepairedByTheNext(t *testing.T) {
 	if err := cmd.Wait(); err == nil || err.Error() != "signal: killed" {
 		t.Fatalf("the pull ended with %v, want it killed", err)
 	}
-	partial := filepath.Join(p.dir, "images", "partial")
-	if left, err := os.ReadDir(partial); err != nil || len(left) == 0 {
-		t.Fatalf("%s holds %v, %v, want what the killed pull left", partial, left, err)
+	tmp := filepath.Join(p.dir, "images", "tmp")
+	if left, err := os.ReadDir(tmp); err != nil || len(left) == 0 {
+		t.Fatalf("%s holds %v, %v, want what the killed pull left", tmp, left, err)
 	}
 	if _, err := p.store.Blob(b.layers[1]); err == nil {
 		t.Error("half a layer is visible")
@@ -168,7 +168,7 @@ func TestInterruptedPullGoesOnWhereItWas(t *testing.T) {
 func (p *puller) waitFor(t *testing.T, n int64) {
 	t.Helper()
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		found, _ := filepath.Glob(filepath.Join(p.dir, "images", "partial", "*"))
+		found, _ := filepath.Glob(filepath.Join(p.dir, "images", "tmp", "*"))
 		if len(found) == 1 {
 			if info, err := os.Stat(found[0]); err == nil && info.Size() >= n {
 				return

@@ -91,8 +91,16 @@ type Pruned struct {
 }
 
 // PruneImages deletes images of no more use: those without any name, which a newer
-// one took, and cached ones that were not used for long.
+// one took, and cached ones that were not used for long. What pulls that broke off
+// left goes, too.
 func (m *Manager) PruneImages(ctx context.Context, o PruneOptions) ([]Pruned, error) {
+	if !o.DryRun {
+		m.cfg.Images.DropPartial()
+	}
+	return m.pruneImages(ctx, o)
+}
+
+func (m *Manager) pruneImages(ctx context.Context, o PruneOptions) ([]Pruned, error) {
 	list, err := m.Images(ctx)
 	if err != nil {
 		return nil, err
@@ -120,9 +128,10 @@ func (m *Manager) PruneImages(ctx context.Context, o PruneOptions) ([]Pruned, er
 	return pruned, nil
 }
 
-// useless says why an image can go, if it can. Used are the images of instances.
+// useless says why an image can go, if it can. Used are the images of instances. What
+// was published here may be nowhere else.
 func (m *Manager) useless(image *images.Image, used map[string]bool) string {
-	if len(image.References) == 0 && len(image.Aliases) == 0 && !used[image.Fingerprint] {
+	if len(image.References) == 0 && len(image.Aliases) == 0 && image.Base == "" && !used[image.Fingerprint] {
 		return "it has no name"
 	}
 	if at := ImageExpiry(image); !at.IsZero() && m.cfg.Clock().After(at) && !used[image.Fingerprint] {
@@ -273,7 +282,7 @@ func (m *Manager) CareForImages(ctx context.Context) error {
 	}
 	var errs []error
 	if slices.ContainsFunc(list, func(image images.Image) bool { return m.mayGo(&image) }) {
-		pruned, err := m.PruneImages(ctx, PruneOptions{})
+		pruned, err := m.pruneImages(ctx, PruneOptions{})
 		errs = append(errs, err)
 		for _, p := range pruned {
 			errs = append(errs, p.Err)

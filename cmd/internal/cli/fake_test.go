@@ -320,6 +320,11 @@ func (f *fake) PruneImages(_ context.Context, o manager.PruneOptions) ([]manager
 	return []manager.Pruned{{Image: f.images[1], Reason: "it has no name"}}, nil
 }
 
+func (f *fake) Publish(_ context.Context, r manager.PublishRequest) (*images.Image, error) {
+	f.note("publish %+v", r)
+	return &f.images[0], nil
+}
+
 func (f *fake) CareForImages(context.Context) error {
 	f.note("care for images")
 	return nil

@@ -257,8 +257,8 @@ func newImagePrune(s *session) *cobra.Command {
 		Use:   "prune",
 		Short: "Delete images that are of no more use",
 		Long: `Delete images that are of no more use: those whose name a newer one took, and those
-that were fetched on the way to an instance and not used for 10 days. With --all,
-also every other image from a remote that has no alias. An image that an instance
+that were fetched on the way to an instance and not used for 10 days. So does what
+pulls that broke off left. With --all, also every other image from a remote that has no alias. An image that an instance
 was made from always stays.`,
 		Args: argsOf(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
