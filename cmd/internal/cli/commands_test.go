@@ -120,7 +120,7 @@ func TestCommandsAskTheManager(t *testing.T) {
 		{"publish web --alias golden", []string{"publish {Name:web Snapshot: Alias:golden Reuse:false Properties:map[]}"}, "", "Published web as golden\n"},
 		{"image alias create web base", []string{"alias web base"}, "", "Called base web\n"},
 		{"image alias rename web www", []string{"rename alias web www"}, "", "Renamed web to www\n"},
-		{"image alias rm web base", []string{"delete alias web", "delete alias base"}, "", "Deleted the alias web\nDeleted the alias base\n"},
+		{"image alias rm web", []string{"delete alias web"}, "", "Deleted the alias web\n"},
 		{"image set base auto-update=true", []string{"set image base auto-update=true"}, "", ""},
 		{"image set base cached=no", []string{"set image base cached=false"}, "", ""},
 		{"image refresh base", []string{"refresh image base"}, "", "base is up to date\n"},
