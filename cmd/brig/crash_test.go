@@ -282,8 +282,10 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 		v := strings.SplitN(line, ",", 3)
 		r.Must(t, "storage", "volume", "delete", v[1], v[0])
 	}
-	if r.Run(t, "image", "show", image).Code == 0 {
-		r.Must(t, "image", "delete", image)
+	for _, name := range []string{image, "golden"} {
+		if r.Run(t, "image", "show", name).Code == 0 {
+			r.Must(t, "image", "delete", name)
+		}
 	}
 	r.Must(t, "sweep")
 }

@@ -48,6 +48,19 @@ func TestPublish(t *testing.T) {
 	r.Fails(t, 3, []string{"nosuch"}, "publish", "nosuch", "third")
 	r.Fails(t, 2, []string{"a b"}, "publish", "c1", "a b")
 	r.Must(t, "delete", "--force", "--now", "c1")
+
+	// As layers for others: one is above those that the image has.
+	layout := "oci:" + t.TempDir() + ":first"
+	r.Must(t, "image", "export", "first", layout)
+	launch(layout, "e1")
+	has("e1", "one")
+	if out := r.Must(t, "image", "show", layout); strings.Count(out, "diff_id") != 2 {
+		t.Errorf("the exported image is %s, want two layers", out)
+	}
+	r.Must(t, "delete", "--force", "--now", "e1")
+	r.Fails(t, 2, []string{"docker://"}, "image", "push", "first", "oci:x")
+	r.Fails(t, 8, []string{"127.0.0.1:1"}, "image", "push", "first", "docker://127.0.0.1:1/first")
+	r.Fails(t, 3, []string{"nosuch"}, "image", "export", "nosuch", layout)
 	r.Must(t, "image", "delete", app)
 
 	launch("first", "c2")

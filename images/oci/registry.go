@@ -80,11 +80,7 @@ func (g *registry) connect(ctx context.Context) (*http.Client, error) {
 }
 
 func (g *registry) login(ctx context.Context) (*http.Client, error) {
-	var opts []name.Option
-	if g.name.Loopback() || g.insecure {
-		opts = append(opts, name.Insecure) // try HTTPS, then HTTP; guard keeps others from that
-	}
-	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, opts...)
+	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, g.options()...)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%w", err)
 	}
@@ -92,12 +88,8 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
 	}
-	if g.base = g.source.base; g.base == nil {
-		certificates, err := certificatesFor(g.source.certs, repo.RegistryStr(), g.insecure)
-		if err != nil {
-			return nil, err
-		}
-		g.base = newTransport(g.patience, certificates)
+	if err := g.transport(); err != nil {
+		return nil, err
 	}
 	base := transport.NewUserAgent(&retrier{
 		p:    g.patience,
@@ -108,6 +100,26 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 		return nil, g.explain(err)
 	}
 	return &http.Client{Transport: rt}, nil
+}
+
+// options tell go-containerregistry whether plain HTTP may be tried after HTTPS.
+func (g *registry) options() []name.Option {
+	if g.name.Loopback() || g.insecure {
+		return []name.Option{name.Insecure} // guard keeps others from that
+	}
+	return nil
+}
+
+// transport sets how to reach the registry, once.
+func (g *registry) transport() error {
+	if g.base = g.source.base; g.base != nil {
+		return nil
+	}
+	certificates, err := certificatesFor(g.source.certs, registryHost(g.name.Host), g.insecure)
+	if err == nil {
+		g.base = newTransport(g.patience, certificates)
+	}
+	return err
 }
 
 // root fetches the manifest or index of the tag or digest.

@@ -118,6 +118,8 @@ func TestCommandsAskTheManager(t *testing.T) {
 		{"publish web", []string{"publish {Name:web Snapshot: Alias: Reuse:false Properties:map[]}"}, "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Published web\n"},
 		{"publish web/clean golden os=debian description=d --reuse", []string{"publish {Name:web Snapshot:clean Alias:golden Reuse:true Properties:map[description:d os:debian]}"}, "", "Published web/clean as golden\n"},
 		{"publish web --alias golden", []string{"publish {Name:web Snapshot: Alias:golden Reuse:false Properties:map[]}"}, "", "Published web as golden\n"},
+		{"image export base oci:/srv/base:1", []string{"export image base oci:/srv/base:1"}, "sha256:5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Exported base to oci:/srv/base:1\n"},
+		{"image push base docker://127.0.0.1:5000/base:1", []string{"export image base docker://127.0.0.1:5000/base:1"}, "sha256:5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Pushed base to docker://127.0.0.1:5000/base:1\n"},
 		{"image alias create web base", []string{"alias web base"}, "", "Called base web\n"},
 		{"image alias rename web www", []string{"rename alias web www"}, "", "Renamed web to www\n"},
 		{"image alias rm web", []string{"delete alias web"}, "", "Deleted the alias web\n"},

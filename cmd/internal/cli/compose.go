@@ -61,6 +61,7 @@ func Compose(o Options) (Manager, error) {
 			}
 			return sources, nil
 		},
+		Exporter:   registry,
 		Disks:      disks{},
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),

@@ -325,6 +325,11 @@ func (f *fake) Publish(_ context.Context, r manager.PublishRequest) (*images.Ima
 	return &f.images[0], nil
 }
 
+func (f *fake) ExportImage(_ context.Context, name, to string) (string, error) {
+	f.note("export image %s %s", name, to)
+	return "sha256:" + f.images[0].Fingerprint, nil
+}
+
 func (f *fake) CareForImages(context.Context) error {
 	f.note("care for images")
 	return nil

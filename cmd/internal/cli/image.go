@@ -20,7 +20,7 @@ import (
 func newImage(s *session) *cobra.Command {
 	return newGroup("image", "Fetch, import and delete images",
 		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageDelete(s),
-		newImageAlias(s), newImageSet(s), newImageRefresh(s), newImagePrune(s))
+		newImageAlias(s), newImageSet(s), newImageRefresh(s), newImagePrune(s), newImageExport(s), newImagePush(s))
 }
 
 func newImagePull(s *session) *cobra.Command {

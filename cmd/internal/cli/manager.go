@@ -61,6 +61,7 @@ type Manager interface {
 	RefreshImage(ctx context.Context, name string) (manager.Refreshed, error)
 	PruneImages(ctx context.Context, o manager.PruneOptions) ([]manager.Pruned, error)
 	CareForImages(ctx context.Context) error
+	ExportImage(ctx context.Context, name, to string) (digest string, err error)
 	Publish(ctx context.Context, r manager.PublishRequest) (*images.Image, error)
 
 	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
