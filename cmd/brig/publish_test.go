@@ -12,7 +12,9 @@ import (
 func TestPublish(t *testing.T) {
 	r := instancetest.New(t, bin)
 	r.Kernels(t)
-	app := probeImage(t, r)
+	app := instancetest.NewRegistry(t).Add("app", "1", instancetest.MakeImage(t, instancetest.ImageConfig{
+		Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}, StopSignal: "SIGTERM",
+	}, instancetest.ProbeFiles(t, r.Bin)))
 	write := func(name, file, text string) {
 		t.Helper()
 		r.Must(t, "exec", name, "--", "/bin/probe", "write", "/data/"+file, text)
@@ -58,6 +60,8 @@ func TestPublish(t *testing.T) {
 		t.Errorf("the exported image is %s, want two layers", out)
 	}
 	r.Must(t, "delete", "--force", "--now", "e1")
+	// Layers that were read from a folder are not kept; its files are.
+	r.Must(t, "image", "export", layout, "oci:"+t.TempDir())
 	r.Fails(t, 2, []string{"docker://"}, "image", "push", "first", "oci:x")
 	r.Fails(t, 8, []string{"127.0.0.1:1"}, "image", "push", "first", "docker://127.0.0.1:1/first")
 	r.Fails(t, 3, []string{"nosuch"}, "image", "export", "nosuch", layout)

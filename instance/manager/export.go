@@ -44,7 +44,12 @@ func (m *Manager) exportImage(ctx context.Context, image *images.Image, to image
 	}
 	defer release()
 	e := images.Export{Image: *image, Below: image.Layers}
-	if len(image.Layers) == 0 {
+	whole, err := m.hasLayers(image)
+	if err != nil {
+		return "", err
+	}
+	if !whole {
+		e.Below = nil
 		tree, done, err := m.lookIntoImage(ctx, image)
 		if err != nil {
 			return "", err
@@ -77,21 +82,14 @@ func (m *Manager) above(ctx context.Context, e *images.Export) (done func() erro
 		return none, nil
 	}
 	base, err := m.Image(ctx, e.Image.Base)
-	if fault.Is(err, fault.NotFound) || err == nil && len(base.Layers) == 0 {
+	if fault.Is(err, fault.NotFound) {
 		return none, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range base.Layers {
-		f, err := m.cfg.Images.Blob(l.Digest)
-		if fault.Is(err, fault.NotFound) {
-			return none, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		f.Close()
+	if whole, err := m.hasLayers(base); err != nil || !whole {
+		return none, err
 	}
 	below, done, err := m.lookIntoImage(ctx, base)
 	if fault.Is(err, fault.NotFound) {
@@ -115,4 +113,27 @@ func (m *Manager) above(ctx context.Context, e *images.Export) (done func() erro
 		})
 	}
 	return done, nil
+}
+
+// hasLayers tells whether the store has all layers of an image, with its manifest. It
+// does not for what was read from an archive on this host.
+func (m *Manager) hasLayers(image *images.Image) (bool, error) {
+	if len(image.Layers) == 0 {
+		return false, nil
+	}
+	digests := []string{"sha256:" + image.Fingerprint}
+	for _, l := range image.Layers {
+		digests = append(digests, l.Digest)
+	}
+	for _, digest := range digests {
+		f, err := m.cfg.Images.Blob(digest)
+		if fault.Is(err, fault.NotFound) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		f.Close()
+	}
+	return true, nil
 }
