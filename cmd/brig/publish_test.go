@@ -12,9 +12,7 @@ import (
 func TestPublish(t *testing.T) {
 	r := instancetest.New(t, bin)
 	r.Kernels(t)
-	app := instancetest.NewRegistry(t).Add("app", "1", instancetest.MakeImage(t, instancetest.ImageConfig{
-		Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}, StopSignal: "SIGTERM",
-	}, instancetest.ProbeFiles(t, r.Bin)))
+	app := instancetest.NewRegistry(t).Add("app", "1", probe(t, r))
 	write := func(name, file, text string) {
 		t.Helper()
 		r.Must(t, "exec", name, "--", "/bin/probe", "write", "/data/"+file, text)
