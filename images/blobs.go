@@ -11,9 +11,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -79,6 +81,13 @@ func (s *Store) blobPath(digest string) string {
 	return filepath.Join(s.dir, "blobs", "sha256", strings.TrimPrefix(digest, "sha256:"))
 }
 
+// What a transfer that broke off left is kept for the next one: worth it from
+// keepFrom bytes on, until it is keepFor old.
+const (
+	keepFrom = 1 << 20
+	keepFor  = 24 * time.Hour
+)
+
 // BlobWriter takes in one blob. What was written can be read with ReadAt by
 // other goroutines from then on; others see the blob after Commit.
 type BlobWriter struct {
@@ -91,6 +100,7 @@ type BlobWriter struct {
 	written atomic.Int64
 	flushed int64 // written bytes that are on their way to the disk
 	done    bool
+	keep    bool // what is written is of use to the next writer
 }
 
 // NewBlob starts to store a blob. The caller closes it, after Commit or instead
@@ -106,15 +116,99 @@ func (s *Store) NewBlob(digest string, size int64) (*BlobWriter, error) {
 	return &BlobWriter{store: s, lock: lock, f: f, digest: digest, size: size, hash: sha256.New()}, nil
 }
 
+// ResumeBlob is NewBlob for a caller who has the Lock of the blob: it goes on with
+// what an earlier writer left, of which Written tells. Close leaves what was written
+// to the next one, unless Verify found it wrong or the disk was full.
+func (s *Store) ResumeBlob(digest string, size int64) (*BlobWriter, error) {
+	if err := CheckDigest(digest); err != nil {
+		return nil, err
+	}
+	w, err := s.resume(digest, size)
+	if err != nil {
+		return nil, fmt.Errorf("cannot store blob %s: %w", digest, classify(err))
+	}
+	return w, nil
+}
+
+func (s *Store) resume(digest string, size int64) (*BlobWriter, error) {
+	path, err := s.partialPath(digest)
+	if err != nil {
+		return nil, err
+	}
+	lock, err := share(context.Background(), s.lockPath(useLock))
+	if err != nil {
+		return nil, err
+	}
+	f, err := openPartial(path)
+	if err != nil {
+		lock.Discard()
+		return nil, err
+	}
+	w := &BlobWriter{store: s, lock: lock, f: f, digest: digest, size: size, hash: sha256.New(), keep: true}
+	n, err := io.Copy(w.hash, f)
+	if err == nil && n > size {
+		w.hash.Reset()
+		n, err = 0, f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.Seek(n, io.SeekStart)
+	}
+	if err != nil {
+		w.Close()
+		return nil, err
+	}
+	w.written.Store(n)
+	return w, nil
+}
+
+func openPartial(path string) (*os.File, error) {
+	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
+	f, err := os.OpenFile(path, flags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+			f, err = os.OpenFile(path, flags, 0o600)
+		}
+	}
+	return f, err
+}
+
+// partialPath has the boot of this host in it: what was written before a power cut
+// may not be what was sent.
+func (s *Store) partialPath(digest string) (string, error) {
+	boot, err := bootID()
+	return filepath.Join(s.dir, "tmp", strings.TrimPrefix(digest, "sha256:")+"-"+boot), err
+}
+
+func bootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(data)), err
+}
+
+// worthKeeping tells whether ResumeBlob may go on with a temporary file.
+func worthKeeping(e fs.DirEntry) bool {
+	_, of, ok := strings.Cut(e.Name(), "-")
+	if !ok {
+		return false
+	}
+	boot, err := bootID()
+	if err != nil || of != boot {
+		return false
+	}
+	info, err := e.Info()
+	return err == nil && info.Size() >= keepFrom && time.Since(info.ModTime()).Abs() < keepFor
+}
+
 // Write takes no more than the size that was promised.
 func (w *BlobWriter) Write(p []byte) (int, error) {
 	if w.written.Load()+int64(len(p)) > w.size {
+		w.keep = false
 		return 0, fault.New(fault.Unavailable, "cannot store blob %s: it is longer than the %d bytes that were promised (wrong size)", w.digest, w.size)
 	}
 	n, err := w.f.Write(p)
 	w.hash.Write(p[:n])
 	w.flush(w.written.Add(int64(n)))
 	if err != nil {
+		w.keep = false
 		return n, fmt.Errorf("cannot store blob %s: %w", w.digest, classify(err))
 	}
 	return n, nil
@@ -144,6 +238,7 @@ func (w *BlobWriter) Verify() error {
 		return fault.New(fault.Unavailable, "cannot store blob %s: it was truncated after %d of %d bytes", w.digest, n, w.size)
 	}
 	if got := "sha256:" + hex.EncodeToString(w.hash.Sum(nil)); got != w.digest {
+		w.keep = false
 		return fault.New(fault.Unavailable, "cannot store blob %s: what came has the wrong digest %s", w.digest, got)
 	}
 	return nil
@@ -165,12 +260,13 @@ func (w *BlobWriter) Commit() error {
 	return nil
 }
 
-// Close drops what was not committed. It may be called more than once.
+// Close drops what was not committed, or leaves it to ResumeBlob. It may be called
+// more than once.
 func (w *BlobWriter) Close() error {
 	if w.lock == nil {
 		return nil
 	}
-	if !w.done {
+	if !w.done && (!w.keep || w.Written() < keepFrom) {
 		os.Remove(w.f.Name())
 	}
 	err := w.f.Close()
@@ -230,11 +326,16 @@ func (s *Store) Scratch() (*os.File, error) {
 }
 
 // sweepTemporary removes what writers that were killed left, when nobody else
-// writes.
-func (s *Store) sweepTemporary() {
+// writes, but for what is of use to the next one.
+func (s *Store) sweepTemporary() { s.dropTemporary(worthKeeping) }
+
+// DropPartial removes what ResumeBlob could go on with, unless somebody writes.
+func (s *Store) DropPartial() { s.dropTemporary(func(fs.DirEntry) bool { return false }) }
+
+func (s *Store) dropTemporary(keep func(fs.DirEntry) bool) {
 	dir := filepath.Join(s.dir, "tmp")
 	left, err := os.ReadDir(dir)
-	if err != nil || len(left) == 0 {
+	if left = slices.DeleteFunc(left, keep); err != nil || len(left) == 0 {
 		return
 	}
 	l, err := flock.Try(s.lockPath(useLock))

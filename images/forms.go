@@ -18,9 +18,9 @@ func isDigest(s string) bool {
 	return ok && isFingerprint(hex)
 }
 
-// isTag tells whether s can be a tag in a registry, as the OCI distribution
+// IsTag tells whether s can be a tag in a registry, as the OCI distribution
 // specification has it.
-func isTag(s string) bool {
+func IsTag(s string) bool {
 	if rest, ok := strings.CutPrefix(s, "_"); ok {
 		s = "0" + rest
 	}

@@ -16,7 +16,7 @@ func TestForms(t *testing.T) {
 	}{
 		{"fingerprint", isFingerprint, []string{hex}, []string{"", hex[1:], hex + "0", strings.ToUpper(hex), hex[1:] + "g", hex[1:] + "\n"}},
 		{"digest", isDigest, []string{"sha256:" + hex}, []string{"", hex, "sha256:", "sha512:" + hex, "sha256:" + hex + "\n", "sha256:../" + hex[3:]}},
-		{"tag", isTag, []string{"a", "_", "_x", "1.2-3_B", strings.Repeat("a", 128), "_" + strings.Repeat("a", 127)},
+		{"tag", IsTag, []string{"a", "_", "_x", "1.2-3_B", strings.Repeat("a", 128), "_" + strings.Repeat("a", 127)},
 			[]string{"", ".x", "-x", "a/b", "a:b", "a ", "\u00e4", "__" + strings.Repeat("a", 127), strings.Repeat("a", 129)}},
 		{"alias", alias, []string{"a", "a/b", "9._-/", strings.Repeat("a", 63)}, []string{"", "/a", ".a", "-a", "_a", "a b", "a\n", strings.Repeat("a", 64)}},
 	}

@@ -38,11 +38,15 @@ type Image struct {
 	CreatedAt    time.Time         `json:"created_at"`   // by its maker
 	UploadedAt   time.Time         `json:"uploaded_at"`  // into this store
 	LastUsedAt   time.Time         `json:"last_used_at"`
+	CheckedAt    time.Time         `json:"checked_at,omitzero"`   // with its remote, by auto-update
+	Cached       bool              `json:"cached,omitempty"`      // fetched on the way to an instance: goes when nobody uses it
+	AutoUpdate   bool              `json:"auto_update,omitempty"` // follows its remote
 	Properties   map[string]string `json:"properties"`
 	App          *instance.App     `json:"app,omitempty"`    // of App images
 	Config       json.RawMessage   `json:"config,omitempty"` // the OCI image configuration, byte for byte
 	Layers       []Layer           `json:"layers,omitempty"` // bottom first
 	Tree         string            `json:"tree,omitempty"`   // digest of the listing of its files as they were unpacked, a blob that may be kept
+	Base         string            `json:"base,omitempty"`   // fingerprint of the image that the published instance was made from
 }
 
 // Layer is one layer of an OCI image. Sizes are bytes.

@@ -25,12 +25,20 @@ type name struct {
 	Fingerprint string `json:"fingerprint"`
 }
 
+// CheckAlias gives an invalid error for what cannot be a local name.
+func CheckAlias(alias string) error {
+	if !plain(alias, "._/-", 63) || isFingerprint(alias) {
+		return fault.New(fault.Invalid, "cannot name an image %q: want at most 63 letters, digits and -._/, a letter or digit first", alias)
+	}
+	return nil
+}
+
 // SetAlias gives an image a local name. Errors: invalid for what cannot be a
 // name, not-found without that image, already-exists when the alias means
 // another image.
 func (s *Store) SetAlias(alias, fingerprint string) error {
-	if !plain(alias, "._/-", 63) || isFingerprint(alias) {
-		return fault.New(fault.Invalid, "cannot name an image %q: want at most 63 letters, digits and -._/, a letter or digit first", alias)
+	if err := CheckAlias(alias); err != nil {
+		return err
 	}
 	if !s.has(fingerprint) {
 		return notFound(fingerprint)
@@ -45,16 +53,48 @@ func (s *Store) SetAlias(alias, fingerprint string) error {
 	return s.setName(name{Name: alias, Alias: true, Fingerprint: fingerprint})
 }
 
-// RemoveAlias takes a local name away; its image stays.
-func (s *Store) RemoveAlias(alias string) error {
-	n, err := s.readName(s.namePath(alias))
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !n.Alias {
-		return fault.New(fault.NotFound, "cannot remove image alias %q: there is none", alias)
+// MoveAlias gives a local name that there is to another image.
+func (s *Store) MoveAlias(alias, fingerprint string) error {
+	if _, err := s.alias(alias); err != nil {
+		return fmt.Errorf("cannot move image alias %q: %w", alias, err)
 	}
-	if fault.Is(err, fault.Unsupported) {
+	if !s.has(fingerprint) {
+		return notFound(fingerprint)
+	}
+	return s.setName(name{Name: alias, Alias: true, Fingerprint: fingerprint})
+}
+
+// RenameAlias gives an image another local name instead of one it has. Errors are
+// those of SetAlias, and not-found for the old name.
+func (s *Store) RenameAlias(old, alias string) error {
+	n, err := s.alias(old)
+	if err != nil {
+		return fmt.Errorf("cannot rename image alias %q: %w", old, err)
+	}
+	if _, err := s.alias(alias); err == nil && alias != old {
+		return fault.New(fault.AlreadyExists, "cannot rename image alias %q: there is an alias %q", old, alias)
+	}
+	if err := s.SetAlias(alias, n.Fingerprint); err != nil || alias == old {
 		return err
 	}
-	return s.removeName(alias)
+	return s.removeName(old)
+}
+
+// alias reads a local name.
+func (s *Store) alias(alias string) (name, error) {
+	n, err := s.readName(s.namePath(alias))
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !n.Alias {
+		return name{}, fault.New(fault.NotFound, "there is none; `brig image alias list` shows them")
+	}
+	return n, err
+}
+
+// RemoveAlias takes a local name away; its image stays.
+func (s *Store) RemoveAlias(alias string) error {
+	if _, err := s.alias(alias); fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unsupported) {
+		return fmt.Errorf("cannot remove image alias %q: %w", alias, err)
+	}
+	return s.removeName(alias) // a damaged one, too
 }
 
 func (s *Store) setName(n name) error {

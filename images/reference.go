@@ -64,7 +64,7 @@ func ParseRepository(ref Ref) (Repository, error) {
 		r.Path, r.Digest = path, digest
 	}
 	if path, tag, ok := strings.Cut(r.Path, ":"); ok {
-		if !isTag(tag) {
+		if !IsTag(tag) {
 			return bad("the tag after the colon has at most 128 letters, digits and -._")
 		}
 		r.Path, r.Tag = path, tag

@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -85,6 +86,25 @@ func (s *Store) Put(img Image) error {
 		}
 	}
 	return nil
+}
+
+// Change changes what is recorded of an image, other than its names and when it was
+// last used. Two changes at once are one after the other. Errors: not-found.
+func (s *Store) Change(ctx context.Context, fingerprint string, change func(*Image)) error {
+	release, err := s.Lock(ctx, "record-"+fingerprint)
+	if err != nil {
+		return err
+	}
+	defer release()
+	img, err := s.read(fingerprint)
+	if errors.Is(err, fs.ErrNotExist) {
+		return notFound(fingerprint)
+	}
+	if err != nil {
+		return err
+	}
+	change(&img)
+	return s.Put(img)
 }
 
 // Get finds an image by alias, by reference in any spelling, by fingerprint, or

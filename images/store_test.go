@@ -402,3 +402,86 @@ func TestFieldsOfRemotes(t *testing.T) {
 		t.Errorf("a remote is %s, want %s", data, want)
 	}
 }
+
+func TestPartialBlobs(t *testing.T) {
+	s := newStore(t)
+	data := bytes.Repeat([]byte("brig"), keepFrom/2)
+	digest := "sha256:" + fingerprint(string(data))
+	write := func(part []byte) *BlobWriter {
+		t.Helper()
+		w, err := s.ResumeBlob(digest, int64(len(data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(part); err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	partial := filepath.Join(s.dir, "tmp")
+	names := func() []string {
+		list, _ := os.ReadDir(partial)
+		var n []string
+		for _, e := range list {
+			n = append(n, e.Name())
+		}
+		return n
+	}
+	write(data[:100]).Close()
+	if n := names(); len(n) != 0 {
+		t.Errorf("100 bytes were kept: %v", n)
+	}
+	write(data[:keepFrom]).Close()
+	w := write(nil)
+	if w.Written() != keepFrom {
+		t.Errorf("Written() = %d, want what the writer before wrote", w.Written())
+	}
+	if _, err := w.Write(data[keepFrom:]); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if f, err := s.Blob(digest); err != nil || len(names()) != 0 {
+		t.Errorf("Blob() = %v after Commit, and %v is left", err, names())
+	} else {
+		f.Close()
+	}
+
+	// What is wrong is of no use to anybody.
+	w = write(bytes.Repeat([]byte("x"), len(data)))
+	wantClass(t, "Commit of something else", w.Commit(), fault.Unavailable)
+	w.Close()
+	w = write(data)
+	if _, err := w.Write([]byte("more")); fault.Of(err) != fault.Unavailable {
+		t.Errorf("Write of too much = %v, want unavailable", err)
+	}
+	w.Close()
+	if n := names(); len(n) != 0 {
+		t.Errorf("%v is left", n)
+	}
+
+	write(data[:keepFrom]).Close()
+	if s.DropPartial(); len(names()) != 0 {
+		t.Errorf("DropPartial leaves %v", names())
+	}
+
+	// Old ones go, and those from before a reboot.
+	write(data[:keepFrom]).Close()
+	young := names()[0]
+	other := strings.TrimSuffix(young, young[64:]) + "-00000000-0000-0000-0000-000000000000"
+	if err := os.WriteFile(filepath.Join(partial, other), data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(); err != nil || !slices.Equal(names(), []string{young}) {
+		t.Errorf("Sweep() = %v leaves %v, want %s", err, names(), young)
+	}
+	old := time.Now().Add(-keepFor - time.Minute)
+	if err := os.Chtimes(filepath.Join(partial, young), old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sweep(); err != nil || len(names()) != 0 {
+		t.Errorf("Sweep() = %v leaves %v, want nothing", err, names())
+	}
+}

@@ -148,7 +148,7 @@ func TestBadInput(t *testing.T) {
 		"kernel that is garbage":  {2, garbage, []string{"kernel", "import", garbage}},
 		"reference that is none":  {2, "docker://", []string{"launch", "docker://", "web"}},
 		"upper case in a name":    {2, "APP", []string{"launch", "docker://127.0.0.1:1/APP:1", "web"}},
-		"architecture of nothing": {6, "z80 x86_64", []string{"image", "pull", "debian:bookworm", "--architecture", "z80"}},
+		"architecture of nothing": {6, "z80 x86_64", []string{"image", "pull", "debian:bookworm", "--arch", "z80"}},
 	}
 	before := look(t, r)
 	for name, c := range rows {

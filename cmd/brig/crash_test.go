@@ -146,7 +146,10 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"pool-delete": {[][]string{newPool}, []string{"storage", "delete", "new"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return r.Run(t, "storage", "show", "new").Code == 3
 		}},
-		"pull":         {nil, []string{"image", "pull", other}, []int{0}, has},
+		"pull": {nil, []string{"image", "pull", other}, []int{0}, has},
+		"publish": {[][]string{create, snapshot}, []string{"publish", "web/s1", "golden", "--reuse"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "create", "golden", "db").Code == 0 && len(r.Images(t)) == 2
+		}},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, app, other
 }
@@ -296,8 +299,10 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	if r.Run(t, "storage", "show", "new").Code == 0 {
 		r.Must(t, "storage", "delete", "new")
 	}
-	if r.Run(t, "image", "show", image).Code == 0 {
-		r.Must(t, "image", "delete", image)
+	for _, name := range []string{image, "golden"} {
+		if r.Run(t, "image", "show", name).Code == 0 {
+			r.Must(t, "image", "delete", name)
+		}
 	}
 	r.Must(t, "sweep")
 }

@@ -71,6 +71,7 @@ func TestInterrupt(t *testing.T) {
 							t.Errorf("image delete = %d: %s", res.Code, res.Stderr)
 						}
 					}
+					r.Must(t, "image", "prune")
 					r.Must(t, "sweep")
 					if before.unchanged(t, r); t.Failed() {
 						t.Fatalf("that was with a signal after %s: %d %s", after, res.Code, res.Stderr)

@@ -184,7 +184,7 @@ func (t *tarball) complete(root *os.Root) error {
 		t.image.Architecture = m.architecture()
 	}
 	if t.image.Architecture == "" {
-		return fault.New(fault.Invalid, "it does not show for which architecture it is: say it with --architecture")
+		return fault.New(fault.Invalid, "it does not show for which architecture it is: say it with --arch")
 	}
 	return nil
 }

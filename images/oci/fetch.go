@@ -80,13 +80,17 @@ func (f *fetcher) one(ctx context.Context, l *layerFile) error {
 	if f.found(l) {
 		return nil
 	}
-	w, err := f.source.store.NewBlob(l.d.Digest, l.d.Size)
+	w, err := f.source.store.ResumeBlob(l.d.Digest, l.d.Size)
 	if err != nil {
 		return err
 	}
 	l.set(w, w)
-	if err := f.download(ctx, l, w); err != nil {
-		return err
+	l.grown()
+	f.task.Add(w.Written())
+	if w.Written() < l.d.Size {
+		if err := f.download(ctx, l, w); err != nil {
+			return err
+		}
 	}
 	if err := w.Verify(); err != nil {
 		return err

@@ -2,13 +2,18 @@ package oci
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"brig/images"
+	"brig/instance/fault"
 )
 
 // TestMain lets the test binary be a pull that can be killed.
@@ -86,4 +91,91 @@ func TestKilledPullIsRepairedByTheNext(t *testing.T) {
 	}
 	wantFile(t, dir, "b", "2")
 	p.wantNothing(t)
+}
+
+// TestInterruptedPullGoesOnWhereItWas breaks a pull off in the middle of a layer in
+// three ways, and counts which bytes the next one asks for.
+func TestInterruptedPullGoesOnWhereItWas(t *testing.T) {
+	b := build(t, noise(t, 4<<20))
+	blob := b.blobs[b.layers[0]]
+	const sent = 3 << 20
+	for name, interrupt := range map[string]func(*testing.T, *server, *puller){
+		"killed": func(t *testing.T, s *server, p *puller) {
+			if err := os.Mkdir(filepath.Join(p.dir, "root"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			exe, err := os.Executable()
+			if err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), exe)
+			cmd.Env = append(os.Environ(), "BRIG_TEST_PULL="+s.ref("1"), "BRIG_TEST_DIR="+p.dir)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			p.waitFor(t, sent)
+			cmd.Process.Kill()
+			cmd.Wait()
+		},
+		"cancelled": func(t *testing.T, s *server, p *puller) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				_, _, err := p.pull(ctx, t, s.ref("1"))
+				done <- err
+			}()
+			p.waitFor(t, sent)
+			cancel()
+			wantClass(t, "pull", <-done, fault.Cancelled)
+		},
+		"silent registry": func(t *testing.T, s *server, p *puller) {
+			other := &puller{Source: New(p.store, Options{Patience: Patience{Stall: 100 * time.Millisecond, Backoff: time.Millisecond}}), store: p.store}
+			_, _, err := other.pull(t.Context(), t, s.ref("1"))
+			wantClass(t, "pull", err, fault.Timeout)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, p := serve(t), newPuller(t, Options{})
+			s.push(t, "1", b)
+			s.on("/blobs/"+b.layers[0], func(w http.ResponseWriter, r *http.Request) bool {
+				w.Header().Set("Content-Length", strconv.Itoa(len(blob)))
+				w.Write(blob[:sent])
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return true
+			})
+			interrupt(t, s, p)
+			if err := p.store.Sweep(); err != nil { // it is still young
+				t.Fatal(err)
+			}
+			var asked atomic.Value
+			s.on("/blobs/"+b.layers[0], func(_ http.ResponseWriter, r *http.Request) bool {
+				asked.Store(r.Header.Get("Range"))
+				return false
+			})
+			if _, _, err := p.pull(t.Context(), t, s.ref("1")); err != nil {
+				t.Fatal(err)
+			}
+			if want := fmt.Sprintf("bytes=%d-%d", sent, len(blob)-1); asked.Load() != want {
+				t.Errorf("the next pull asked for %q, want %q", asked.Load(), want)
+			}
+			p.wantNothing(t)
+		})
+	}
+}
+
+// waitFor waits until a pull has written n bytes of a layer.
+func (p *puller) waitFor(t *testing.T, n int64) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		found, _ := filepath.Glob(filepath.Join(p.dir, "images", "tmp", "*"))
+		if len(found) == 1 {
+			if info, err := os.Stat(found[0]); err == nil && info.Size() >= n {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no pull wrote %d bytes: %v", n, found)
+		}
+	}
 }

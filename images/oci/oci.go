@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"brig/images"
+	"brig/images/oci/registries"
 	"brig/instance/fault"
 )
 
@@ -27,6 +28,14 @@ type Options struct {
 	Transport http.RoundTripper // nil: brig's own, with the Patience below
 	Patience  Patience
 	Jobs      int // layers fetched at once; 0: 4
+
+	// Registries gives the settings of registries when one is first asked. Nil:
+	// none.
+	Registries func() (registries.Config, error)
+
+	// Certificates are directories of certificates by registry; nil: those of
+	// docker and podman.
+	Certificates []string
 }
 
 // Patience says how long to wait for a registry. A zero field means its
@@ -63,9 +72,11 @@ func or[T comparable](v, byDefault T) T {
 type Source struct {
 	store    *images.Store
 	keychain authn.Keychain
-	base     http.RoundTripper
+	base     http.RoundTripper // nil: one for each registry
 	patience Patience
 	jobs     int
+	settings func() (registries.Config, error)
+	certs    []string
 }
 
 // New makes a source that keeps the layers it fetches in store.
@@ -76,12 +87,17 @@ func New(store *images.Store, o Options) *Source {
 		base:     o.Transport,
 		patience: o.Patience.withDefaults(),
 		jobs:     or(o.Jobs, 4),
+		settings: o.Registries,
+		certs:    o.Certificates,
+	}
+	if s.settings == nil {
+		s.settings = func() (registries.Config, error) { return registries.Config{}, nil }
+	}
+	if s.certs == nil {
+		s.certs = []string{"/etc/containers/certs.d", "/etc/docker/certs.d"}
 	}
 	if s.keychain == nil {
 		s.keychain = authn.DefaultKeychain
-	}
-	if s.base == nil {
-		s.base = newTransport(s.patience)
 	}
 	return s
 }
@@ -132,7 +148,7 @@ func (s *Source) open(ctx context.Context, ref images.Ref) (origin, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.openRegistry(name), nil
+	return s.openRegistry(name)
 }
 
 func (s *Source) resolve(ctx context.Context, ref images.Ref, from origin, o images.ResolveOptions) (*remote, error) {

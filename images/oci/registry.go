@@ -21,22 +21,53 @@ import (
 
 // registry is the origin of an image in an OCI registry.
 type registry struct {
-	source *Source
-	name   images.Repository
+	source   *Source
+	name     images.Repository
+	insecure bool // as the settings of registries have it
+	patience Patience
 
-	once   sync.Once // guards the two below
+	once   sync.Once // guards what follows
+	base   http.RoundTripper
 	client *http.Client
 	err    error
 }
 
-func (s *Source) openRegistry(name images.Repository) *registry {
-	return &registry{source: s, name: name}
+// openRegistry gives the origin of what is in a repository.
+func (s *Source) openRegistry(name images.Repository) (origin, error) {
+	places, err := s.places(name)
+	if err != nil {
+		return nil, err
+	}
+	if len(places) == 1 {
+		return places[0], nil
+	}
+	return &mirrored{places: places}, nil
+}
+
+// places gives where the settings have a repository, in the order to ask.
+func (s *Source) places(name images.Repository) ([]*registry, error) {
+	settings, err := s.settings()
+	if err != nil {
+		return nil, err
+	}
+	places, err := settings.Places(name)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]*registry, len(places))
+	for i, p := range places {
+		list[i] = &registry{source: s, name: p.Repository, insecure: p.Insecure, patience: s.patience}
+		if i < len(places)-1 {
+			list[i].patience.Repeats = 0 // the next one is better than the same again
+		}
+	}
+	return list, nil
 }
 
 func (g *registry) local() bool { return false }
 
 func (g *registry) Close() error {
-	if c, ok := g.source.base.(interface{ CloseIdleConnections() }); ok {
+	if c, ok := g.base.(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
 	}
 	return nil
@@ -49,11 +80,7 @@ func (g *registry) connect(ctx context.Context) (*http.Client, error) {
 }
 
 func (g *registry) login(ctx context.Context) (*http.Client, error) {
-	var opts []name.Option
-	if g.name.Loopback() {
-		opts = append(opts, name.Insecure) // try HTTPS, then HTTP; guard keeps others from that
-	}
-	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, opts...)
+	repo, err := name.NewRepository(g.name.Host+"/"+g.name.Path, g.options()...)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%w", err)
 	}
@@ -61,15 +88,38 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
 	}
+	if err := g.transport(); err != nil {
+		return nil, err
+	}
 	base := transport.NewUserAgent(&retrier{
-		p:    g.source.patience,
-		next: &guard{home: repo.RegistryStr(), next: g.source.base},
+		p:    g.patience,
+		next: &guard{home: repo.RegistryStr(), plain: g.insecure, next: g.base},
 	}, "brig")
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, g.explain(err)
 	}
 	return &http.Client{Transport: rt}, nil
+}
+
+// options tell go-containerregistry whether plain HTTP may be tried after HTTPS.
+func (g *registry) options() []name.Option {
+	if g.name.Loopback() || g.insecure {
+		return []name.Option{name.Insecure} // guard keeps others from that
+	}
+	return nil
+}
+
+// transport sets how to reach the registry, once.
+func (g *registry) transport() error {
+	if g.base = g.source.base; g.base != nil {
+		return nil
+	}
+	certificates, err := certificatesFor(g.source.certs, registryHost(g.name.Host), g.insecure)
+	if err == nil {
+		g.base = newTransport(g.patience, certificates)
+	}
+	return err
 }
 
 // root fetches the manifest or index of the tag or digest.
@@ -96,7 +146,7 @@ func (g *registry) storedRoot(digest string) ([]byte, bool) {
 }
 
 func (g *registry) document(ctx context.Context, identifier, digest string) (document, error) {
-	r, err := g.get(ctx, "manifests", identifier, 0)
+	r, err := g.get(ctx, question{what: "manifests/" + identifier})
 	if err != nil {
 		return document{}, err
 	}
@@ -118,12 +168,12 @@ func (g *registry) document(ctx context.Context, identifier, digest string) (doc
 }
 
 func (g *registry) manifest(ctx context.Context, d descriptor) (stream, error) {
-	a, err := g.get(ctx, "manifests", d.Digest, 0)
+	a, err := g.get(ctx, question{what: "manifests/" + d.Digest})
 	return a.stream, err
 }
 
 func (g *registry) blob(ctx context.Context, d descriptor, offset int64) (stream, error) {
-	r, err := g.get(ctx, "blobs", d.Digest, offset)
+	r, err := g.get(ctx, question{what: "blobs/" + d.Digest, offset: offset, size: d.Size})
 	if fault.Is(err, fault.NotFound) {
 		// What the user named is there, but the registry does not have all of it.
 		err = fault.New(fault.Unavailable, "registry %s has lost %s, which the image needs: ask who runs it to push the image again", g.name.Host, d.Digest)
@@ -153,36 +203,44 @@ var accepted = strings.Join([]string{
 // answer is a stream with what HTTP said of it.
 type answer struct {
 	stream
-	length int64 // of what follows; -1 if unknown
-	offset int64 // where it begins in the whole
+	length int64  // of what follows; -1 if unknown
+	offset int64  // where it begins in the whole
+	next   string // the query for what follows in a list; empty at its end
 }
 
-func (g *registry) get(ctx context.Context, kind, identifier string, offset int64) (answer, error) {
+// question is what can be asked of a repository.
+type question struct {
+	what, query string
+	offset      int64 // how much of its size not to send; a registry may ignore that
+	size        int64
+}
+
+func (g *registry) get(ctx context.Context, q question) (answer, error) {
 	client, err := g.connect(ctx)
 	if err != nil {
 		return answer{}, err
 	}
-	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + kind + "/" + identifier}
+	u := url.URL{Scheme: "https", Host: registryHost(g.name.Host), Path: "/v2/" + g.name.Path + "/" + q.what, RawQuery: q.query}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
 		return answer{}, fault.New(fault.Invalid, "%w", err)
 	}
-	if kind == "manifests" {
+	if strings.HasPrefix(q.what, "manifests/") {
 		req.Header.Set("Accept", accepted)
 	}
-	if offset > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", offset))
+	if q.offset > 0 { // some registries do not know ranges without an end
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", q.offset, q.size-1))
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return answer{}, g.explain(err)
 	}
-	a := answer{stream: stream{ReadCloser: resp.Body, mediaType: resp.Header.Get("Content-Type")}, length: resp.ContentLength}
+	a := answer{stream: stream{ReadCloser: resp.Body, mediaType: resp.Header.Get("Content-Type")}, length: resp.ContentLength, next: next(resp.Header)}
 	switch {
 	case resp.StatusCode == http.StatusOK:
 		return a, nil
-	case resp.StatusCode == http.StatusPartialContent && offset > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", offset)):
-		a.offset = offset
+	case resp.StatusCode == http.StatusPartialContent && q.offset > 0 && strings.HasPrefix(resp.Header.Get("Content-Range"), fmt.Sprintf("bytes %d-", q.offset)):
+		a.offset = q.offset
 		return a, nil
 	}
 	defer resp.Body.Close()

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -16,10 +17,11 @@ import (
 	"brig/instance/fault"
 )
 
-// newTransport is the connection to registries: it keeps to p where Go's own
+// newTransport is the connection to a registry: it keeps to p where Go's own
 // waits for ever.
-func newTransport(p Patience) http.RoundTripper {
+func newTransport(p Patience, certificates *tls.Config) http.RoundTripper {
 	return &http.Transport{
+		TLSClientConfig:       certificates,
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:   p.Connect,
@@ -31,19 +33,20 @@ func newTransport(p Patience) http.RoundTripper {
 	}
 }
 
-var errPlainHTTP = errors.New("plain HTTP is used only on this host's own loopback addresses")
+var errPlainHTTP = errors.New("plain HTTP is used only on this host's own loopback addresses, and to registries with insecure = true in registries.conf")
 
 // guard refuses what no request of ours may do, first attempts, redirects and
 // token requests alike: plain HTTP that others can see or change, and, on
 // behalf of a registry elsewhere, requests into this host or its network.
 type guard struct {
-	next http.RoundTripper
-	home string // host of the registry
+	next  http.RoundTripper
+	home  string // host of the registry
+	plain bool   // the administrator allows plain HTTP to it
 }
 
 func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	host := req.URL.Hostname()
-	if req.URL.Scheme != "https" && !images.LoopbackHost(host) {
+	if req.URL.Scheme != "https" && !images.LoopbackHost(host) && !(g.plain && req.URL.Host == g.home) {
 		return nil, errPlainHTTP
 	}
 	if req.Response != nil && req.URL.Host != g.home && inside(host) && !inside(hostOnly(g.home)) {

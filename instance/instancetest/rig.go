@@ -116,6 +116,7 @@ func (r *Rig) Empty(t testing.TB) {
 			t.Errorf("image delete %s = %d: %s", image, res.Code, res.Stderr)
 		}
 	}
+	r.Must(t, "image", "prune")
 	r.Must(t, "sweep")
 }
 

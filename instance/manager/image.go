@@ -43,11 +43,11 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 	if r, err := images.ParseRef(ref); err == nil && r.Remote == "" && r.Scheme == "" {
 		return nil, fault.New(fault.Invalid, "cannot pull %q: it names no remote; write REMOTE:NAME, for example debian:bookworm, or docker://HOST/REPO:TAG", ref)
 	}
-	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: o.Architecture}, "", true)
+	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: images.Architecture(o.Architecture)}, "", true)
 	if err != nil {
 		return nil, err
 	}
-	return m.finishImage(ctx, image, o.VM, o.Alias)
+	return m.finishImage(ctx, image, o)
 }
 
 // ImportImage takes an image from a file or folder on this host.
@@ -56,20 +56,29 @@ func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions)
 	if err != nil {
 		return nil, err
 	}
-	return m.finishImage(ctx, image, false, o.Alias)
+	return m.finishImage(ctx, image, PullOptions{Alias: o.Alias})
 }
 
-func (m *Manager) finishImage(ctx context.Context, image *images.Image, vm bool, alias string) (*images.Image, error) {
-	if vm {
+// finishImage makes an image one that somebody asked for, and that stays.
+func (m *Manager) finishImage(ctx context.Context, image *images.Image, o PullOptions) (*images.Image, error) {
+	if image.Cached || o.AutoUpdate && !image.AutoUpdate {
+		err := m.cfg.Images.Change(ctx, image.Fingerprint, func(im *images.Image) {
+			im.Cached, im.AutoUpdate = false, im.AutoUpdate || o.AutoUpdate
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if o.VM {
 		if err := m.ensureDisk(ctx, image, ""); err != nil {
 			return nil, err
 		}
 	}
-	if alias != "" {
-		if err := m.cfg.Images.SetAlias(alias, image.Fingerprint); err != nil {
+	if o.Alias != "" {
+		if err := m.cfg.Images.SetAlias(o.Alias, image.Fingerprint); err != nil {
 			return nil, err
 		}
-		image.Aliases = append(image.Aliases, alias)
+		image.Aliases = append(image.Aliases, o.Alias)
 	}
 	return image, nil
 }

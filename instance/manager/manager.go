@@ -23,16 +23,18 @@ type Config struct {
 	BrigDir string // value of BRIG_DIR; empty: the default folders
 	Helpers instance.Helpers
 
-	Drivers []instance.Driver
-	Pools   Pools
-	Images  *images.Store
-	Source  func(images.Ref) (images.Source, error) // not-found for an unknown remote
-	Disks   DiskMaker
-	Kernels Kernels
-	Network *network.Network
-	Looker  Looker
+	Drivers  []instance.Driver
+	Pools    Pools
+	Images   *images.Store
+	Source   func(images.Ref) (images.Source, error) // not-found for an unknown remote
+	Exporter images.Exporter
+	Disks    DiskMaker
+	Kernels  Kernels
+	Network  *network.Network
+	Looker   Looker
 
 	Sweep func() error     // frees deleted data in a process of its own
+	Care  func() error     // runs CareForImages in a process of its own; nil: nobody does
 	Clock func() time.Time // what schedules and expiry go by; nil: the host's, in its time zone
 
 	// Uptime tells the kernel's id of this boot and how long ago it was, asleep or

@@ -83,9 +83,10 @@ func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key 
 // pullArgs are all that is needed to undo a pull.
 type pullArgs struct {
 	ID          string
-	Name        string // the canonical one of what was asked for
+	Name        string // the canonical one of what was asked for; empty: it was published here
 	Pool        string
 	Fingerprint string // empty if it is known only after unpacking
+	Alias       string // that the image gets, from another if need be; empty: none
 }
 
 // volumeOf is the name of the volume that a pull unpacks into.
@@ -146,17 +147,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		return err
 	}
 	op.steps[1].do = func(ctx context.Context) error {
-		if a.Fingerprint == "" {
-			err := pool.Rename(ctx, a.volume(), image.Fingerprint)
-			if fault.Is(err, fault.AlreadyExists) {
-				// The same files were made before.
-				err = pool.Delete(ctx, a.volume())
-			}
-			if err != nil {
-				return err
-			}
-		}
-		recorded, err := m.record(image, name)
+		recorded, err := m.recordPulled(ctx, pool, a, image)
 		if err == nil {
 			image = *recorded
 		}
@@ -166,6 +157,30 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
 	return &image, nil
+}
+
+// recordPulled makes a volume that was unpacked that of its image.
+func (m *Manager) recordPulled(ctx context.Context, pool storage.Pool, a pullArgs, image images.Image) (*images.Image, error) {
+	if a.Fingerprint == "" {
+		err := pool.Rename(ctx, a.volume(), image.Fingerprint)
+		if fault.Is(err, fault.AlreadyExists) {
+			// The same files were made before.
+			err = pool.Delete(ctx, a.volume())
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return m.nameImage(image, a)
+}
+
+// nameImage records an image with the names that were wanted.
+func (m *Manager) nameImage(image images.Image, a pullArgs) (*images.Image, error) {
+	recorded, err := m.record(image, a.Name)
+	if err == nil && a.Alias != "" {
+		err = m.giveAlias(a.Alias, recorded)
+	}
+	return recorded, err
 }
 
 func (m *Manager) unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs, p images.Progress) (images.Image, error) {
@@ -184,11 +199,16 @@ func (m *Manager) unpack(ctx context.Context, remote images.Remote, dir *os.Root
 	if err != nil {
 		return images.Image{}, err
 	}
-	data, err := json.MarshalIndent(pulled{image, a.ID}, "", "  ")
+	return image, writePulled(dir, image, a.ID)
+}
+
+// writePulled puts the record of an image into its volume, with the pull that made it.
+func writePulled(dir *os.Root, image images.Image, id string) error {
+	data, err := json.MarshalIndent(pulled{image, id}, "", "  ")
 	if err != nil {
-		return images.Image{}, fmt.Errorf("cannot encode the record of an image: %v", err)
+		return fmt.Errorf("cannot encode the record of an image: %v", err)
 	}
-	return image, store.WriteFile(dir, imageFile, data)
+	return store.WriteFile(dir, imageFile, data)
 }
 
 // record adds an image, or another name of one, to the store.
@@ -201,8 +221,9 @@ func (m *Manager) record(image images.Image, name string) (*images.Image, error)
 		return nil, err
 	default:
 		image.UploadedAt = now()
+		image.Cached = name != "" // until somebody asks for it
 	}
-	if !slices.Contains(image.References, name) {
+	if name != "" && !slices.Contains(image.References, name) {
 		image.References = append(image.References, name)
 	}
 	return &image, m.cfg.Images.Put(image)
@@ -227,7 +248,7 @@ func (m *Manager) pullOperation(a pullArgs) *operation {
 			}
 			if image, err := m.cfg.Images.Get(name); err == nil {
 				// It is whole, perhaps but for its name.
-				if _, err := m.record(image, a.Name); err != nil {
+				if _, err := m.nameImage(image, a); err != nil {
 					return err
 				}
 				continue

@@ -72,6 +72,7 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"volume-snapshot": build(m.volumeSnapshotOperation),
 		"volume-restore":  build(m.volumeRestoreOperation),
 		"pull":            build(m.pullOperation),
+		"publish":         build(m.pullOperation),
 		"image-delete":    build(m.deleteImageOperation),
 		"pool-create":     build(m.createPoolOperation),
 		"pool-delete":     build(m.deletePoolOperation),

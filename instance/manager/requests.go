@@ -103,6 +103,7 @@ type PullOptions struct {
 	VM           bool   // make the disk for virtual machines, too
 	Alias        string // a local name for the image
 	Architecture string // as uname -m says; empty: the host's
+	AutoUpdate   bool   // follow the remote from now on
 }
 
 // ImportOptions say how an imported image is called.

@@ -25,9 +25,10 @@ const (
 	maxPause    = time.Hour        // between tries of what fails
 )
 
-// Tick does what is due now: it takes the snapshots that schedules ask for, and
-// deletes those that have expired or that a schedule does not keep, those of custom
-// volumes included. A timer calls
+// Tick does what is due now: it takes the snapshots that schedules ask for, deletes
+// those that have expired or that a schedule does not keep, those of custom volumes
+// included, and has images cared for in a process of its own, which may take long. A
+// timer calls
 // it every minute; missed or doubled calls do no harm. An instance that is busy
 // waits for the next call, and one that is broken stops no other.
 func (m *Manager) Tick(ctx context.Context) error {
@@ -58,7 +59,7 @@ func (m *Manager) Tick(ctx context.Context) error {
 	wg.Wait()
 	errs = append(errs, t.tickVolumes(ctx))
 	m.sweepLater()
-	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx))...)
+	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx), m.careLater())...)
 }
 
 // instances names the instances in all pools that can be used; the error tells

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"brig/images"
@@ -13,6 +14,7 @@ import (
 	"brig/images/debian"
 	"brig/images/disk"
 	"brig/images/oci"
+	"brig/images/oci/registries"
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
@@ -39,7 +41,9 @@ func Compose(o Options) (Manager, error) {
 	}
 	records := images.OpenStore(filepath.Join(o.Dirs.State, "images"), filepath.Join(o.Dirs.Run, "locks"))
 	kernels := boot.New(filepath.Join(o.Dirs.State, "kernels"))
-	registry := oci.New(records, oci.Options{})
+	registry := oci.New(records, oci.Options{Registries: func() (registries.Config, error) {
+		return registries.Load(append(registries.System(), filepath.Join(o.Dirs.State, "registries.conf"))...)
+	}})
 	sources := images.Sources{
 		images.ProtocolOCI:    registry,
 		images.ProtocolDebian: debian.Source{},
@@ -57,11 +61,13 @@ func Compose(o Options) (Manager, error) {
 			}
 			return sources, nil
 		},
+		Exporter:   registry,
 		Disks:      disks{},
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),
 		Looker:     looker{look.NewMounts(filepath.Join(o.Dirs.Run, "looks"))},
-		Sweep:      func() error { return sweepBeside(o) },
+		Sweep:      func() error { return beside(o, "sweep") },
+		Care:       func() error { return beside(o, "image", "refresh", "--due") },
 		Progress:   o.Progress,
 		Notice:     o.Notice,
 		Failpoints: manager.ParseFailpoints(o.Failpoints),
@@ -174,13 +180,13 @@ func kernelInfo(i boot.Info) manager.KernelInfo {
 	return info
 }
 
-// sweepBeside frees deleted data in a process that outlives this one.
-func sweepBeside(o Options) error {
+// beside starts a command in a process that outlives this one.
+func beside(o Options, args ...string) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find brig's own program file: %w", err)
 	}
-	cmd := exec.Command(self, "sweep")
+	cmd := exec.Command(self, args...)
 	cmd.Dir = "/"
 	cmd.Env = os.Environ()
 	if o.BrigDir != "" {
@@ -188,7 +194,7 @@ func sweepBeside(o Options) error {
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("cannot start to free deleted data: %w", err)
+		return fmt.Errorf("cannot start brig %s: %w", strings.Join(args, " "), err)
 	}
 	return cmd.Process.Release()
 }

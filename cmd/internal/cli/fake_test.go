@@ -337,6 +337,59 @@ func (f *fake) DeleteImage(ctx context.Context, name string) error {
 	return err
 }
 
+func (f *fake) SetImage(_ context.Context, name string, c manager.ImageChange) error {
+	for what, v := range map[string]*bool{"auto-update": c.AutoUpdate, "cached": c.Cached} {
+		if v != nil {
+			f.note("set image %s %s=%v", name, what, *v)
+		}
+	}
+	return nil
+}
+
+func (f *fake) AliasImage(_ context.Context, alias, name string) error {
+	f.note("alias %s %s", alias, name)
+	return nil
+}
+
+func (f *fake) RenameImageAlias(_ context.Context, old, alias string) error {
+	f.note("rename alias %s %s", old, alias)
+	return nil
+}
+
+func (f *fake) DeleteImageAlias(_ context.Context, alias string) error {
+	f.note("delete alias %s", alias)
+	return nil
+}
+
+func (f *fake) RefreshImage(_ context.Context, name string) (manager.Refreshed, error) {
+	f.note("refresh image %s", name)
+	r := manager.Refreshed{Old: f.images[0].Fingerprint, New: f.images[0].Fingerprint}
+	if name != "base" {
+		r.New = f.images[1].Fingerprint
+	}
+	return r, nil
+}
+
+func (f *fake) PruneImages(_ context.Context, o manager.PruneOptions) ([]manager.Pruned, error) {
+	f.note("prune images %+v", o)
+	return []manager.Pruned{{Image: f.images[1], Reason: "it has no name"}}, nil
+}
+
+func (f *fake) Publish(_ context.Context, r manager.PublishRequest) (*images.Image, error) {
+	f.note("publish %+v", r)
+	return &f.images[0], nil
+}
+
+func (f *fake) ExportImage(_ context.Context, name, to string) (string, error) {
+	f.note("export image %s %s", name, to)
+	return "sha256:" + f.images[0].Fingerprint, nil
+}
+
+func (f *fake) CareForImages(context.Context) error {
+	f.note("care for images")
+	return nil
+}
+
 func (f *fake) Kernels(context.Context) ([]manager.KernelInfo, error) { return f.kernels, nil }
 
 func (f *fake) Sweep(context.Context) error { return nil }
@@ -583,7 +636,7 @@ func world() *fake {
 				Properties: map[string]string{"os": "debian", "release": "bookworm"},
 			},
 			{
-				Fingerprint: app.Fingerprint, Kind: images.App, References: []string{"docker:library/app:1"},
+				Fingerprint: app.Fingerprint, Kind: images.App, Cached: true, AutoUpdate: true, References: []string{"docker:library/app:1"},
 				Description: app.Description, Architecture: "x86_64", Size: 2048, CreatedAt: at(4), UploadedAt: at(5),
 				App:    &instance.App{Entrypoint: []string{"/app"}, Env: []string{"A=1"}},
 				Layers: []images.Layer{{Digest: "sha256:01", DiffID: "sha256:02", Size: 2048, MediaType: "application/vnd.oci.image.layer.v1.tar+gzip"}},

@@ -19,7 +19,8 @@ import (
 
 func newImage(s *session) *cobra.Command {
 	return newGroup("image", "Fetch, import, verify and delete images",
-		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s))
+		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s),
+		newImageAlias(s), newImageSet(s), newImageRefresh(s), newImagePrune(s), newImageExport(s), newImagePush(s))
 }
 
 func newImagePull(s *session) *cobra.Command {
@@ -50,7 +51,8 @@ func newImagePull(s *session) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&o.VM, "vm", false, "Make the disk for virtual machines now, too")
 	cmd.Flags().StringVar(&o.Alias, "alias", "", "Also call it by this local name")
-	cmd.Flags().StringVar(&o.Architecture, "architecture", "", "Architecture, as uname -m says (default: this host's)")
+	cmd.Flags().BoolVar(&o.AutoUpdate, "auto-update", false, "Follow the remote: look for a newer one every few hours")
+	cmd.Flags().StringVar(&o.Architecture, "arch", "", "Architecture, as uname -m or Docker says it (default: this host's)")
 	return cmd
 }
 
@@ -282,7 +284,7 @@ type aliasJSON struct {
 func imageView(im *images.Image) imageJSON {
 	j := imageJSON{
 		Fingerprint: im.Fingerprint, Size: im.Size, Architecture: im.Architecture, Type: string(im.Kind),
-		Cached: len(im.References) > 0, Properties: orEmpty(im.Properties), Aliases: []aliasJSON{},
+		Cached: im.Cached, AutoUpdate: im.AutoUpdate, ExpiresAt: manager.ImageExpiry(im), Properties: orEmpty(im.Properties), Aliases: []aliasJSON{},
 		References: append([]string{}, im.References...), Profiles: []string{}, Project: "default",
 		CreatedAt: im.CreatedAt, LastUsedAt: im.LastUsedAt, UploadedAt: im.UploadedAt,
 	}

@@ -57,6 +57,15 @@ type Manager interface {
 	DiffImages(ctx context.Context, a, b string, each func(manager.Change) error) error
 	ImageHistory(ctx context.Context, nameOrFingerprint string) ([]manager.HistoryEntry, error)
 	DeleteImage(ctx context.Context, nameOrFingerprint string) error
+	SetImage(ctx context.Context, name string, c manager.ImageChange) error
+	AliasImage(ctx context.Context, alias, name string) error
+	RenameImageAlias(ctx context.Context, old, alias string) error
+	DeleteImageAlias(ctx context.Context, alias string) error
+	RefreshImage(ctx context.Context, name string) (manager.Refreshed, error)
+	PruneImages(ctx context.Context, o manager.PruneOptions) ([]manager.Pruned, error)
+	CareForImages(ctx context.Context) error
+	ExportImage(ctx context.Context, name, to string) (digest string, err error)
+	Publish(ctx context.Context, r manager.PublishRequest) (*images.Image, error)
 
 	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
 

@@ -54,7 +54,7 @@ func newRoot(s *session) *cobra.Command {
 	add("life", newLaunch(s), newCreate(s), newList(s), newInfo(s), newStart(s), newStop(s), newRestart(s),
 		newPause(s), newResume(s), newCopy(s), newMove(s), newRename(s), newConfig(s), newSnapshot(s), newDelete(s), newUndo(s), newTrash(s))
 	add("use", newExec(s), newShell(s), newConsole(s), newFile(s))
-	add("more", newImage(s), newRemote(s), newKernel(s), newStorage(s), newDF(s), newTick(s), newCompletion(s), newVersion(s))
+	add("more", newImage(s), newPublish(s), newRemote(s), newKernel(s), newStorage(s), newDF(s), newTick(s), newCompletion(s), newVersion(s))
 	root.AddCommand(newSweep(s))
 	root.SetHelpCommandGroupID("more")
 	return root

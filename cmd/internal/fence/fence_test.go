@@ -48,7 +48,7 @@ var rules = []struct {
 	{"storage/mount/...", []string{"storage/mount/..."}},
 	{"storage/holders", nil},
 	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/pooldir", "storage/qcow2", "storage/treecopy", "$own/..."}},
-	{"images/...", []string{"images", "images/rootfs/...", "instance", "$own/..."}},
+	{"images/...", []string{"images", "images/rootfs/...", "images/pack", "instance", "$own/..."}},
 	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},
 
@@ -80,6 +80,7 @@ var homes = map[string][]string{
 	"github.com/vishvananda/netlink":         {"instance/network/...", "cmd/brig-guest/...", "qemu/..."},
 	"github.com/google/nftables":             {"instance/network/..."},
 	"go.yaml.in/yaml":                        {"cmd/internal/cli", "profiles/..."},
+	"github.com/BurntSushi/toml":             {"images/oci/registries"},
 }
 
 // lean programs stay small in memory or have to be static, so they may not even
