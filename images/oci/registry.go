@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"brig/images"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -61,9 +62,9 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err != nil {
 		return nil, fault.New(fault.Forbidden, "cannot read the credentials for %s: %w", g.name.Host, err)
 	}
-	base := transport.NewUserAgent(&retrier{
-		p:    g.source.patience,
-		next: &guard{home: repo.RegistryStr(), next: g.source.base},
+	base := transport.NewUserAgent(&web.Retrier{
+		Patience: g.source.patience,
+		Next:     &web.Guard{Home: repo.RegistryStr(), Next: g.source.base, What: "registry"},
 	}, "brig")
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
