@@ -87,3 +87,10 @@ func (x *unxz) Close() error {
 	<-x.done
 	return nil
 }
+
+// Compressed tells whether a file that begins like head is one that Inflate
+// inflates; six bytes are enough.
+func Compressed(head []byte) bool {
+	return bytes.HasPrefix(head, []byte("\xfd7zXZ\x00")) || bytes.HasPrefix(head, []byte("BZh")) ||
+		sniff(head[:min(len(head), 4)]) != none
+}

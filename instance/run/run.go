@@ -27,7 +27,8 @@ type Options struct {
 	Stdout io.Writer // nil: collected and returned
 	Stderr io.Writer // nil: collected and put into the error
 	Dir    string
-	Env    []string // added to the environment
+	Env    []string   // added to the environment
+	Files  []*os.File // inherited, from descriptor 3 on
 
 	// Alone gives a tool that starts others and mounts things a process group
 	// and a mount namespace of its own, which takes root. When ctx ends, the
@@ -62,6 +63,7 @@ func With(ctx context.Context, o Options, tool string, args ...string) ([]byte, 
 	cmd.Env = append(cmd.Env, o.Env...)
 	cmd.Dir = o.Dir
 	cmd.Stdin = o.Stdin
+	cmd.ExtraFiles = o.Files
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
 	if o.Stdout != nil {
