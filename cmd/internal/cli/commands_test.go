@@ -113,7 +113,9 @@ func TestCommandsAskTheManager(t *testing.T) {
 		{"snapshot delete web clean snap0", []string{"delete snapshot web clean", "delete snapshot web snap0"}, "", "Deleted clean of web\nDeleted snap0 of web\n"},
 		{"console web --show-log", nil, "web login: \n", ""},
 		{"image pull debian:bookworm --vm --alias base", []string{"pull debian:bookworm {VM:true Alias:base Architecture:}"}, "", "Pulled debian:bookworm: 5f2d1c0b9a8e\n"},
-		{"image import ./f.tar --alias base", []string{"import ./f.tar {Alias:base}"}, "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Imported ./f.tar\n"},
+		{"image import ./meta.tar.xz ./root.squashfs --architecture x86_64", []string{"import ./meta.tar.xz {Alias: Architecture:x86_64 Rootfs:./root.squashfs}"}, "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Imported ./meta.tar.xz\n"},
+		{"image search debian -f csv -c t --architecture all", []string{"search debian all"}, "SYSTEM\nDISK\n", ""},
+		{"image import ./f.tar --alias base", []string{"import ./f.tar {Alias:base Architecture: Rootfs:}"}, "5f2d1c0b9a8e7f6d5c4b3a29180706050403020100ffeeddccbbaa9988776655\n", "Imported ./f.tar\n"},
 		{"image rm base", []string{"delete image base"}, "", "Deleted base\n"},
 		{"kernel import", []string{`import kernel ""`}, "linux-image-6.1.0-32-cloud-amd64\n", "Imported the kernel linux-image-6.1.0-32-cloud-amd64 (6.1.0-32-cloud-amd64)\n"},
 	}

@@ -13,6 +13,7 @@ import (
 	"brig/images/debian"
 	"brig/images/disk"
 	"brig/images/oci"
+	"brig/images/simplestreams"
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
@@ -41,8 +42,9 @@ func Compose(o Options) (Manager, error) {
 	kernels := boot.New(filepath.Join(o.Dirs.State, "kernels"))
 	registry := oci.New(records, oci.Options{})
 	sources := images.Sources{
-		images.ProtocolOCI:    registry,
-		images.ProtocolDebian: debian.Source{},
+		images.ProtocolOCI:           registry,
+		images.ProtocolDebian:        debian.Source{},
+		images.ProtocolSimplestreams: simplestreams.New(records, simplestreams.Options{}),
 	}
 	return manager.New(manager.Config{
 		Dirs:    o.Dirs,
@@ -114,6 +116,10 @@ type disks struct{}
 
 func (disks) Make(ctx context.Context, tree, dst, fingerprint string, size int64) error {
 	return disk.Make(ctx, tree, dst, disk.Options{Size: size, UUID: disk.UUIDFor(fingerprint)})
+}
+
+func (disks) Copy(ctx context.Context, src, format, dst string) error {
+	return disk.Copy(ctx, src, format, dst)
 }
 
 // kernelStore gives the manager the kernels of package boot.
