@@ -9,7 +9,7 @@ import (
 
 // The protocols of remotes.
 const (
-	ProtocolDebian        = "debian"        // made on this host by mmdebstrap
+	ProtocolDebian        = "debian"        // made on this host by mmdebstrap, Ubuntu too
 	ProtocolOCI           = "oci"           // an OCI registry
 	ProtocolSimplestreams = "simplestreams" // an image server of LXC, LXD and Incus
 )
@@ -36,6 +36,7 @@ func Remotes() []Endpoint {
 		e("ghcr", "https://ghcr.io", ProtocolOCI),
 		e("images", "https://images.linuxcontainers.org", ProtocolSimplestreams),
 		e("quay", "https://quay.io", ProtocolOCI),
+		e("ubuntu", "apt:", ProtocolDebian),
 	}
 }
 

@@ -301,7 +301,7 @@ func TestCompletion(t *testing.T) {
 		"trash restore ":           "gone\tdeleted 2024/05/06 07:20 UTC old\tdeleted :4",
 		"trash empty gone ":        "old\tdeleted :4",
 		"image show ":              "base\tDebian bookworm deb\tDebian bookworm debian:bookworm\tDebian bookworm docker:library/app:1\tApp \uFFFD[31mone :4",
-		"image pull ":              "debian: docker: ghcr: images: quay: :6",
+		"image pull ":              "debian: docker: ghcr: images: quay: ubuntu: :6",
 		"launch base ":             ":4",
 		"list -f ":                 "table compact csv json yaml :4",
 		"completion ":              "bash zsh fish :4",
