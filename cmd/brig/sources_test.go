@@ -191,7 +191,7 @@ func bootsByItself(t *testing.T, r *instancetest.Rig, name string) {
 	if line.Status != "Running" || line.Health != "" {
 		t.Errorf("list = %+v, want it running, with no word on its health", line)
 	}
-	r.Fails(t, 6, []string{"boots by itself"}, "exec", name, "--", "true")
+	r.Fails(t, 125, []string{"boots by itself"}, "exec", name, "--", "true")
 	r.Must(t, "stop", "--force", name)
 	r.Must(t, "start", name)
 	r.Must(t, "delete", "--force", name)
