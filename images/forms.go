@@ -12,6 +12,9 @@ func isFingerprint(s string) bool {
 	return len(s) == 64
 }
 
+// IsFingerprint tells the same to sources.
+func IsFingerprint(s string) bool { return isFingerprint(s) }
+
 // isDigest tells whether s is sha256: and a fingerprint.
 func isDigest(s string) bool {
 	hex, ok := strings.CutPrefix(s, "sha256:")

@@ -20,7 +20,15 @@ type Kind string
 const (
 	System Kind = "system" // a full operating system with an init
 	App    Kind = "app"    // an OCI image that runs by its entrypoint
+	Disk   Kind = "disk"   // the disk of a virtual machine, which boots by firmware
 )
+
+// DiskFile is the raw disk that Unpack makes of a Disk image.
+const DiskFile = "disk.raw"
+
+// FirmwareProperty is the property of a Disk image that holds the firmware it
+// boots by: bios or uefi.
+const FirmwareProperty = "firmware"
 
 // InitProperty is the property of a System image that holds the path of its
 // init, where that is not /sbin/init.
@@ -69,6 +77,7 @@ type Source interface {
 // ResolveOptions narrow down which image is meant.
 type ResolveOptions struct {
 	Architecture string // as uname -m says; empty: the host's
+	Rootfs       string // of a file: that with the root file system or disk, if it is another
 	Progress     Progress
 }
 
@@ -80,12 +89,27 @@ type Remote interface {
 	Image() Image
 
 	// Unpack writes the root file system into root, which is an empty directory
-	// of the caller's, and gives the final record. All digests were verified
-	// when it returns nil. It leaves the clean-up of root to the caller.
+	// of the caller's, or of a Disk image the one file DiskFile, and gives the
+	// final record. All digests were verified when it returns nil. It leaves the
+	// clean-up of root to the caller.
 	Unpack(ctx context.Context, root *os.Root, p Progress) (Image, error)
 
 	// Close frees what Resolve opened.
 	Close() error
+}
+
+// Noter is a Remote that has something to say to the user once it was unpacked.
+type Noter interface {
+	// Note is one line; empty: there is nothing to say.
+	Note() string
+}
+
+// Searcher is a Source that can list what a remote has.
+type Searcher interface {
+	// Search lists the images of the remote that ref names which match all words
+	// of it, newest versions only. An architecture in o narrows it down; "all" is
+	// any. Errors as those of Resolve.
+	Search(ctx context.Context, ref Ref, o ResolveOptions) ([]Image, error)
 }
 
 // Progress shows how work advances. Implementations are safe for concurrent

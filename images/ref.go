@@ -14,10 +14,11 @@ import (
 //	oci:DIR[:TAG]             scheme "oci"
 //	oci-archive:FILE[:TAG]    scheme "oci-archive"
 //	docker-archive:FILE[:REF] scheme "docker-archive"
+//	simplestreams:URL:NAME    scheme "simplestreams", for servers that are no remote
 //	web-base, 3f2a9c          no remote: a local alias or fingerprint
 type Ref struct {
 	Remote string // name of a remote; empty for a scheme or a local name
-	Scheme string // docker, oci, oci-archive, docker-archive; empty otherwise
+	Scheme string // docker, oci, oci-archive, docker-archive, simplestreams; empty otherwise
 	Name   string
 }
 
@@ -42,7 +43,7 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{Name: s}, nil
 	}
 	switch head {
-	case "oci", "oci-archive", "docker-archive":
+	case "oci", "oci-archive", "docker-archive", ProtocolSimplestreams:
 		return nonEmpty(Ref{Scheme: head, Name: name}, s)
 	}
 	if head == "" {

@@ -112,6 +112,8 @@ func LoopbackHost(host string) bool {
 // the files of archives have absolute paths.
 func Canonical(ref Ref) (string, error) {
 	switch ref.Scheme {
+	case ProtocolSimplestreams:
+		return ref.String(), nil
 	case "":
 		e, err := FindRemote(ref.Remote)
 		if err != nil {

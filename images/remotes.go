@@ -9,7 +9,7 @@ import (
 
 // The protocols of remotes.
 const (
-	ProtocolDebian        = "debian"        // made on this host by mmdebstrap
+	ProtocolDebian        = "debian"        // made on this host by mmdebstrap, Ubuntu too
 	ProtocolOCI           = "oci"           // an OCI registry
 	ProtocolSimplestreams = "simplestreams" // an image server of LXC, LXD and Incus
 )
@@ -36,6 +36,7 @@ func Remotes() []Endpoint {
 		e("ghcr", "https://ghcr.io", ProtocolOCI),
 		e("images", "https://images.linuxcontainers.org", ProtocolSimplestreams),
 		e("quay", "https://quay.io", ProtocolOCI),
+		e("ubuntu", "apt:", ProtocolDebian),
 	}
 }
 
@@ -51,26 +52,68 @@ func FindRemote(name string) (Endpoint, error) {
 	return Endpoint{}, fault.New(fault.NotFound, "cannot find remote %q: known are %s; docker://HOST/REPO:TAG names an image on any registry", name, strings.Join(known, " "))
 }
 
+// MachineSuffix at the end of a name on a simplestreams server means the disk for
+// virtual machines, which is an image of its own there.
+const MachineSuffix = "@vm"
+
+// ForMachine gives the name under which a remote has the image for virtual
+// machines: where that is another image, with MachineSuffix.
+func ForMachine(ref Ref) Ref {
+	protocol, err := protocolOf(ref)
+	if err == nil && protocol == ProtocolSimplestreams && !strings.HasSuffix(ref.Name, MachineSuffix) {
+		ref.Name += MachineSuffix
+	}
+	return ref
+}
+
+func protocolOf(ref Ref) (string, error) {
+	switch {
+	case ref.Scheme == ProtocolSimplestreams:
+		return ProtocolSimplestreams, nil
+	case ref.Scheme != "":
+		return ProtocolOCI, nil
+	}
+	e, err := FindRemote(ref.Remote)
+	return e.Protocol, err
+}
+
 // Sources are the sources by protocol; OCI also serves the schemes docker, oci,
 // oci-archive and docker-archive. It is itself the Source of every Ref.
 type Sources map[string]Source
 
 // Resolve asks the source that ref names.
 func (s Sources) Resolve(ctx context.Context, ref Ref, o ResolveOptions) (Remote, error) {
-	protocol := ProtocolOCI
-	switch {
-	case ref.Scheme == "" && ref.Remote == "":
+	if ref.Scheme == "" && ref.Remote == "" {
 		return nil, fault.New(fault.NotFound, "cannot find image %q: no alias or fingerprint is like that; an image on a remote is written REMOTE:NAME, for example debian:bookworm", ref.Name)
-	case ref.Scheme == "":
-		e, err := FindRemote(ref.Remote)
-		if err != nil {
-			return nil, err
-		}
-		protocol = e.Protocol
+	}
+	source, err := s.of(ref)
+	if err != nil {
+		return nil, err
+	}
+	return source.Resolve(ctx, ref, o)
+}
+
+// Search implements Searcher for the remotes whose source does.
+func (s Sources) Search(ctx context.Context, ref Ref, o ResolveOptions) ([]Image, error) {
+	source, err := s.of(ref)
+	if err != nil {
+		return nil, err
+	}
+	searcher, ok := source.(Searcher)
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "cannot search %q: its protocol has no list of images; images: has one", ref.String())
+	}
+	return searcher.Search(ctx, ref, o)
+}
+
+func (s Sources) of(ref Ref) (Source, error) {
+	protocol, err := protocolOf(ref)
+	if err != nil {
+		return nil, err
 	}
 	source, ok := s[protocol]
 	if !ok {
-		return nil, fault.New(fault.Unsupported, "cannot use image %q: this version of brig does not speak the protocol %s yet; debian:, docker:, ghcr: and quay: work", ref.String(), protocol)
+		return nil, fault.New(fault.Unsupported, "cannot use image %q: this version of brig does not speak the protocol %s yet", ref.String(), protocol)
 	}
-	return source.Resolve(ctx, ref, o)
+	return source, nil
 }

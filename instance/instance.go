@@ -52,9 +52,10 @@ type Image struct {
 	Fingerprint string   `json:"fingerprint,omitempty"`
 	Reference   string   `json:"reference,omitempty"` // as the user wrote it
 	Description string   `json:"description,omitempty"`
-	App         *App     `json:"app,omitempty"`  // nil: a full system with an init
-	Init        []string `json:"init,omitempty"` // of a system; empty: /sbin/init
-	Env         []string `json:"env,omitempty"`  // of a system's init, NAME=value
+	App         *App     `json:"app,omitempty"`      // nil: a full system with an init
+	Init        []string `json:"init,omitempty"`     // of a system; empty: /sbin/init
+	Env         []string `json:"env,omitempty"`      // of a system's init, NAME=value
+	Firmware    string   `json:"firmware,omitempty"` // that starts its disk: bios or uefi; empty: a kernel is booted directly
 }
 
 // App is what the OCI image configuration says about the process to run

@@ -10,21 +10,22 @@ import (
 // written to RunDir/machine.json and is what brig-keeper reads, so every field
 // is plain data.
 type Machine struct {
-	ID      string            `json:"id"`
-	Name    string            `json:"name"`
-	Pool    string            `json:"pool"` // that its volume is in
-	Type    Type              `json:"type"`
-	BrigDir string            `json:"brig_dir"` // value of BRIG_DIR; empty: the default folders
-	RunDir  string            `json:"run_dir"`  // of this instance alone; gone once it ended and was cleaned up
-	LogDir  string            `json:"log_dir"`  // of this instance alone; console.log and the driver's own logs
-	Config  map[string]string `json:"config"`   // effective keys
-	Root    Root              `json:"root"`
-	Boot    Boot              `json:"boot"`
-	NICs    []NIC             `json:"nics"`
-	Volumes []Attached        `json:"volumes,omitempty"` // custom volumes, in the order in which to mount them
-	IDMap   IDMap             `json:"id_map"`            // containers
-	Kernel  *Kernel           `json:"kernel,omitempty"`  // virtual machines booted directly
-	Helpers Helpers           `json:"helpers"`
+	ID       string            `json:"id"`
+	Name     string            `json:"name"`
+	Pool     string            `json:"pool"` // that its volume is in
+	Type     Type              `json:"type"`
+	BrigDir  string            `json:"brig_dir"` // value of BRIG_DIR; empty: the default folders
+	RunDir   string            `json:"run_dir"`  // of this instance alone; gone once it ended and was cleaned up
+	LogDir   string            `json:"log_dir"`  // of this instance alone; console.log and the driver's own logs
+	Config   map[string]string `json:"config"`   // effective keys
+	Root     Root              `json:"root"`
+	Boot     Boot              `json:"boot"`
+	NICs     []NIC             `json:"nics"`
+	Volumes  []Attached        `json:"volumes,omitempty"`  // custom volumes, in the order in which to mount them
+	IDMap    IDMap             `json:"id_map"`             // containers
+	Kernel   *Kernel           `json:"kernel,omitempty"`   // virtual machines booted directly
+	Firmware string            `json:"firmware,omitempty"` // virtual machines that boot by themselves: bios or uefi
+	Helpers  Helpers           `json:"helpers"`
 }
 
 // MachineFile is the name of the file in RunDir that holds the Machine.

@@ -32,10 +32,18 @@ func (d *Driver) mustAnswer(m *instance.Machine, verb string) error {
 	if err := mustRun(m, verb); err != nil {
 		return err
 	}
+	if m.Firmware != "" {
+		return noAgent(m, verb)
+	}
 	if d.State(m).Status == instance.Frozen {
 		return fault.New(fault.WrongState, "cannot %s %q: it is paused; resume it first", verb, m.Name)
 	}
 	return nil
+}
+
+// noAgent is the error for what takes part of brig's in the guest.
+func noAgent(m *instance.Machine, verb string) error {
+	return fault.New(fault.Unsupported, "cannot %s %q: its disk boots by itself, without brig's agent; use its console, or log in over the network", verb, m.Name)
 }
 
 // WaitReady returns when the guest's init or main process runs and its agent
@@ -43,6 +51,9 @@ func (d *Driver) mustAnswer(m *instance.Machine, verb string) error {
 func (d *Driver) WaitReady(ctx context.Context, m *instance.Machine) error {
 	if err := mustRun(m, "wait for"); err != nil {
 		return err
+	}
+	if m.Firmware != "" {
+		return noAgent(m, "wait for")
 	}
 	inner, cancel := context.WithCancel(ctx)
 	watcher := make(chan struct{})

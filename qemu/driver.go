@@ -17,6 +17,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/keeper"
 	"brig/qemu/boot"
+	"brig/qemu/firmware"
 	"brig/qemu/qmp"
 	"brig/qemu/rundir"
 	"brig/qemu/runner"
@@ -53,21 +54,24 @@ func (d *Driver) Check(context.Context) error {
 	return nil
 }
 
-// Start makes sure of the initramfs and starts the machine through a keeper.
+// Start makes sure of the initramfs or firmware and starts the machine through a keeper.
 func (d *Driver) Start(ctx context.Context, m *instance.Machine) error {
 	if held, err := rundir.Held(m.Path(rundir.Lock)); err != nil {
 		return err
 	} else if held {
 		return fault.New(fault.WrongState, "cannot start %q: it runs already", m.Name)
 	}
+	if err := os.MkdirAll(m.RunDir, 0o700); err != nil {
+		return fmt.Errorf("cannot start %q: %w", m.Name, err)
+	}
 	if m.Kernel == nil {
-		return fault.New(fault.Unsupported, "cannot start %q without a kernel: disks that boot by firmware are not supported", m.Name)
+		if err := firmware.Prepare(m.RunDir, m.Firmware, "/usr/share"); err != nil {
+			return fmt.Errorf("cannot start %q: %w", m.Name, err)
+		}
+		return keeper.Spawn(ctx, m)
 	}
 	initramfs, err := d.kernels.Initramfs(ctx, *m.Kernel, m.Helpers.Guest)
 	if err != nil {
-		return fmt.Errorf("cannot start %q: %w", m.Name, err)
-	}
-	if err := os.MkdirAll(m.RunDir, 0o700); err != nil {
 		return fmt.Errorf("cannot start %q: %w", m.Name, err)
 	}
 	link := m.Path(rundir.Initramfs)

@@ -32,7 +32,10 @@ func (d *Driver) State(m *instance.Machine) instance.State {
 	if s.Frozen {
 		state.Status = instance.Frozen
 	}
-	if s.Ready {
+	switch {
+	case m.Firmware != "":
+		state.Health = "" // nobody in it tells
+	case s.Ready:
 		state.Health = ready
 	}
 	if kept, err := rundir.Held(m.Path(rundir.KeeperLock)); err == nil && !kept {

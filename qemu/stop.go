@@ -54,6 +54,8 @@ func (d *Driver) Stop(ctx context.Context, m *instance.Machine, o instance.StopO
 	return nil
 }
 
+var errNoAgent = errors.New("its disk boots by itself")
+
 // shutDown asks the guest to end and waits until it has.
 func (d *Driver) shutDown(ctx context.Context, m *instance.Machine, timeout time.Duration) error {
 	if timeout > 0 {
@@ -67,7 +69,10 @@ func (d *Driver) shutDown(ctx context.Context, m *instance.Machine, timeout time
 		}
 	}
 	for {
-		agentErr := d.ask(ctx, m)
+		agentErr := errNoAgent
+		if m.Firmware == "" {
+			agentErr = d.ask(ctx, m)
+		}
 		if agentErr != nil {
 			if err := qmp.One(ctx, m.RunDir, "system_powerdown", nil, nil); err != nil && ctx.Err() == nil && !gone(m) {
 				return fmt.Errorf("cannot stop %q: %w", m.Name, err)

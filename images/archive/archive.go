@@ -1,7 +1,8 @@
 // Package archive imports images from files: tarballs of a root file system,
-// plain or compressed with gzip, zstd or xz, and the unified tarballs of Incus
-// and LXD, which hold metadata.yaml beside rootfs/. OCI layouts and archives,
-// which people do not tell apart from those, are handed to the OCI source.
+// squashfs images, the unified and split images of Incus and LXD, and disks of
+// virtual machines (package diskfile). What a file is its content says, never its
+// name. OCI layouts and archives, which people do not tell apart from those, are
+// handed to the OCI source.
 //
 // Files are as hostile as what comes over the network: unpacking is that of
 // package rootfs, and what was unpacked is looked at only inside its root.
@@ -18,10 +19,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"brig/images"
+	"brig/images/diskfile"
+	"brig/images/incus"
 	"brig/images/rootfs"
+	"brig/images/rootfs/squashfs"
 	"brig/instance/fault"
 )
 
@@ -33,11 +35,11 @@ type Importer struct {
 // New makes an importer that leaves OCI images to oci.
 func New(oci images.Source) *Importer { return &Importer{oci: oci} }
 
-// Open gives the image in the file or directory at path. It reads a tarball
-// once, for its fingerprint, which is the sha256 of the file as it is. An
-// architecture in o is taken for true; else it is found out by Unpack. Errors:
-// not-found, forbidden, invalid for what is no image, unsupported for images of
-// another kind.
+// Open gives the image in the file or directory at path, or that of which path has
+// the metadata and o.Rootfs the rest. It reads files once, for the fingerprint,
+// which is the sha256 of what they hold, one after the other. An architecture in o
+// is taken for true; else it is found out by Unpack. Errors: not-found, forbidden,
+// invalid for what is no image, unsupported for images of another kind.
 func (i *Importer) Open(ctx context.Context, path string, o images.ResolveOptions) (images.Remote, error) {
 	r, err := i.open(ctx, path, o)
 	if err != nil {
@@ -46,26 +48,66 @@ func (i *Importer) Open(ctx context.Context, path string, o images.ResolveOption
 	return r, nil
 }
 
-func (i *Importer) open(ctx context.Context, path string, o images.ResolveOptions) (images.Remote, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+func (i *Importer) open(ctx context.Context, path string, o images.ResolveOptions) (_ images.Remote, err error) {
+	if o.Rootfs != "" {
+		return openSplit(ctx, path, o)
+	}
+	t, err := openFile(path)
 	if err != nil {
-		return nil, pathFault(err)
-	}
-	t := &tarball{f: f, path: path, architecture: o.Architecture}
-	scheme, err := t.identify(ctx)
-	if err != nil || scheme != "" {
-		f.Close()
-		if err != nil {
-			return nil, err
-		}
-		return i.openOCI(ctx, scheme, path, o)
-	}
-	if err := t.hash(ctx, o.Progress); err != nil {
-		f.Close()
 		return nil, err
 	}
-	return t, nil
+	defer func() {
+		if err != nil || t.scheme != "" {
+			t.Close()
+		}
+	}()
+	t.architecture = o.Architecture
+	if err := t.identify(ctx); err != nil {
+		return nil, err
+	}
+	if t.scheme != "" {
+		return i.openOCI(ctx, t.scheme, path, o)
+	}
+	return t, t.describe(ctx, o.Progress)
 }
+
+// openSplit opens a split image.
+func openSplit(ctx context.Context, path string, o images.ResolveOptions) (_ images.Remote, err error) {
+	meta, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer meta.f.Close()
+	t, err := openFile(o.Rootfs)
+	if err != nil {
+		return nil, fmt.Errorf("the root file system %q: %w", o.Rootfs, err)
+	}
+	defer func() {
+		if err != nil {
+			t.Close()
+		}
+	}()
+	t.architecture, t.path = o.Architecture, path
+	if err := t.identify(ctx); err != nil {
+		return nil, fmt.Errorf("the root file system %q: %w", o.Rootfs, err)
+	}
+	if t.scheme != "" || t.form == unified {
+		return nil, fault.New(fault.Invalid, "%q is a whole image, not the root file system of one: import it alone", o.Rootfs)
+	}
+	if meta.size > maxMeta {
+		return nil, fault.New(fault.Invalid, "it has %d bytes, too many for the metadata of an image: the metadata comes first, then the root file system", meta.size)
+	}
+	if t.meta, err = io.ReadAll(io.LimitReader(meta.f, maxMeta)); err != nil {
+		return nil, err
+	}
+	if t.metadata, err = incus.ReadTar(ctx, bytes.NewReader(t.meta)); err != nil {
+		return nil, err
+	}
+	return t, t.describe(ctx, o.Progress)
+}
+
+// maxMeta bounds the file with the metadata of a split image.
+const maxMeta = 64 << 20
 
 func pathFault(err error) error {
 	switch {
@@ -84,84 +126,95 @@ func (i *Importer) openOCI(ctx context.Context, scheme, path string, o images.Re
 	return i.oci.Resolve(ctx, images.Ref{Scheme: scheme, Name: path}, o)
 }
 
-// kinds of files that are images, but not of this version.
-var kinds = map[string]string{
-	"hsqs":       "a squashfs image",
-	"QFI\xfb":    "a qcow2 disk image",
-	"KDMV":       "a VMDK disk image",
-	"conectix":   "a VHD disk image",
-	"BZh":        "compressed with bzip2 (recompress it with gzip, zstd or xz)",
-	"PK\x03\x04": "a zip file",
-}
-
-const xzMagic = "\xfd7zXZ\x00"
-
-// identify tells the scheme of an OCI image, or nothing for a tarball.
-func (t *tarball) identify(ctx context.Context) (scheme string, err error) {
+// identify tells what it is: the scheme of an OCI image, or the form of a file.
+func (t *file) identify(ctx context.Context) error {
 	info, err := t.f.Stat()
 	if err != nil {
-		return "", fault.Wrap(fault.Unavailable, err)
+		return fault.Wrap(fault.Unavailable, err)
 	}
 	if info.IsDir() {
 		if _, err := os.Lstat(filepath.Join(t.path, "oci-layout")); err != nil {
-			return "", fault.New(fault.Invalid, "it is a directory and no OCI image layout")
+			return fault.New(fault.Invalid, "it is a directory and no OCI image layout")
 		}
-		return "oci", nil
+		t.scheme = "oci"
+		return nil
 	}
 	if !info.Mode().IsRegular() {
-		return "", fault.New(fault.Invalid, "it is neither a file nor a directory")
+		return fault.New(fault.Invalid, "it is neither a file nor a directory")
 	}
-	t.size = info.Size()
-	t.image.CreatedAt = info.ModTime().UTC()
-	var head [16]byte
-	n, err := t.f.ReadAt(head[:], 0)
+	head := make([]byte, 6)
+	n, err := t.f.ReadAt(head, 0)
 	if err != nil && err != io.EOF {
-		return "", fault.Wrap(fault.Unavailable, err)
+		return fault.Wrap(fault.Unavailable, err)
 	}
-	for magic, what := range kinds {
-		if bytes.HasPrefix(head[:n], []byte(magic)) {
-			return "", fault.New(fault.Unsupported, "it is %s; this version of brig imports tarballs and OCI images", what)
-		}
+	head = head[:n]
+	switch {
+	case bytes.HasPrefix(head, []byte(squashfs.Magic)):
+		t.form = squashed
+		return nil
+	case bytes.HasPrefix(head, []byte("PK\x03\x04")):
+		return fault.New(fault.Unsupported, "it is a zip file; unpack it first")
+	case rootfs.Compressed(head):
+		return t.identifyTar(ctx)
 	}
-	t.xz = bytes.HasPrefix(head[:n], []byte(xzMagic))
-	return t.ociScheme(ctx)
+	t.disk, err = diskfile.Identify(t.f, t.size)
+	if fault.Is(err, fault.NotFound) {
+		return t.identifyTar(ctx)
+	}
+	t.form = disk
+	return err
 }
 
-// ociScheme looks at the first names in the archive. Which archive of docker or
+// identifyTar looks at the first names in the archive. Which archive of docker or
 // OCI it is only a list of all names could tell.
-func (t *tarball) ociScheme(ctx context.Context) (string, error) {
+func (t *file) identifyTar(ctx context.Context) error {
 	names, err := t.firstNames(ctx)
 	if err != nil {
-		return "", err
+		return err
 	}
+	t.form = tree
 	for _, n := range names {
 		switch {
 		case n == "oci-layout" || n == "index.json":
-			return "oci-archive", nil
+			t.scheme = "oci-archive"
 		case n == "manifest.json" || n == "repositories":
-			return "docker-archive", nil
+			t.scheme = "docker-archive"
 		case strings.HasPrefix(n, "blobs/sha256/"):
-			return t.savedOrLayout(ctx)
+			t.scheme, err = t.savedOrLayout(ctx)
 		case dockerName().MatchString(n):
-			return "docker-archive", nil
+			t.scheme = "docker-archive"
+		case n == "metadata.yaml":
+			t.unified = true
+			continue
+		case n == unifiedDisk:
+			t.form = unified
+		case strings.HasSuffix(strings.ToLower(n), ".ovf"):
+			t.form = disk
+			t.disk, err = diskfile.IdentifyOVA(t.f, t.size)
+		default:
+			continue
 		}
+		return err
 	}
-	return "", nil
+	return nil
 }
 
-// hash finds the fingerprint.
-func (t *tarball) hash(ctx context.Context, p images.Progress) error {
+// describe finds the fingerprint and makes the record.
+func (t *file) describe(ctx context.Context, p images.Progress) error {
 	if p == nil {
 		p = images.Discard
 	}
 	task := p.Task("Reading "+filepath.Base(t.path), t.size, true)
 	defer task.Done()
-	h := rootfs.NewHashReader(watched{ctx, t.f, task})
+	h := rootfs.NewHashReader(io.MultiReader(bytes.NewReader(t.meta), watched{ctx, t.f, task}))
 	if _, err := io.Copy(io.Discard, h); err != nil {
 		return err
 	}
 	t.image.Fingerprint = strings.TrimPrefix(h.Digest(), "sha256:")
 	t.image.Kind = images.System
+	if t.form == disk || t.form == unified {
+		t.image.Kind = images.Disk
+	}
 	t.image.Size = h.Size()
 	t.image.Description = filepath.Base(t.path)
 	t.image.Architecture = t.architecture

@@ -91,6 +91,12 @@ func compress(t *testing.T, how string, data []byte) []byte {
 		if err := cmd.Run(); err != nil {
 			t.Fatal(err)
 		}
+	case "bzip2":
+		cmd := exec.Command("bzip2")
+		cmd.Stdin, cmd.Stdout = bytes.NewReader(data), &b
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
 	default:
 		return data
 	}
@@ -138,7 +144,7 @@ func wantClass(t *testing.T, what string, err error, class fault.Class, words st
 func TestTarballInEveryCompression(t *testing.T) {
 	// Debian's links: /bin is usr/bin, and init is a link by an absolute path.
 	data := tarOf(t, "./", "./usr/", "./usr/bin/", "./usr/sbin/", "./usr/lib/systemd/systemd="+elf(x8664), "./bin->usr/bin", "./sbin->usr/sbin", "./lib->usr/lib", "./usr/sbin/init->/lib/systemd/systemd", "./usr/bin/sh="+elf(x8664))
-	for _, how := range []string{"none", "gzip", "zstd", "xz"} {
+	for _, how := range []string{"none", "gzip", "zstd", "xz", "bzip2"} {
 		file := compress(t, how, data)
 		img, dir, err := load(t, write(t, file), images.ResolveOptions{})
 		if err != nil {
@@ -176,6 +182,7 @@ func TestWhatATarballIs(t *testing.T) {
 		"a way out":              {entries: []string{"../x=1"}, class: fault.Invalid, words: "../x"},
 		"metadata alone":         {entries: []string{"metadata.yaml=architecture: x86_64", "templates/"}, class: fault.Unsupported, words: "split"},
 		"rootfs as link":         {entries: []string{"metadata.yaml=x", "rootfs->/"}, class: fault.Invalid, words: "rootfs"},
+		"another architecture":   {entries: []string{"metadata.yaml=architecture: aarch64", "rootfs/sbin/init=" + elf(x8664)}, class: fault.Invalid, words: "its metadata says"},
 		"metadata as link":       {entries: []string{"metadata.yaml->/etc/passwd", "rootfs/sbin/init=" + elf(x8664)}, class: fault.Invalid, words: "metadata.yaml"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -257,8 +264,8 @@ func TestFilesThatAreNoImages(t *testing.T) {
 		"a fifo":   {fifo, fault.Invalid},
 		"empty":    {write(t, nil), fault.Invalid},
 		"text":     {write(t, []byte(strings.Repeat("hello ", 300))), fault.Invalid},
-		"qcow2":    {write(t, []byte("QFI\xfb\x00\x00\x00\x03")), fault.Unsupported},
-		"squashfs": {write(t, []byte("hsqs....")), fault.Unsupported},
+		"qcow2":    {write(t, []byte("QFI\xfb\x00\x00\x00\x03")), fault.Invalid},
+		"squashfs": {write(t, []byte("hsqs....")), fault.Invalid},
 		"cut xz":   {write(t, whole[:len(whole)-20]), fault.Invalid},
 		"cut gzip": {write(t, compress(t, "gzip", tarOf(t, "sbin/init="+elf(x8664)))[:60]), fault.Invalid},
 	} {

@@ -2,6 +2,7 @@ package archive
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,53 +11,101 @@ import (
 	"path"
 	"regexp"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"brig/images"
+	"brig/images/diskfile"
+	"brig/images/incus"
 	"brig/images/rootfs"
-	"brig/instance"
 	"brig/instance/fault"
-	"brig/instance/run"
 )
 
-// tarball is the images.Remote of a root file system in a tar.
-type tarball struct {
+// form is what is in a file.
+type form string
+
+const (
+	tree     form = "tree"     // a tar of a root file system, or a unified image of one
+	unified  form = "unified"  // a unified image with a disk
+	squashed form = "squashfs" // a root file system
+	disk     form = "disk"
+)
+
+// unifiedDisk is the name of the disk in a unified image.
+const unifiedDisk = "rootfs.img"
+
+// file is the images.Remote of a file.
+type file struct {
 	f            *os.File
 	path         string
 	size         int64
-	xz           bool
+	scheme       string // of an OCI image
+	form         form
+	unified      bool          // metadata.yaml was among the first names
+	disk         diskfile.Info // of the form disk
+	meta         []byte        // the first file of a split image
+	metadata     incus.Metadata
 	architecture string // as the user says; empty: to be found out
 	image        images.Image
 }
 
-func (t *tarball) Image() images.Image { return t.image }
+func openFile(path string) (*file, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, pathFault(err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, fault.Wrap(fault.Unavailable, err)
+	}
+	t := &file{f: f, path: path, size: st.Size()}
+	t.image.CreatedAt = st.ModTime().UTC()
+	return t, nil
+}
 
-func (t *tarball) Close() error { return t.f.Close() }
+func (t *file) Image() images.Image { return t.image }
 
-// Unpack applies the tarball, and completes the record from what was in it.
-func (t *tarball) Unpack(ctx context.Context, root *os.Root, p images.Progress) (images.Image, error) {
+func (t *file) Close() error { return t.f.Close() }
+
+// Note implements images.Noter.
+func (t *file) Note() string { return t.metadata.Note() }
+
+// Unpack applies the file, and completes the record from what was in it.
+func (t *file) Unpack(ctx context.Context, root *os.Root, p images.Progress) (images.Image, error) {
 	if p == nil {
 		p = images.Discard
 	}
-	err := t.unpack(ctx, root, p)
-	if err == nil {
-		err = t.complete(root)
-	}
-	if err != nil {
+	if err := t.unpack(ctx, root, p); err != nil {
 		return images.Image{}, fmt.Errorf("cannot import %q: %w", t.path, err)
 	}
 	return t.image, nil
 }
 
-func (t *tarball) unpack(ctx context.Context, root *os.Root, p images.Progress) error {
+func (t *file) unpack(ctx context.Context, root *os.Root, p images.Progress) error {
 	task := p.Task("Unpacking "+path.Base(t.path), t.size, true)
 	defer task.Done()
-	in := rootfs.NewHashReader(watched{ctx, io.NewSectionReader(t.f, 0, t.size), task})
-	out, err := t.inflate(ctx, in)
-	if err != nil {
+	switch t.form {
+	case disk:
+		return incus.Disk(ctx, root, t.f, t.disk, &t.image, t.metadata, t.architecture)
+	case squashed:
+		in := io.NewSectionReader(watchedAt{ctx, t.f, task}, 0, t.size)
+		return t.unchanged(func() error {
+			return incus.Squashfs(ctx, root, in, t.size, &t.image, t.metadata, t.architecture)
+		})
+	}
+	in := rootfs.NewHashReader(io.MultiReader(bytes.NewReader(t.meta), watched{ctx, io.NewSectionReader(t.f, 0, t.size), task}))
+	if _, err := io.CopyN(io.Discard, in, int64(len(t.meta))); err != nil {
 		return err
 	}
-	err = rootfs.Apply(ctx, root, rootfs.Limits{}, out)
-	if err := errors.Join(err, out.Close()); err != nil {
+	var err error
+	if t.form == unified {
+		t.metadata, err = incus.UnifiedDisk(ctx, root, in, unifiedDisk, &t.image, t.architecture)
+	} else {
+		t.metadata, err = incus.Tree(ctx, root, in, &t.image, t.metadata, t.architecture)
+	}
+	if err != nil {
 		return err
 	}
 	if in.Digest() != "sha256:"+t.image.Fingerprint {
@@ -65,37 +114,39 @@ func (t *tarball) unpack(ctx context.Context, root *os.Root, p images.Progress) 
 	return nil
 }
 
-// inflate gives the tar. It has read r to its end when it gives io.EOF.
-func (t *tarball) inflate(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	if !t.xz {
-		return rootfs.Decompress(r, "", rootfs.Limits{})
+// unchanged refuses what work made of a file that was changed meanwhile.
+func (t *file) unchanged(work func() error) error {
+	before, err := t.f.Stat()
+	if err != nil {
+		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	pr, pw := io.Pipe()
-	x := &unxz{PipeReader: pr, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(x.done)
-		_, err := run.With(ctx, run.Options{Stdin: r, Stdout: pw}, "xz", "--decompress", "--stdout", "--memlimit-decompress=1GiB")
-		if tool, ok := errors.AsType[*run.Error](err); ok {
-			err = fault.New(fault.Invalid, "its compressed data is damaged: %w", tool)
-		}
-		pw.CloseWithError(err)
-	}()
-	return x, nil
-}
-
-// unxz is the output of xz.
-type unxz struct {
-	*io.PipeReader
-	cancel func()
-	done   chan struct{}
-}
-
-func (x *unxz) Close() error {
-	x.cancel()
-	x.PipeReader.Close()
-	<-x.done
+	if err := work(); err != nil {
+		return err
+	}
+	after, err := t.f.Stat()
+	if err != nil {
+		return err
+	}
+	if before.Sys().(*syscall.Stat_t).Ctim != after.Sys().(*syscall.Stat_t).Ctim {
+		return fault.New(fault.Unavailable, "the file was changed while it was read")
+	}
 	return nil
+}
+
+// watchedAt is watched for reads from anywhere.
+type watchedAt struct {
+	ctx  context.Context
+	r    io.ReaderAt
+	task images.Task
+}
+
+func (w watchedAt) ReadAt(p []byte, off int64) (int, error) {
+	if err := w.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := w.r.ReadAt(p, off)
+	w.task.Add(int64(n))
+	return n, err
 }
 
 // dockerName is how older versions of docker name what they save.
@@ -104,8 +155,8 @@ var dockerName = sync.OnceValue(func() *regexp.Regexp {
 })
 
 // firstNames are the first few names of files in the archive.
-func (t *tarball) firstNames(ctx context.Context) ([]string, error) {
-	out, err := t.inflate(ctx, io.NewSectionReader(t.f, 0, t.size))
+func (t *file) firstNames(ctx context.Context) ([]string, error) {
+	out, err := rootfs.Inflate(ctx, io.NewSectionReader(t.f, 0, t.size), rootfs.Limits{})
 	if err != nil {
 		return nil, err
 	}
@@ -135,8 +186,8 @@ func (t *tarball) firstNames(ctx context.Context) ([]string, error) {
 
 // savedOrLayout tells the two kinds of archives with OCI blobs apart: docker
 // since version 25 saves both forms in one file.
-func (t *tarball) savedOrLayout(ctx context.Context) (string, error) {
-	out, err := t.inflate(ctx, io.NewSectionReader(t.f, 0, t.size))
+func (t *file) savedOrLayout(ctx context.Context) (string, error) {
+	out, err := rootfs.Inflate(ctx, io.NewSectionReader(t.f, 0, t.size), rootfs.Limits{})
 	if err != nil {
 		return "", err
 	}
@@ -154,37 +205,4 @@ func (t *tarball) savedOrLayout(ctx context.Context) (string, error) {
 			return "oci-archive", nil
 		}
 	}
-}
-
-// complete finds out what the unpacked tree is.
-func (t *tarball) complete(root *os.Root) error {
-	m, err := hoist(root)
-	if err != nil {
-		return err
-	}
-	m.describe(&t.image)
-	dir, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	switch init := findInit(dir); {
-	case init == "" && !executable(dir, "/bin/sh"):
-		return fault.New(fault.Invalid, "it holds no root file system: there is neither an init nor /bin/sh in it")
-	case init == "":
-		t.image.Kind = images.App
-		t.image.App = &instance.App{Cmd: []string{"/bin/sh"}}
-	case init != "/sbin/init":
-		t.image.Properties[images.InitProperty] = init
-	}
-	if t.architecture == "" {
-		t.image.Architecture = architecture(dir)
-	}
-	if t.image.Architecture == "" {
-		t.image.Architecture = m.architecture()
-	}
-	if t.image.Architecture == "" {
-		return fault.New(fault.Invalid, "it does not show for which architecture it is: say it with --arch")
-	}
-	return nil
 }

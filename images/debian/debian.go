@@ -1,5 +1,5 @@
-// Package debian is the source of the remote debian: it makes a full Debian with
-// mmdebstrap, from the package archives this host uses, on the spot. The tree
+// Package debian is the source of the remotes debian and ubuntu: it makes a full
+// system with mmdebstrap, from the package archives this host uses, on the spot. The tree
 // has systemd, waits for no network and holds nothing of the host it was made
 // on: names, addresses and identities are brig's to give when an instance starts.
 package debian
@@ -18,7 +18,7 @@ import (
 	"brig/instance/fault"
 )
 
-// Source makes images of Debian.
+// Source makes images of Debian, and of Ubuntu where apt knows its archive.
 type Source struct {
 	// TempDir is where mmdebstrap works; it needs about 1 GB there. Empty: the
 	// host's directory for temporary files.
@@ -29,14 +29,18 @@ var _ images.Source = Source{}
 
 // Resolve implements images.Source. Names are SUITE[/VARIANT]. The fingerprint
 // is known only after Unpack.
-func (s Source) Resolve(_ context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
-	suite, v, err := parse(ref.Name)
+func (s Source) Resolve(ctx context.Context, ref images.Ref, o images.ResolveOptions) (images.Remote, error) {
+	distro := distroDebian
+	if ref.Remote == distroUbuntu {
+		distro = distroUbuntu
+	}
+	suite, v, lines, err := find(ctx, distro, ref.Name)
 	if err != nil {
 		return nil, err
 	}
 	host := images.HostArchitecture()
 	if o.Architecture != "" && o.Architecture != host {
-		return nil, fault.New(fault.Unsupported, "cannot make %q for %s: Debian is made with the programs of this host, which is %s", ref.String(), o.Architecture, host)
+		return nil, fault.New(fault.Unsupported, "cannot make %q for %s: it is made with the programs of this host, which is %s", ref.String(), o.Architecture, host)
 	}
 	if _, err := exec.LookPath("mmdebstrap"); err != nil {
 		return nil, fault.New(fault.Unsupported, "cannot make %q: mmdebstrap is not installed; install the package mmdebstrap", ref.String())
@@ -44,27 +48,37 @@ func (s Source) Resolve(_ context.Context, ref images.Ref, o images.ResolveOptio
 	if os.Geteuid() != 0 {
 		return nil, fault.New(fault.Forbidden, "cannot make %q: this takes root", ref.String())
 	}
-	return &remote{tempDir: s.TempDir, suite: suite, variant: v, architecture: host}, nil
+	return &remote{tempDir: s.TempDir, distro: distro, suite: suite, mirrors: lines, variant: v, architecture: host}, nil
 }
 
 type remote struct {
 	tempDir      string
+	distro       string
 	suite        string
+	mirrors      []string // nil: those that mmdebstrap chooses
 	variant      variant
 	architecture string
 }
 
 func (r *remote) Close() error { return nil }
 
+// title is the distribution's name for people.
+func (r *remote) title() string {
+	if r.distro == distroUbuntu {
+		return "Ubuntu"
+	}
+	return "Debian"
+}
+
 // Image implements images.Remote. Size and Fingerprint are not known yet.
 func (r *remote) Image() images.Image {
 	return images.Image{
 		Kind:         images.System,
-		References:   []string{"debian:" + r.suite + "/" + r.variant.name},
+		References:   []string{r.distro + ":" + r.suite + "/" + r.variant.name},
 		Aliases:      []string{},
-		Description:  fmt.Sprintf("Debian %s (%s)", r.suite, r.variant.name),
+		Description:  fmt.Sprintf("%s %s (%s)", r.title(), r.suite, r.variant.name),
 		Architecture: r.architecture,
-		Properties:   map[string]string{"os": "debian", "release": r.suite, "variant": r.variant.name},
+		Properties:   map[string]string{"os": r.distro, "release": r.suite, "variant": r.variant.name},
 	}
 }
 
@@ -73,7 +87,7 @@ func (r *remote) Image() images.Image {
 func (r *remote) Unpack(ctx context.Context, root *os.Root, p images.Progress) (images.Image, error) {
 	img, err := r.unpack(ctx, root, p)
 	if err != nil {
-		return images.Image{}, fmt.Errorf("cannot make Debian %s (%s): %w", r.suite, r.variant.name, err)
+		return images.Image{}, fmt.Errorf("cannot make %s %s (%s): %w", r.title(), r.suite, r.variant.name, err)
 	}
 	return img, nil
 }
@@ -99,7 +113,7 @@ func (r *remote) unpack(ctx context.Context, root *os.Root, p images.Progress) (
 	stages := newStages(p)
 	go func() {
 		made <- bootstrap(ctx, bootstrapOptions{
-			suite: r.suite, variant: r.variant, temp: temp, out: out, stages: stages,
+			suite: r.suite, mirrors: r.mirrors, variant: r.variant, temp: temp, out: out, stages: stages,
 			epoch: now.Truncate(24 * time.Hour),
 		})
 		out.Close()

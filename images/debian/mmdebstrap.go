@@ -17,6 +17,7 @@ import (
 
 type bootstrapOptions struct {
 	suite   string
+	mirrors []string
 	variant variant
 	temp    string    // directory of this run alone
 	out     *os.File  // gets the tar
@@ -27,19 +28,19 @@ type bootstrapOptions struct {
 // forget keeps the host's name and resolvers, which apt needed, out of the image.
 const forget = `rm -f "$1/etc/hostname" "$1/etc/resolv.conf"`
 
-// bootstrap runs mmdebstrap. No mirror is given: the archive and how to get there
-// are the host's own settings.
+// bootstrap runs mmdebstrap. The archive and how to get there are the host's own
+// settings.
 func bootstrap(ctx context.Context, o bootstrapOptions) error {
 	_, err := run.With(ctx, run.Options{
 		Stdout: o.out,
 		Stderr: o.stages,
 		Env:    []string{"TMPDIR=" + o.temp, "SOURCE_DATE_EPOCH=" + fmt.Sprint(o.epoch.Unix())},
 		Alone:  true,
-	}, "mmdebstrap",
-		"--mode=root", "--format=tar", "--variant="+o.variant.set,
-		"--include="+strings.Join(o.variant.include, ","),
-		"--customize-hook="+forget,
-		o.suite, "-")
+	}, "mmdebstrap", append([]string{
+		"--mode=root", "--format=tar", "--variant=" + o.variant.set,
+		"--include=" + strings.Join(o.variant.include, ","),
+		"--customize-hook=" + forget,
+		o.suite, "-"}, o.mirrors...)...)
 	return toolFault(err, o.suite)
 }
 

@@ -29,6 +29,7 @@ var variants = []variant{
 	{"default", "minbase", slices.Concat(base, comfort)},
 	{"minimal", "minbase", base},
 	{"standard", "standard", slices.Concat(base, comfort)},
+	{"cloud", "minbase", slices.Concat(base, comfort, []string{"cloud-init"})},
 }
 
 // release is one release of Debian.
@@ -43,12 +44,15 @@ var known = []release{
 // moving are the suites whose release changes with time, as the archive names them.
 var moving = []string{"oldoldstable", "oldstable", "stable", "testing", "unstable", "sid"}
 
-const distroInfo = "/usr/share/distro-info/debian.csv"
+const (
+	distroInfo = "/usr/share/distro-info/debian.csv"
+	ubuntuInfo = "/usr/share/distro-info/ubuntu.csv"
+)
 
 var nameForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*$`) })
 
-// parse takes SUITE[/VARIANT] apart. A version number becomes the release's name.
-func parse(name string) (suite string, v variant, err error) {
+// split takes SUITE[/VARIANT] apart.
+func split(name string) (suite string, v variant, err error) {
 	suite, which, given := strings.Cut(name, "/")
 	if !given {
 		which = variants[0].name
@@ -60,16 +64,26 @@ func parse(name string) (suite string, v variant, err error) {
 	}
 	i := slices.IndexFunc(variants, func(v variant) bool { return v.name == which })
 	if i < 0 {
-		return "", variant{}, fault.New(fault.NotFound, "cannot find Debian %q: there is no variant %q; known are default, minimal and standard", name, which)
+		return "", variant{}, fault.New(fault.NotFound, "cannot find Debian %q: there is no variant %q; known are default, minimal, standard and cloud", name, which)
+	}
+	return suite, variants[i], nil
+}
+
+// parse finds the suite of Debian that SUITE[/VARIANT] means. A version number
+// becomes the release's name.
+func parse(name string) (suite string, v variant, err error) {
+	suite, v, err = split(name)
+	if err != nil {
+		return "", variant{}, err
 	}
 	releases := append(slices.Clone(known), readDistroInfo(distroInfo)...)
 	for _, r := range releases {
 		if suite == r.version || suite == r.name {
-			return r.name, variants[i], nil
+			return r.name, v, nil
 		}
 	}
 	if slices.Contains(moving, suite) {
-		return suite, variants[i], nil
+		return suite, v, nil
 	}
 	var names []string
 	for _, r := range known {

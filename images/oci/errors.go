@@ -6,13 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/remote/transport"
 
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -36,20 +36,12 @@ func (g *registry) explain(err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
-	case isTimeout(err):
+	case web.TimedOut(err):
 		return fault.New(fault.Timeout, "registry %s does not answer: %w", g.name.Host, err)
-	case brokenOff(err):
+	case web.BrokenOff(err):
 		return fault.New(fault.Unavailable, "registry %s hung up without an answer: %w", g.name.Host, err)
 	}
 	return fault.New(fault.Unavailable, "registry %s cannot be used: %w", g.name.Host, err)
-}
-
-func isTimeout(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) {
-		return true
-	}
-	e, ok := errors.AsType[net.Error](err)
-	return ok && e.Timeout()
 }
 
 // status makes an error of an answer that is not the one that was hoped for.
@@ -62,7 +54,7 @@ func (g *registry) status(resp *http.Response) error {
 	if err == nil && json.Unmarshal(data, &body) == nil && len(body.Errors) > 0 {
 		said = body.Errors[0].Code + " " + body.Errors[0].Message
 	}
-	return g.statusFault(resp.StatusCode, said, retryAfter(resp))
+	return g.statusFault(resp.StatusCode, said, web.RetryAfter(resp))
 }
 
 func (g *registry) statusFault(code int, said string, wait time.Duration) error {
@@ -92,11 +84,11 @@ func readError(err error, d descriptor, n int64) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
-	case isTimeout(err):
+	case web.TimedOut(err):
 		return fault.New(fault.Timeout, "%s stopped coming after %d bytes: %w", d.Digest, n, err)
-	case brokenOff(err) && d.Size >= 0:
+	case web.BrokenOff(err) && d.Size >= 0:
 		return fault.New(fault.Unavailable, "%s was truncated after %d of %d bytes", d.Digest, n, d.Size)
-	case brokenOff(err):
+	case web.BrokenOff(err):
 		return fault.New(fault.Unavailable, "%s was truncated after %d bytes", d.Digest, n)
 	}
 	return fault.New(fault.Unavailable, "cannot read %s: %w", d.Digest, err)

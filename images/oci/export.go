@@ -32,6 +32,7 @@ import (
 	"brig/images"
 	"brig/images/pack"
 	"brig/images/rootfs"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -372,7 +373,7 @@ func (s *Source) push(ctx context.Context, to images.Ref, img v1.Image, p images
 	task := p.Task("Pushing to "+repo.String(), 0, false)
 	defer task.Done()
 	err = ggcr.Write(ref, img, ggcr.WithContext(ctx), ggcr.WithAuth(auth), ggcr.WithJobs(s.jobs), ggcr.WithUserAgent("brig"),
-		ggcr.WithTransport(&guard{home: ref.RegistryStr(), plain: g.insecure, next: g.base}))
+		ggcr.WithTransport(&web.Guard{Home: ref.RegistryStr(), Plain: g.insecure, Next: g.base, What: "registry"}))
 	if err != nil {
 		return g.explain(err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"brig/images"
 	"brig/images/rootfs"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -141,7 +142,7 @@ func (f *fetcher) download(ctx context.Context, l *layerFile, w *images.BlobWrit
 		if _, again := errors.AsType[truncated](err); !again || n == p.Repeats {
 			return err
 		}
-		if err := sleep(ctx, p.Backoff<<n); err != nil {
+		if err := web.Sleep(ctx, p.Backoff<<n); err != nil {
 			return err
 		}
 	}
@@ -181,7 +182,7 @@ func (t truncated) Unwrap() error { return t.error }
 
 // cutShort is readError, as truncated if it is that.
 func cutShort(err error, d descriptor, n int64) error {
-	if brokenOff(err) {
+	if web.BrokenOff(err) {
 		return truncated{readError(err, d, n)}
 	}
 	return readError(err, d, n)

@@ -22,6 +22,7 @@ import (
 
 	"brig/images"
 	"brig/images/oci/registries"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -180,7 +181,7 @@ func TestPlainHTTPByPermission(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		(&guard{home: "registry.example", plain: c.plain, next: next}).RoundTrip(req)
+		(&web.Guard{Home: "registry.example", Plain: c.plain, Next: next}).RoundTrip(req)
 		if asked != c.want {
 			t.Errorf("%s with permission %v was sent %d times, want %d", c.url, c.plain, asked, c.want)
 		}
@@ -249,6 +250,15 @@ func TestClientCertificate(t *testing.T) {
 	}
 }
 
+// tagsOf gives the tags of what a search found.
+func tagsOf(list []images.Image, err error) (tags []string, _ error) {
+	for _, im := range list {
+		_, tag, _ := strings.Cut(im.Aliases[0], "app:")
+		tags = append(tags, tag)
+	}
+	return tags, err
+}
+
 func TestTags(t *testing.T) {
 	home, mirror := serve(t), serve(t)
 	b := build(t, tarOf(t, "a=1"))
@@ -257,10 +267,14 @@ func TestTags(t *testing.T) {
 	}
 	list := func() ([]string, error) {
 		p := newPuller(t, settings(t, oneMirror, home.host, mirror.host))
-		return p.Tags(t.Context(), images.Ref{Scheme: "docker", Name: home.host + "/app"})
+		return tagsOf(p.Search(t.Context(), images.Ref{Scheme: "docker", Name: home.host + "/app"}, images.ResolveOptions{}))
 	}
 	if tags, err := list(); err != nil || fmt.Sprint(tags) != "[1 1.2 latest]" {
 		t.Errorf("Tags() = %v, %v", tags, err)
+	}
+	few, err := newPuller(t, Options{}).Search(t.Context(), images.Ref{Scheme: "docker", Name: home.host + "/app 1 ."}, images.ResolveOptions{})
+	if tags, err := tagsOf(few, err); err != nil || fmt.Sprint(tags) != "[1.2]" {
+		t.Errorf("Search() with words = %v, %v", tags, err)
 	}
 	home.on("/tags/list", func(w http.ResponseWriter, r *http.Request) bool {
 		if r.URL.Query().Get("last") == "" {
@@ -279,7 +293,7 @@ func TestTags(t *testing.T) {
 		fmt.Fprint(w, `{"tags":["a"]}`)
 		return true
 	})
-	_, err := list()
+	_, err = list()
 	wantClass(t, "Tags without an end", err, fault.Unavailable, "pages")
 	for _, body := range []string{`{"tags":7}`, "<html>", `{"tags":["` + strings.Repeat("a", maxTags) + `"]}`} {
 		home.on("/tags/list", func(w http.ResponseWriter, _ *http.Request) bool { fmt.Fprint(w, body); return true })

@@ -13,12 +13,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 
 	"brig/images"
 	"brig/images/oci/registries"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -38,27 +38,8 @@ type Options struct {
 	Certificates []string
 }
 
-// Patience says how long to wait for a registry. A zero field means its
-// default.
-type Patience struct {
-	Connect time.Duration // for a connection and TLS; 10 s
-	Answer  time.Duration // for the header of an answer; 30 s
-	Stall   time.Duration // for the next 32 KiB of a body, or its end; 30 s
-	Backoff time.Duration // before the first repetition, doubled each time; 500 ms
-	Waits   time.Duration // for all waits between repetitions of one request; 60 s
-	Repeats int           // of one request; 4
-}
-
-func (p Patience) withDefaults() Patience {
-	return Patience{
-		Connect: or(p.Connect, 10*time.Second),
-		Answer:  or(p.Answer, 30*time.Second),
-		Stall:   or(p.Stall, 30*time.Second),
-		Backoff: or(p.Backoff, 500*time.Millisecond),
-		Waits:   or(p.Waits, time.Minute),
-		Repeats: or(p.Repeats, 4),
-	}
-}
+// Patience says how long to wait for a registry.
+type Patience = web.Patience
 
 func or[T comparable](v, byDefault T) T {
 	var zero T
@@ -85,7 +66,7 @@ func New(store *images.Store, o Options) *Source {
 		store:    store,
 		keychain: o.Keychain,
 		base:     o.Transport,
-		patience: o.Patience.withDefaults(),
+		patience: o.Patience.WithDefaults(),
 		jobs:     or(o.Jobs, 4),
 		settings: o.Registries,
 		certs:    o.Certificates,

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"brig/images"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -91,9 +92,9 @@ func (g *registry) login(ctx context.Context) (*http.Client, error) {
 	if err := g.transport(); err != nil {
 		return nil, err
 	}
-	base := transport.NewUserAgent(&retrier{
-		p:    g.patience,
-		next: &guard{home: repo.RegistryStr(), plain: g.insecure, next: g.base},
+	base := transport.NewUserAgent(&web.Retrier{
+		Patience: g.patience,
+		Next:     &web.Guard{Home: repo.RegistryStr(), Plain: g.insecure, Next: g.base, What: "registry"},
 	}, "brig")
 	rt, err := transport.NewWithContext(ctx, repo.Registry, auth, base, []string{repo.Scope(transport.PullScope)})
 	if err != nil {
@@ -117,7 +118,7 @@ func (g *registry) transport() error {
 	}
 	certificates, err := certificatesFor(g.source.certs, registryHost(g.name.Host), g.insecure)
 	if err == nil {
-		g.base = newTransport(g.patience, certificates)
+		g.base = web.NewTransport(g.patience, certificates)
 	}
 	return err
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/images"
+	"brig/images/web"
 	"brig/instance/fault"
 )
 
@@ -337,7 +338,7 @@ func TestPlainHTTPIsForLoopbackOnly(t *testing.T) {
 }
 
 func TestRedirectIntoTheNetworkIsRefused(t *testing.T) {
-	g := &guard{home: "registry.example", next: roundTripper(func(*http.Request) (*http.Response, error) {
+	g := &web.Guard{Home: "registry.example", What: "registry", Next: roundTripper(func(*http.Request) (*http.Response, error) {
 		return &http.Response{}, nil
 	})}
 	for url, class := range map[string]fault.Class{

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"brig/images"
@@ -19,14 +20,23 @@ const (
 	maxPages = 100
 )
 
-// Tags lists the tags of the repository that ref names, in the order of the registry,
-// which is asked itself: mirrors need not have all. Errors are those of Resolve.
-func (s *Source) Tags(ctx context.Context, ref images.Ref) ([]string, error) {
+// Search implements images.Searcher: it lists the tags of the repository that ref
+// names, with words behind it that have to be in a tag, in the order of the registry.
+// That is asked itself: mirrors need not have all.
+func (s *Source) Search(ctx context.Context, ref images.Ref, _ images.ResolveOptions) ([]images.Image, error) {
+	name, words, _ := strings.Cut(ref.Name, " ")
+	ref.Name = name
 	tags, err := s.tags(ctx, ref)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the tags of %q: %w", ref.String(), err)
 	}
-	return tags, nil
+	var found []images.Image
+	for _, tag := range tags {
+		if !slices.ContainsFunc(strings.Fields(words), func(word string) bool { return !strings.Contains(tag, word) }) {
+			found = append(found, images.Image{Kind: images.App, Aliases: []string{name + ":" + tag}})
+		}
+	}
+	return found, nil
 }
 
 func (s *Source) tags(ctx context.Context, ref images.Ref) ([]string, error) {

@@ -64,7 +64,10 @@ func (u *Unpacker) entry(ctx context.Context, hdr *tar.Header, r io.Reader) erro
 	if name == "" {
 		return u.rootEntry(hdr)
 	}
-	mark, skip, err := reserved(name)
+	mark, skip := false, false
+	if !u.literal {
+		mark, skip, err = reserved(name)
+	}
 	switch {
 	case err != nil || skip:
 		return err

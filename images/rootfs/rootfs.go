@@ -29,6 +29,7 @@ type Unpacker struct {
 	layers  int
 	entries int
 	bytes   int64 // of file data, holes included
+	literal bool  // no name is a whiteout
 	fresh   bool  // the root was empty: the first layer has nothing below it
 	buf     []byte
 }
@@ -65,21 +66,43 @@ func (u *Unpacker) Layer(ctx context.Context, r io.Reader) error {
 	u.layers++
 	u.tree.beginLayer(u.fresh && u.layers == 1)
 	in := &boundedReader{r: r, left: u.limits.Bytes}
-	if err := u.apply(ctx, in); err != nil {
+	err := u.apply(ctx, tar.NewReader(in))
+	if err == nil {
+		err = u.drain(ctx, in)
+	}
+	if err != nil {
 		return fmt.Errorf("cannot unpack layer %d: %w", u.layers, err)
 	}
 	return nil
 }
 
-func (u *Unpacker) apply(ctx context.Context, in io.Reader) error {
-	tr := tar.NewReader(in)
+// Entries are the entries of a tree in the form of a tar's: a tar.Reader, or a
+// reader of another format. Directories come before what is in them.
+type Entries interface {
+	// Next goes to the next entry, or gives io.EOF after the last one.
+	Next() (*tar.Header, error)
+	// Read reads the content of a regular file.
+	io.Reader
+}
+
+// Tree applies the entries of a whole file system as Layer does with a tar, except
+// that names mean nothing special: whiteouts are the business of layers.
+func (u *Unpacker) Tree(ctx context.Context, e Entries) error {
+	u.layers++
+	u.literal = true
+	defer func() { u.literal = false }()
+	u.tree.beginLayer(u.fresh && u.layers == 1)
+	return u.apply(ctx, e)
+}
+
+func (u *Unpacker) apply(ctx context.Context, tr Entries) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		hdr, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
 			return readFault(err)
@@ -91,6 +114,10 @@ func (u *Unpacker) apply(ctx context.Context, in io.Reader) error {
 			return fmt.Errorf("entry %q: %w", hdr.Name, classify(err))
 		}
 	}
+}
+
+// drain reads in to its end.
+func (u *Unpacker) drain(ctx context.Context, in io.Reader) error {
 	for {
 		if err := ctx.Err(); err != nil {
 			return err

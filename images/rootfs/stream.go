@@ -3,10 +3,12 @@ package rootfs
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -24,6 +26,8 @@ const (
 	none    compression = "none"
 	gzipped compression = "gzip"
 	zstded  compression = "zstd"
+	xzed    compression = "xz"
+	bzipped compression = "bzip2"
 )
 
 // Blob is the blob of one layer, read once: it yields the tar, and has the
@@ -111,8 +115,12 @@ func decompress(r io.Reader, mediaType string, limits Limits) (*stream, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot read a layer: %w", counted.fault(err))
 	}
-	whole := &whole{r: out, src: counted, rest: in, limits: limits}
-	return &stream{ahead: readAhead(whole), inflater: out}, nil
+	return newStream(out, counted, in, limits), nil
+}
+
+func newStream(out io.ReadCloser, src *counter, rest *bufio.Reader, limits Limits) *stream {
+	whole := &whole{r: out, src: src, rest: rest, limits: limits}
+	return &stream{ahead: readAhead(whole), inflater: out}
 }
 
 // stream is the reading end of Decompress.
@@ -179,32 +187,51 @@ func (m *members) Read(p []byte) (int, error) {
 func (m *members) Close() error { return m.z.Close() }
 
 // counter counts what the source of a stream gave and keeps its error, so that
-// it is not taken for damaged data.
+// it is not taken for damaged data. The tool that inflates may read it from a
+// goroutine of its own.
 type counter struct {
-	r   io.Reader
+	r io.Reader
+
+	mu  sync.Mutex // guards the rest
 	n   int64
 	err error
 }
 
 func (c *counter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
-	c.n += int64(n)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		err = fault.New(fault.Unavailable, "its source broke off: %w", err)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n += int64(n)
 	if err != nil && !errors.Is(err, io.EOF) {
 		c.err = err
 	}
 	return n, err
 }
 
+// count is how many bytes were read so far.
+func (c *counter) count() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
+}
+
 // fault classes an error of inflating.
 func (c *counter) fault(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
 	case err == nil:
 		return nil
 	case c.err != nil:
 		return c.err
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	}
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err
 	}
 	return fault.New(fault.Invalid, "its compressed data is damaged or cut short: %w", err)
 }
@@ -222,7 +249,7 @@ type whole struct {
 func (w *whole) Read(p []byte) (int, error) {
 	n, err := w.r.Read(p)
 	w.n += int64(n)
-	if w.n > w.limits.RatioFrom && w.n/w.limits.Ratio > w.src.n {
+	if w.n > w.limits.RatioFrom && w.n/w.limits.Ratio > w.src.count() {
 		return 0, fault.New(fault.Exhausted, "it inflates to more than %d times its size", w.limits.Ratio)
 	}
 	if !errors.Is(err, io.EOF) {

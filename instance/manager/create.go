@@ -174,7 +174,9 @@ func describe(spec *instance.Spec, image *images.Image, r CreateRequest) {
 		Description: image.Description,
 		App:         image.App,
 	}
-	if image.App == nil {
+	if image.Kind == images.Disk {
+		spec.Image.Firmware = image.Properties[images.FirmwareProperty]
+	} else if image.App == nil {
 		spec.Image.Init, spec.Image.Env = initOf(image)
 	}
 	if spec.Config == nil {

@@ -12,6 +12,9 @@ import (
 
 // ensureDisk makes the disk of an image for virtual machines, once.
 func (m *Manager) ensureDisk(ctx context.Context, image *images.Image, in string) error {
+	if image.Kind == images.Disk {
+		return nil // it is nothing else, and fetch has brought it
+	}
 	pool, err := m.pool(ctx, in)
 	if err != nil {
 		return err

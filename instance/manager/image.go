@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"brig/images"
 	"brig/instance"
@@ -20,21 +21,45 @@ func treeKey(fingerprint string) storage.Key {
 	return storage.Key{Class: storage.Images, Name: fingerprint}
 }
 
+// diskSuffix tells the volume with an image's disk from that with its tree.
+const diskSuffix = "-disk"
+
 func diskKey(fingerprint string) storage.Key {
-	return storage.Key{Class: storage.Images, Name: fingerprint + "-disk"}
+	return storage.Key{Class: storage.Images, Name: fingerprint + diskSuffix}
+}
+
+// keyOf is the volume that an image was unpacked into.
+func keyOf(image *images.Image) storage.Key {
+	if image.Kind == images.Disk {
+		return diskKey(image.Fingerprint)
+	}
+	return treeKey(image.Fingerprint)
 }
 
 // ensureImage gives the image that a user named and the volume to clone for a
 // form. It fetches what is not here.
 func (m *Manager) ensureImage(ctx context.Context, name string, t instance.Type, in string) (*images.Image, storage.Key, error) {
-	image, err := m.fetch(ctx, name, images.ResolveOptions{}, in, false)
+	image, err := m.fetch(ctx, formOf(name, t), images.ResolveOptions{}, in, false)
 	if err != nil {
 		return nil, storage.Key{}, err
 	}
-	if t != instance.VirtualMachine {
-		return image, treeKey(image.Fingerprint), nil
+	switch {
+	case t == instance.VirtualMachine:
+		return image, diskKey(image.Fingerprint), m.ensureDisk(ctx, image, in)
+	case image.Kind == images.Disk:
+		return nil, storage.Key{}, fault.New(fault.Unsupported, "image %q is the disk of a virtual machine, which boots by itself and is no tree that a container could run: use --vm", name)
 	}
-	return image, diskKey(image.Fingerprint), m.ensureDisk(ctx, image, in)
+	return image, treeKey(image.Fingerprint), nil
+}
+
+// formOf is the name of an image's form: some remotes have another image for
+// virtual machines. What is no name stays, for fetch to refuse.
+func formOf(name string, t instance.Type) string {
+	ref, err := images.ParseRef(name)
+	if err != nil || t != instance.VirtualMachine {
+		return name
+	}
+	return images.ForMachine(ref).String()
 }
 
 // PullImage fetches the image that ref names now, also if an older one is here
@@ -42,6 +67,9 @@ func (m *Manager) ensureImage(ctx context.Context, name string, t instance.Type,
 func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*images.Image, error) {
 	if r, err := images.ParseRef(ref); err == nil && r.Remote == "" && r.Scheme == "" {
 		return nil, fault.New(fault.Invalid, "cannot pull %q: it names no remote; write REMOTE:NAME, for example debian:bookworm, or docker://HOST/REPO:TAG", ref)
+	}
+	if o.VM {
+		ref = formOf(ref, instance.VirtualMachine)
 	}
 	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: images.Architecture(o.Architecture)}, "", true)
 	if err != nil {
@@ -52,7 +80,7 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 
 // ImportImage takes an image from a file or folder on this host.
 func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions) (*images.Image, error) {
-	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{}, "", true)
+	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{Architecture: images.Architecture(o.Architecture), Rootfs: o.Rootfs}, "", true)
 	if err != nil {
 		return nil, err
 	}
@@ -147,6 +175,30 @@ func (m *Manager) cachedImage(ctx context.Context, ref images.Ref, in string) (*
 		return nil, fmt.Errorf("cannot use image %q: %w", ref, err)
 	}
 	return &image, nil
+}
+
+// SearchImages lists what a remote has: those of its images that match all words
+// behind the colon, or all. Without a colon it searches images:.
+func (m *Manager) SearchImages(ctx context.Context, query, architecture string) ([]images.Image, error) {
+	remote, words, ok := strings.Cut(query, ":")
+	if !ok {
+		remote, words = "images", query
+	}
+	ref := images.Ref{Remote: remote, Name: words}
+	if name, ok := strings.CutPrefix(query, "docker://"); ok {
+		ref = images.Ref{Scheme: "docker", Name: name}
+	} else if remote == images.ProtocolSimplestreams {
+		ref = images.Ref{Scheme: remote, Name: words}
+	}
+	source, err := m.cfg.Source(ref)
+	if err != nil {
+		return nil, err
+	}
+	searcher, ok := source.(images.Searcher)
+	if !ok {
+		return nil, fault.New(fault.Unsupported, "cannot search %q: it has no list of images", query)
+	}
+	return searcher.Search(ctx, ref, images.ResolveOptions{Architecture: architecture, Progress: m.cfg.Progress})
 }
 
 // Images lists the images that are here. A damaged record is told about and

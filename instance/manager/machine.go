@@ -57,6 +57,10 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 		return machine, nil
 	}
 	machine.Root.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
+	if spec.Image.Firmware != "" {
+		machine.Firmware = spec.Image.Firmware
+		return machine, nil
+	}
 	return machine, m.chooseKernel(ctx, spec, machine)
 }
 

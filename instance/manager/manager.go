@@ -51,6 +51,10 @@ type DiskMaker interface {
 	// Make writes an ext4 file system of size bytes with the files of tree to
 	// the new sparse file dst. The same tree and fingerprint give the same disk.
 	Make(ctx context.Context, tree, dst, fingerprint string, size int64) error
+
+	// Copy makes the new sparse raw file dst of the disk src, which is in a format
+	// of storage.Root.
+	Copy(ctx context.Context, src, format, dst string) error
 }
 
 // Kernels are the kernels that virtual machines boot directly.

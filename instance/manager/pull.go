@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"brig/images"
 	"brig/instance/fault"
@@ -33,7 +34,7 @@ func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string
 	if err != nil {
 		return err
 	}
-	key := treeKey(image.Fingerprint)
+	key := keyOf(image)
 	if _, err := pool.Open(ctx, key); !fault.Is(err, fault.NotFound) {
 		return err
 	}
@@ -46,7 +47,7 @@ func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string
 	}
 	task := m.cfg.Progress.Task("Copying the image to pool "+in, 0, false)
 	defer task.Done()
-	err = copyImage(ctx, from, pool, key)
+	err = m.copyImage(ctx, from, pool, key)
 	if fault.Is(err, fault.AlreadyExists) {
 		return nil
 	}
@@ -54,9 +55,8 @@ func (m *Manager) bringImage(ctx context.Context, image *images.Image, in string
 }
 
 // copyImage makes an image's volume in a pool from that in another.
-func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key storage.Key) error {
-	tree, err := treeOf(from)
-	if err != nil {
+func (m *Manager) copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key storage.Key) error {
+	if err := mount(ctx, from); err != nil {
 		return err
 	}
 	meta, err := from.Dir()
@@ -68,16 +68,29 @@ func copyImage(ctx context.Context, from storage.Volume, pool storage.Pool, key 
 	if err != nil {
 		return fmt.Errorf("cannot read the record of an image: %w", err)
 	}
-	_, err = pool.Create(ctx, key, storage.Tree, func(dir *os.Root) error {
-		if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
-			return err
-		}
-		if err := treecopy.Copy(ctx, tree, filepath.Join(dir.Name(), storage.RootName)); err != nil {
+	_, err = pool.Create(ctx, key, from.Content(), func(dir *os.Root) error {
+		if err := m.copyData(ctx, from, dir); err != nil {
 			return err
 		}
 		return store.WriteFile(dir, imageFile, record)
 	})
 	return err
+}
+
+// copyData copies the tree or disk of an image.
+func (m *Manager) copyData(ctx context.Context, from storage.Volume, dir *os.Root) error {
+	if from.Content() == storage.Disk {
+		root := from.Root()
+		return m.cfg.Disks.Copy(ctx, root.DiskPath, root.DiskFormat, filepath.Join(dir.Name(), storage.DiskRaw))
+	}
+	tree, err := treeOf(from)
+	if err != nil {
+		return err
+	}
+	if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
+		return err
+	}
+	return treecopy.Copy(ctx, tree, filepath.Join(dir.Name(), storage.RootName))
 }
 
 // pullArgs are all that is needed to undo a pull.
@@ -87,11 +100,15 @@ type pullArgs struct {
 	Pool        string
 	Fingerprint string // empty if it is known only after unpacking
 	Alias       string // that the image gets, from another if need be; empty: none
+	Disk        bool   // it is an image of the kind disk
 }
 
 // volumeOf is the name of the volume that a pull unpacks into.
 func (a pullArgs) volume() storage.Key {
-	if a.Fingerprint != "" {
+	switch {
+	case a.Disk:
+		return diskKey(a.Fingerprint)
+	case a.Fingerprint != "":
 		return treeKey(a.Fingerprint)
 	}
 	return storage.Key{Class: storage.Images, Name: "pull-" + a.ID}
@@ -108,7 +125,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		return nil, err
 	}
 	image := remote.Image()
-	a := pullArgs{ID: newID(), Name: name, Pool: in, Fingerprint: image.Fingerprint}
+	a := pullArgs{ID: newID(), Name: name, Pool: in, Fingerprint: image.Fingerprint, Disk: image.Kind == images.Disk}
 	names := []string{"image:" + name}
 	if a.Fingerprint != "" {
 		// The same image may be fetched under another name.
@@ -118,7 +135,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		}
 		defer held.Release()
 		names = append(names, "image:"+a.Fingerprint)
-		_, err = pool.Open(ctx, treeKey(a.Fingerprint))
+		_, err = pool.Open(ctx, a.volume())
 		if err == nil {
 			return m.record(image, name)
 		}
@@ -127,7 +144,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		}
 	}
 	// What is a file on this host is read where it is.
-	fetched := ref.Remote != ImportRemote && (ref.Remote != "" || ref.Scheme == "docker")
+	fetched := ref.Remote != ImportRemote && (ref.Remote != "" || ref.Scheme == "docker" || ref.Scheme == images.ProtocolSimplestreams)
 	if err := m.roomForImage(ctx, pool, in, &image, fetched); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
@@ -139,7 +156,11 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 	defer release()
 	op := m.pullOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
-		_, err := pool.Create(ctx, a.volume(), storage.Tree, func(dir *os.Root) error {
+		content := storage.Tree
+		if a.Disk {
+			content = storage.Disk
+		}
+		_, err := pool.Create(ctx, a.volume(), content, func(dir *os.Root) error {
 			var err error
 			image, err = m.unpack(ctx, remote, dir, a, o.Progress)
 			return err
@@ -155,6 +176,9 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 	}
 	if err := m.performAs(ctx, "pull", names, a, op); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
+	}
+	if n, ok := remote.(images.Noter); ok && n.Note() != "" {
+		m.cfg.Notice(fmt.Sprintf("%s: %s.", ref, n.Note()))
 	}
 	return &image, nil
 }
@@ -184,16 +208,19 @@ func (m *Manager) nameImage(image images.Image, a pullArgs) (*images.Image, erro
 }
 
 func (m *Manager) unpack(ctx context.Context, remote images.Remote, dir *os.Root, a pullArgs, p images.Progress) (images.Image, error) {
-	if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
-		return images.Image{}, err
+	root := dir
+	if !a.Disk {
+		if err := dir.Mkdir(storage.RootName, 0o755); err != nil {
+			return images.Image{}, err
+		}
+		var err error
+		if root, err = dir.OpenRoot(storage.RootName); err != nil {
+			return images.Image{}, err
+		}
+		defer root.Close()
 	}
-	root, err := dir.OpenRoot(storage.RootName)
-	if err != nil {
-		return images.Image{}, err
-	}
-	defer root.Close()
 	image, err := remote.Unpack(ctx, root, p)
-	if err == nil {
+	if err == nil && !a.Disk {
 		err = m.seal(ctx, root, &image)
 	}
 	if err != nil {
@@ -246,7 +273,7 @@ func (m *Manager) pullOperation(a pullArgs) *operation {
 			if made, err := m.madeBy(ctx, pool, key); err != nil || made != a.ID {
 				continue
 			}
-			if image, err := m.cfg.Images.Get(name); err == nil {
+			if image, err := m.cfg.Images.Get(strings.TrimSuffix(name, diskSuffix)); err == nil {
 				// It is whole, perhaps but for its name.
 				if _, err := m.nameImage(image, a); err != nil {
 					return err

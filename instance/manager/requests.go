@@ -106,9 +106,12 @@ type PullOptions struct {
 	AutoUpdate   bool   // follow the remote from now on
 }
 
-// ImportOptions say how an imported image is called.
+// ImportOptions say how an imported image is called, and what the file does not
+// tell.
 type ImportOptions struct {
-	Alias string
+	Alias        string
+	Architecture string // as uname -m says; empty: what is found in it
+	Rootfs       string // the second file of a split image; empty: it is whole
 }
 
 // GetOptions say what of an instance to show.

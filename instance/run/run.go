@@ -27,12 +27,15 @@ type Options struct {
 	Stdout io.Writer // nil: collected and returned
 	Stderr io.Writer // nil: collected and put into the error
 	Dir    string
-	Env    []string // added to the environment
+	Env    []string   // added to the environment
+	Files  []*os.File // inherited, from descriptor 3 on
 
 	// Alone gives a tool that starts others and mounts things a process group
 	// and a mount namespace of its own, which takes root. When ctx ends, the
 	// whole group is asked to end, then killed; what it mounted goes with it.
 	Alone bool
+
+	Confine *Confine // for tools that read hostile files; nil: as the caller
 }
 
 // grace is how long a tool that runs alone has to clean up after itself.
@@ -46,11 +49,21 @@ func Output(ctx context.Context, tool string, args ...string) ([]byte, error) {
 
 // With is Output with options.
 func With(ctx context.Context, o Options, tool string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, tool, args...)
+	start := (*exec.Cmd).Start
+	name := tool
+	if o.Confine != nil {
+		var err error
+		if name, args, err = o.Confine.wrap(tool, args); err != nil {
+			return nil, fault.New(fault.Unsupported, "cannot run %q: it is not installed", tool)
+		}
+		start = o.Confine.start
+	}
+	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "LANGUAGE=")
 	cmd.Env = append(cmd.Env, o.Env...)
 	cmd.Dir = o.Dir
 	cmd.Stdin = o.Stdin
+	cmd.ExtraFiles = o.Files
 	var stdout bytes.Buffer
 	cmd.Stdout = &stdout
 	if o.Stdout != nil {
@@ -66,7 +79,10 @@ func With(ctx context.Context, o Options, tool string, args ...string) ([]byte, 
 		cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
 		cmd.WaitDelay = grace
 	}
-	err := cmd.Run()
+	err := start(cmd)
+	if err == nil {
+		err = cmd.Wait()
+	}
 	if o.Alone && cmd.Process != nil {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // whoever of the group is left
 	}

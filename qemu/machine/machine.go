@@ -56,12 +56,13 @@ const maxCPUs = 255
 
 // Host is what the keeper found or opened on the host for this machine.
 type Host struct {
-	Accelerator string // kvm or tcg
-	Memory      int64  // bytes of the whole host, for percentages
-	Initramfs   string // path
-	BootFile    string // path of boot.json
-	ConsoleLog  string // path
-	FDs         FDs
+	Accelerator            string // kvm or tcg
+	Memory                 int64  // bytes of the whole host, for percentages
+	Initramfs              string // path
+	BootFile               string // path of boot.json
+	Firmware, FirmwareVars string // paths of UEFI's code and variables
+	ConsoleLog             string // path
+	FDs                    FDs
 }
 
 // FDs are descriptor numbers in QEMU's process. The sockets listen already.
@@ -73,8 +74,8 @@ type FDs struct {
 	Shares                      []int // one a file system among the volumes: its connection with virtiofsd
 }
 
-// Args gives QEMU's arguments, without the program's name. Bad configuration is
-// invalid; a machine without a kernel, which needs firmware, is unsupported.
+// Args gives QEMU's arguments, without the program's name. Bad configuration, and
+// a machine with neither a kernel nor firmware, are invalid.
 func Args(m *instance.Machine, h Host) ([]string, error) {
 	cpus, err := CPUs(m.Config)
 	if err != nil {
@@ -83,9 +84,6 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	memory, err := Memory(m.Config, h.Memory)
 	if err != nil {
 		return nil, err
-	}
-	if m.Kernel == nil {
-		return nil, fault.New(fault.Unsupported, "cannot start %q without a kernel: disks that boot by firmware are not supported", m.Name)
 	}
 	a := &args{}
 	a.add("-name", "guest="+escape(m.Name))
@@ -101,18 +99,25 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 		a.add("-object", fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", memory>>20))
 		options += ",memory-backend=memory"
 	}
+	if m.Kernel == nil {
+		if err := a.firmware(m, h, &options); err != nil {
+			return nil, err
+		}
+	}
 	a.add("-machine", options)
 	if err := a.accelerator(h.Accelerator); err != nil {
 		return nil, err
 	}
 	a.add("-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", cpus, cpus))
 	a.add("-m", fmt.Sprintf("size=%dM", memory>>20))
-	a.add("-kernel", m.Kernel.Image, "-initrd", h.Initramfs)
-	a.add("-append", KernelArgs)
-	a.add("-fw_cfg", "name="+BootConfig+",file="+escape(h.BootFile))
+	if m.Kernel != nil {
+		a.add("-kernel", m.Kernel.Image, "-initrd", h.Initramfs)
+		a.add("-append", KernelArgs)
+		a.add("-fw_cfg", "name="+BootConfig+",file="+escape(h.BootFile))
+	}
 	a.monitors(h)
 	a.guestDevices(h)
-	if err := a.disk(m.Root.Disk); err != nil {
+	if err := a.disk(m.Root.Disk, m.Kernel == nil); err != nil {
 		return nil, err
 	}
 	if err := a.volumes(m.Volumes, h.FDs.Shares); err != nil {
@@ -126,6 +131,40 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 // NIC says what it is called), warnings go to the console, and a panic restarts
 // the machine, so that the keeper sees it.
 const KernelArgs = "console=ttyS0 loglevel=4 panic=-1 net.ifnames=0"
+
+// The kinds of firmware that Machine.Firmware names.
+const (
+	FirmwareBIOS = "bios"
+	FirmwareUEFI = "uefi"
+)
+
+// firmware adds what starts a disk that boots by itself. SeaBIOS is QEMU's own
+// choice; without graphics both talk to the serial console.
+func (a *args) firmware(m *instance.Machine, h Host, options *string) error {
+	switch m.Firmware {
+	case FirmwareBIOS:
+		*options += ",graphics=off"
+		return nil
+	case FirmwareUEFI:
+		*options += ",pflash0=firmware-code,pflash1=firmware-vars"
+	default:
+		return fault.New(fault.Invalid, "cannot start %q: it has no kernel, and its firmware %q is neither bios nor uefi", m.Name, m.Firmware)
+	}
+	for _, flash := range []struct {
+		name, path string
+		readOnly   bool
+	}{{"firmware-code", h.Firmware, true}, {"firmware-vars", h.FirmwareVars, false}} {
+		b, err := json.Marshal(map[string]any{
+			"driver": "raw", "node-name": flash.name, "read-only": flash.readOnly,
+			"file": map[string]any{"driver": "file", "filename": flash.path, "read-only": flash.readOnly},
+		})
+		if err != nil {
+			return err
+		}
+		a.add("-blockdev", string(b))
+	}
+	return nil
+}
 
 type args struct{ list []string }
 
@@ -164,7 +203,7 @@ func (a *args) guestDevices(h Host) {
 	}
 }
 
-func (a *args) disk(d instance.Disk) error {
+func (a *args) disk(d instance.Disk, boots bool) error {
 	if d.Path == "" {
 		return fault.New(fault.Invalid, "cannot start a virtual machine without a root disk")
 	}
@@ -179,7 +218,11 @@ func (a *args) disk(d instance.Disk) error {
 		}
 		a.add("-blockdev", string(b))
 	}
-	a.add("-device", "virtio-blk-pci,id="+RootDevice+",serial=root,drive="+RootNode)
+	device := "virtio-blk-pci,id=" + RootDevice + ",serial=root,drive=" + RootNode
+	if boots {
+		device += ",bootindex=0"
+	}
+	a.add("-device", device)
 	return nil
 }
 

@@ -43,6 +43,13 @@ func TestArgs(t *testing.T) {
 			m.Root.Disk = instance.Disk{Path: "/pool/web/disk.raw", Format: "raw"}
 			m.NICs[0].MTU = 1450
 		},
+		"bios": func(m *instance.Machine, h *machine.Host) {
+			m.Kernel, m.Firmware = nil, "bios"
+		},
+		"uefi": func(m *instance.Machine, h *machine.Host) {
+			m.Kernel, m.Firmware = nil, "uefi"
+			h.Firmware, h.FirmwareVars = "/run/a,b/firmware", "/run/a,b/firmware-vars"
+		},
 		"volumes": func(m *instance.Machine, h *machine.Host) {
 			m.Volumes = []instance.Attached{
 				{Device: "disk", Disk: instance.Disk{Path: "/pool/db/disk.qcow2", Format: "qcow2"}},
@@ -115,7 +122,7 @@ func TestBadMachinesAreRefused(t *testing.T) {
 		"option in number": {func(m *instance.Machine, _ *machine.Host) { m.Config = map[string]string{"limits.cpu": "1,maxcpus=9"} }, fault.Invalid},
 		"little memory":    {func(m *instance.Machine, _ *machine.Host) { m.Config = map[string]string{"limits.memory": "64MiB"} }, fault.Invalid},
 		"bad memory":       {func(m *instance.Machine, _ *machine.Host) { m.Config = map[string]string{"limits.memory": "lots"} }, fault.Invalid},
-		"no kernel":        {func(m *instance.Machine, _ *machine.Host) { m.Kernel = nil }, fault.Unsupported},
+		"no kernel":        {func(m *instance.Machine, _ *machine.Host) { m.Kernel = nil }, fault.Invalid},
 		"no disk":          {func(m *instance.Machine, _ *machine.Host) { m.Root.Disk = instance.Disk{} }, fault.Invalid},
 		"unknown format":   {func(m *instance.Machine, _ *machine.Host) { m.Root.Disk.Format = "vmdk" }, fault.Invalid},
 		"no share":         {func(m *instance.Machine, _ *machine.Host) { m.Volumes = []instance.Attached{{Device: "d", Dir: "/d"}} }, fault.Internal},

@@ -16,16 +16,18 @@ import (
 
 // The files, beside those of package instance.
 const (
-	Lock        = "lock"        // held by QEMU and its keeper
-	KeeperLock  = "keeper.lock" // held by the keeper alone
-	ConsoleLock = "console.lock"
-	StateFile   = "state.json"
-	Boot        = "boot.json"
-	Initramfs   = "initramfs"       // link to the one to boot
-	QMP         = "qmp.sock"        // QMP for whoever needs it, one at a time
-	Events      = "events.sock"     // QMP of the keeper
-	AgentPort   = "agent-port.sock" // the guest's virtio-serial port
-	Console     = "console.sock"    // the serial console, one client at a time
+	Lock         = "lock"        // held by QEMU and its keeper
+	KeeperLock   = "keeper.lock" // held by the keeper alone
+	ConsoleLock  = "console.lock"
+	StateFile    = "state.json"
+	Boot         = "boot.json"
+	Initramfs    = "initramfs"       // link to the one to boot
+	Firmware     = "firmware"        // link to its code, for UEFI
+	FirmwareVars = "firmware-vars"   // its variables, of this run alone
+	QMP          = "qmp.sock"        // QMP for whoever needs it, one at a time
+	Events       = "events.sock"     // QMP of the keeper
+	AgentPort    = "agent-port.sock" // the guest's virtio-serial port
+	Console      = "console.sock"    // the serial console, one client at a time
 )
 
 // Names of the logs in the log directory.

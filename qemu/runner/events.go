@@ -78,6 +78,11 @@ func (v *vm) catchUp(ctx context.Context, mon *qmp.Monitor) {
 	seen := v.status.pauses()
 	if mon.Run(ctx, "query-status", nil, &now) == nil {
 		v.status.pausedUnless(seen, now.Status == "paused")
+		if v.selfBooted() {
+			// Nobody in it tells how far it is: it runs as soon as QEMU does.
+			v.status.update(func(s *rundir.State) { s.Init = true })
+			v.initRuns()
+		}
 	}
 	var ports []struct {
 		Label string `json:"label"`
@@ -127,9 +132,15 @@ func (v *vm) panicked() {
 // of its own, so a single restart was seen as up to four.
 const maxResets = 12
 
+// selfBooted tells that the guest has no part of brig's in it.
+func (v *vm) selfBooted() bool { return v.m.Firmware != "" }
+
 // reset is a restart from inside. One that init never comes out of would be
 // followed by the next for ever, so it ends the machine.
 func (v *vm) reset() {
+	if v.selfBooted() {
+		return // its own business
+	}
 	select {
 	case <-v.init:
 	default:

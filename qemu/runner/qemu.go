@@ -6,14 +6,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance"
 	"brig/instance/fault"
+	tool "brig/instance/run"
 	"brig/qemu/machine"
 	"brig/qemu/rundir"
 )
@@ -101,7 +99,7 @@ func launch(m *instance.Machine, args []string, f *files) (*exec.Cmd, error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = f.list
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = confined(cmd.Start)
+	err = tool.Confined(cmd.Start)
 	switch {
 	case err == nil:
 		return cmd, nil
@@ -114,32 +112,6 @@ func launch(m *instance.Machine, args []string, f *files) (*exec.Cmd, error) {
 // Missing is the error for a host without QEMU.
 func Missing() error {
 	return fault.New(fault.Unsupported, "cannot run virtual machines: %q is not installed; install the package qemu-system-x86", Program)
-}
-
-// confined runs f on a thread that can no longer gain what QEMU does not need,
-// and so cannot what f starts: the capabilities of root, except to open files
-// in the folders of other users. The thread ends with f.
-func confined(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-		done <- func() error {
-			for c := range uintptr(unix.CAP_LAST_CAP + 1) {
-				if c == unix.CAP_DAC_OVERRIDE {
-					continue
-				}
-				err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-				if err != nil && !errors.Is(err, unix.EINVAL) {
-					return fmt.Errorf("cannot drop capabilities: %w", err)
-				}
-			}
-			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-				return fmt.Errorf("cannot give up privileges: %w", err)
-			}
-			return f()
-		}()
-	}()
-	return <-done
 }
 
 // lastWords is the end of a log, for an error: at most a few lines.

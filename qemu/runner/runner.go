@@ -155,6 +155,7 @@ func (v *vm) start(ctx context.Context) error {
 	}
 	args, err := machine.Args(m, machine.Host{
 		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs),
+		Firmware: m.Path(rundir.Firmware), FirmwareVars: m.Path(rundir.FirmwareVars),
 		BootFile: m.Path(rundir.Boot), ConsoleLog: filepath.Join(m.LogDir, rundir.ConsoleLog),
 	})
 	if err != nil {

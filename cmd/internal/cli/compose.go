@@ -15,6 +15,7 @@ import (
 	"brig/images/disk"
 	"brig/images/oci"
 	"brig/images/oci/registries"
+	"brig/images/simplestreams"
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
@@ -45,8 +46,9 @@ func Compose(o Options) (Manager, error) {
 		return registries.Load(append(registries.System(), filepath.Join(o.Dirs.State, "registries.conf"))...)
 	}})
 	sources := images.Sources{
-		images.ProtocolOCI:    registry,
-		images.ProtocolDebian: debian.Source{},
+		images.ProtocolOCI:           registry,
+		images.ProtocolDebian:        debian.Source{},
+		images.ProtocolSimplestreams: simplestreams.New(records, simplestreams.Options{}),
 	}
 	return manager.New(manager.Config{
 		Dirs:    o.Dirs,
@@ -124,6 +126,10 @@ type disks struct{}
 
 func (disks) Make(ctx context.Context, tree, dst, fingerprint string, size int64) error {
 	return disk.Make(ctx, tree, dst, disk.Options{Size: size, UUID: disk.UUIDFor(fingerprint)})
+}
+
+func (disks) Copy(ctx context.Context, src, format, dst string) error {
+	return disk.Copy(ctx, src, format, dst)
 }
 
 // kernelStore gives the manager the kernels of package boot.

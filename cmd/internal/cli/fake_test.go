@@ -331,6 +331,15 @@ func (f *fake) ImageHistory(ctx context.Context, name string) ([]manager.History
 	}, nil
 }
 
+func (f *fake) SearchImages(_ context.Context, query, architecture string) ([]images.Image, error) {
+	f.note("search %s %s", query, architecture)
+	found := []images.Image{
+		{Fingerprint: f.images[0].Fingerprint, Kind: images.System, Aliases: []string{"debian/12", "debian/bookworm"}, Description: "Debian bookworm amd64 (20240102_05:24)", Architecture: "x86_64", Size: 97 << 20, CreatedAt: time.Date(2024, 1, 2, 0, 0, 0, 0, time.UTC)},
+		{Fingerprint: f.images[1].Fingerprint, Kind: images.Disk, Aliases: []string{"debian/12", "debian/bookworm"}, Description: "Debian bookworm amd64 (20240102_05:24)", Architecture: "x86_64", Size: 333 << 20, CreatedAt: time.Date(2024, 1, 2, 0, 0, 0, 0, time.UTC)},
+	}
+	return found, nil
+}
+
 func (f *fake) DeleteImage(ctx context.Context, name string) error {
 	f.note("delete image %s", name)
 	_, err := f.Image(ctx, name)

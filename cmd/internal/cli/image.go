@@ -19,7 +19,7 @@ import (
 
 func newImage(s *session) *cobra.Command {
 	return newGroup("image", "Fetch, import, verify and delete images",
-		newImagePull(s), newImageImport(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s),
+		newImagePull(s), newImageImport(s), newImageSearch(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s),
 		newImageAlias(s), newImageSet(s), newImageRefresh(s), newImagePrune(s), newImageExport(s), newImagePush(s))
 }
 
@@ -59,13 +59,23 @@ func newImagePull(s *session) *cobra.Command {
 func newImageImport(s *session) *cobra.Command {
 	var o manager.ImportOptions
 	cmd := &cobra.Command{
-		Use:   "import FILE|oci:DIR[:TAG]|oci-archive:FILE|docker-archive:FILE",
+		Use:   "import FILE [ROOTFS]|oci:DIR[:TAG]|oci-archive:FILE|docker-archive:FILE",
 		Short: "Import an image from a file or folder",
-		Args:  argsOf(1, 1),
+		Long: `Import an image from a file or folder.
+
+What a file is its content says: a tarball of a root file system, a squashfs
+image, an image of Incus or LXD (unified, or split into the metadata and ROOTFS),
+the disk of a virtual machine (qcow2, raw, VMDK, VHD, VHDX, OVA), or an OCI image.
+Tarballs may be compressed with gzip, xz, zstd or bzip2.`,
+		Example: "  brig image import rootfs.tar.xz --alias mine\n  brig image import incus.tar.xz rootfs.squashfs --alias mine\n  brig image import debian-12-genericcloud.qcow2 --alias cloud",
+		Args:    argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := s.manager()
 			if err != nil {
 				return err
+			}
+			if len(args) == 2 {
+				o.Rootfs = args[1]
 			}
 			im, err := m.ImportImage(cmd.Context(), args[0], o)
 			if err != nil {
@@ -77,6 +87,7 @@ func newImageImport(s *session) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&o.Alias, "alias", "", "Call it by this local name")
+	cmd.Flags().StringVar(&o.Architecture, "arch", "", "Architecture, as uname -m says (default: what is found in it)")
 	return cmd
 }
 
@@ -147,6 +158,11 @@ func (s *session) listImages(ctx context.Context, kind, letters string, beginnin
 		return err
 	}
 	list = slices.DeleteFunc(list, func(im images.Image) bool { return !beginsWith(&im, beginnings) })
+	return s.printImages(f, columns, list)
+}
+
+// printImages prints a list of images, sorted by name.
+func (s *session) printImages(f format, columns []imageColumn, list []images.Image) error {
 	slices.SortFunc(list, func(a, b images.Image) int {
 		return cmp.Or(strings.Compare(imageName(&a), imageName(&b)), strings.Compare(a.Fingerprint, b.Fingerprint))
 	})

@@ -51,6 +51,7 @@ type Manager interface {
 
 	PullImage(ctx context.Context, ref string, o manager.PullOptions) (*images.Image, error)
 	ImportImage(ctx context.Context, path string, o manager.ImportOptions) (*images.Image, error)
+	SearchImages(ctx context.Context, query, architecture string) ([]images.Image, error)
 	Images(ctx context.Context) ([]images.Image, error)
 	Image(ctx context.Context, nameOrFingerprint string) (*images.Image, error)
 	VerifyImage(ctx context.Context, r manager.VerifyRequest) (*manager.VerifyReport, error)

@@ -18,9 +18,10 @@ func newRemoteList(s *session) *cobra.Command {
 		Short:   "List the remotes",
 		Long: `List the remotes, the words before the colon in the name of an image.
 
-The remote "debian" makes images on the spot with mmdebstrap, from wherever this
-host's apt gets its packages. Any other registry is named in full:
-docker://HOST/REPOSITORY:TAG.`,
+The remotes "debian" and "ubuntu" make images on the spot with mmdebstrap, from
+wherever this host's apt gets its packages. Any other registry is named in full,
+docker://HOST/REPOSITORY:TAG, and so is any other image server:
+simplestreams:URL:NAME.`,
 		Args: argsOf(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			f, err := parseFormat(kind)

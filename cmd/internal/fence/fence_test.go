@@ -48,7 +48,10 @@ var rules = []struct {
 	{"storage/mount/...", []string{"storage/mount/..."}},
 	{"storage/holders", nil},
 	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/pooldir", "storage/qcow2", "storage/treecopy", "$own/..."}},
-	{"images/...", []string{"images", "images/rootfs/...", "images/pack", "instance", "$own/..."}},
+	{"images/web", []string{"images"}},
+	{"images/incus", []string{"images", "images/rootfs/...", "instance", "images/diskfile"}},
+	{"images/diskfile", []string{"images", "storage/qcow2"}},
+	{"images/...", []string{"images", "images/rootfs/...", "images/pack", "images/web", "images/incus", "images/diskfile", "instance", "$own/..."}},
 	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},
 

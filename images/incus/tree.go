@@ -1,11 +1,16 @@
-package archive
+package incus
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"brig/images"
+	"brig/instance"
+	"brig/instance/fault"
 )
 
 // find gives the handle of a program of an unpacked tree, as a process inside
@@ -33,6 +38,36 @@ func find(dir *os.File, name string) (*os.File, bool) {
 	return f, true
 }
 
+// complete finds out what the tree at root is. The architecture is what the user
+// said, what the programs are for, or what the metadata says.
+func complete(root *os.Root, img *images.Image, m Metadata, architecture string) error {
+	m.describe(img)
+	dir, err := root.Open(".")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	switch init := findInit(dir); {
+	case init == "" && !executable(dir, "/bin/sh"):
+		return fault.New(fault.Invalid, "it holds no root file system: there is neither an init nor /bin/sh in it")
+	case init == "":
+		img.Kind = images.App
+		img.App = &instance.App{Cmd: []string{"/bin/sh"}}
+	case init != "/sbin/init":
+		img.Properties[images.InitProperty] = init
+	}
+	found := architectureOf(dir)
+	said := m.architecture()
+	if architecture == "" && found != "" && said != "" && found != said {
+		return fault.New(fault.Invalid, "its metadata says it is for %s, and its programs are for %s", said, found)
+	}
+	img.Architecture = cmp.Or(architecture, found, said)
+	if img.Architecture == "" {
+		return fault.New(fault.Invalid, "it does not show for which architecture it is: say it with --arch")
+	}
+	return nil
+}
+
 func executable(dir *os.File, name string) bool {
 	f, ok := find(dir, name)
 	if ok {
@@ -51,9 +86,9 @@ func findInit(dir *os.File) string {
 	return ""
 }
 
-// architecture is that of the first program found, as uname -m would say it,
+// architectureOf is that of the first program found, as uname -m would say it,
 // or nothing.
-func architecture(dir *os.File) string {
+func architectureOf(dir *os.File) string {
 	for _, name := range []string{"/sbin/init", "/bin/sh", "/usr/bin/env", "/bin/busybox", "/init"} {
 		if f, ok := find(dir, name); ok {
 			head := readHead(f)
