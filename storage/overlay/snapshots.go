@@ -86,21 +86,19 @@ func (p *Pool) readSnapshot(dir, name string) (snapshot, error) {
 }
 
 // snapshots gives all snapshots of the volume in a directory of the pool, which has
-// the record rec, in no order. Rec has to be read before: a snapshot gets its file
+// the record rec, oldest first. Rec has to be read before: a snapshot gets its file
 // before it leaves the record.
 func (p *Pool) snapshots(dir string, rec *record) ([]snapshot, error) {
-	all := slices.Clone(rec.Snapshots)
 	names, err := pooldir.Names(p.root, path.Join(dir, snapshotsDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return all, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Unavailable, "the snapshots of %q cannot be read: %w", dir, err)
 	}
 	there := make(map[string]bool, len(names))
 	for _, name := range names {
 		there[name] = true
 	}
+	slices.Sort(names)
+	var all []snapshot
 	for _, name := range names {
 		name, isFile := strings.CutSuffix(name, fileSuffix)
 		if !isFile || rec.index(name) >= 0 {
@@ -117,6 +115,8 @@ func (p *Pool) snapshots(dir string, rec *record) ([]snapshot, error) {
 			all = append(all, s)
 		}
 	}
+	all = append(all, rec.Snapshots...)
+	slices.SortStableFunc(all, func(a, b snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return all, nil
 }
 

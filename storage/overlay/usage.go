@@ -42,7 +42,6 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	u := storage.Usage{Used: own + m.used(all)}
 	// Without the volume, what other volumes name is left.
 	u.Exclusive = own + m.freed(slices.DeleteFunc(slices.Clone(all), func(id string) bool { return users.others[id] }))
-	slices.SortStableFunc(rec.Snapshots, func(a, b snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	for _, s := range rec.Snapshots {
 		n, err := (&meter{ctx: ctx}).measure(p.path(v.key.String(), snapshotsDir, s.ID))
 		if err != nil {

@@ -193,7 +193,6 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 	for _, s := range all {
 		list = append(list, s.Snapshot)
 	}
-	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return list, ctx.Err()
 }
 
