@@ -7,6 +7,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -16,6 +17,34 @@ import (
 func long(v storage.Volume) bool {
 	s, ok := v.(storage.Shortener)
 	return ok && s.Long()
+}
+
+// merge merges what many snapshots have left, in all pools that can be used. One
+// process does so at a time, and one more waits for it; who comes later leaves it to
+// that one.
+func (m *Manager) merge(ctx context.Context) error {
+	waiting, err := flock.Try(m.hiddenLock("merge-next"))
+	if waiting == nil {
+		return err
+	}
+	merging, err := flock.Acquire(ctx, m.hiddenLock("merge"))
+	waiting.Discard()
+	if err != nil {
+		return err
+	}
+	defer merging.Discard()
+	names, err := m.cfg.Pools.Names()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range names {
+		// One that cannot be used was told of when it was swept.
+		if pool, err := m.pool(ctx, name); err == nil {
+			errs = append(errs, m.shorten(ctx, pool))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // shorten merges what many snapshots have left of the volumes of instances, running

@@ -2,10 +2,13 @@ package manager
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/storage"
 )
 
@@ -45,6 +48,44 @@ func TestManySnapshotsAreMerged(t *testing.T) {
 	if len(list) != taken {
 		t.Errorf("there are %d snapshots, want %d", len(list), taken)
 	}
+}
+
+// TestMergingKeepsNobodyFromFreeing has somebody merge for long.
+func TestMergingKeepsNobodyFromFreeing(t *testing.T) {
+	w := newWorld(t)
+	merging, err := flock.Acquire(t.Context(), w.hiddenLock("merge"))
+	w.must(err)
+	key := storage.Key{Class: storage.Instances, Name: "old"}
+	waste := func() {
+		_, err := w.defaultPool().Clone(t.Context(), storage.Source{Key: baseImage}, key, storage.CloneOptions{})
+		w.must(err)
+		w.must(w.defaultPool().Delete(t.Context(), key))
+		if !w.pending() {
+			t.Fatal("nothing is to be freed")
+		}
+	}
+	waste()
+	first := make(chan error, 1)
+	go func() { first <- w.Sweep(t.Context()) }()
+	waits := func() bool { // a try to lock it could be in the way
+		_, err := os.Stat(w.hiddenLock("merge-next"))
+		return err == nil
+	}
+	for end := time.Now().Add(20 * time.Second); !waits(); {
+		if time.Now().After(end) {
+			t.Fatal("the first sweep does not wait for its turn to merge")
+		}
+	}
+	if w.pending() {
+		t.Error("the first sweep waits before it has freed what was deleted")
+	}
+	waste()
+	w.must(w.Sweep(t.Context())) // and leaves the merging to the first
+	if w.pending() {
+		t.Error("the second sweep freed nothing")
+	}
+	merging.Discard()
+	w.must(<-first)
 }
 
 // TestShortenLeavesWhatIsNoInstance has a long chain in the trash.

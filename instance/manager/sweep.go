@@ -30,8 +30,11 @@ func (m *Manager) sweepSoon() {
 
 // sweepLock is the lock of whoever frees deleted data: one process is enough,
 // and a thousand deletions must not start a thousand of them.
-func (m *Manager) sweepLock() string {
-	return filepath.Join(m.cfg.Dirs.Run, "locks", ".sweep")
+func (m *Manager) sweepLock() string { return m.hiddenLock("sweep") }
+
+// hiddenLock is a lock that is none of an instance's.
+func (m *Manager) hiddenLock(name string) string {
+	return filepath.Join(m.cfg.Dirs.Run, "locks", "."+name)
 }
 
 // sweeping tells whether somebody frees deleted data now. What was deleted
@@ -65,8 +68,18 @@ func (m *Manager) pending() bool {
 const maxSweeps = 1000
 
 // Sweep frees the space of what was deleted, in all pools that can be used, after
-// dropping what was kept for as long as it had to be. It waits for others that do so, and returns when there was nothing left.
+// dropping what was kept for as long as it had to be. It waits for others that do
+// so, and returns when there was nothing left. Then it merges what many snapshots
+// have left, which takes long and keeps nobody from freeing.
 func (m *Manager) Sweep(ctx context.Context) error {
+	err := errors.Join(m.free(ctx), m.merge(ctx))
+	if err == nil && m.pending() {
+		return m.free(ctx)
+	}
+	return err
+}
+
+func (m *Manager) free(ctx context.Context) error {
 	for range maxSweeps {
 		lock, err := flock.Acquire(ctx, m.sweepLock())
 		if err != nil {
@@ -95,9 +108,7 @@ func (m *Manager) sweep(ctx context.Context) error {
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cannot free deleted data in pool %q: %w", name, err))
-			continue
 		}
-		errs = append(errs, m.shorten(ctx, pool))
 	}
 	return errors.Join(errs...)
 }

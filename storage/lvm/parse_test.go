@@ -10,7 +10,6 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
-	"brig/storage/pooldir"
 )
 
 func TestClassesOfWhatLVMSays(t *testing.T) {
@@ -83,11 +82,6 @@ func TestNames(t *testing.T) {
 	for _, bad := range []string{"", ".", "..", "-r", "--all", "a/b", "a b", "a\n", "@tag", "ä", strings.Repeat("a", 61)} {
 		if err := checkLVMName("volume group", bad); !fault.Is(err, fault.Invalid) {
 			t.Errorf("checkLVMName(%q) = %v, want invalid", bad, err)
-		}
-	}
-	for id, want := range map[string]bool{"0123456789abcdef": true, "": false, "0123456789ABCDEF": false, "0123456789abcde": false, "../0123456789abc": false, "0123456789abcdef\n": false} {
-		if got := pooldir.ValidID(id); got != want {
-			t.Errorf("pooldir.ValidID(%q) = %v, want %v", id, got, want)
 		}
 	}
 	if got := dmName("my-vg", "brig01234567-0123456789abcdef"); got != "my--vg-brig01234567--0123456789abcdef" {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -44,15 +43,15 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName st
 	if err != nil {
 		return err
 	}
-	i, err := source.find(snapshotName)
+	s, err := other.pool.find(other.key.String(), &source, snapshotName)
 	if err != nil {
 		return err
 	}
 	return v.change(ctx, func(h *locked) error {
-		if _, err := h.rec.find(as.Name); err == nil {
-			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", as.Name)
+		if err := v.free(h, as.Name); err != nil {
+			return err
 		}
-		return v.adopt(ctx, h, adoption{other, source.Snapshots[i]}, as, edit)
+		return v.adopt(ctx, h, adoption{other, s}, as, edit)
 	})
 }
 
@@ -77,21 +76,9 @@ func (v *volume) adopt(ctx context.Context, h *locked, a adoption, as storage.Sn
 		return err
 	}
 	defer release()
-	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
 	s := snapshot{ID: pooldir.NewID(), Snapshot: as, Layers: slices.Clone(a.snapshot.Layers)}
 	s.CreatedAt, s.ExpiresAt = as.CreatedAt.Round(0), as.ExpiresAt.Round(0)
-	if err := p.root.Rename(c.dir.Path(newSnapshot), path.Join(v.key.String(), snapshotsDir, s.ID)); err != nil {
-		return err
-	}
-	p.step("snapshot in place")
-	if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
-		return err
-	}
-	rec := h.rec.clone()
-	rec.Snapshots = append(rec.Snapshots, s)
-	return c.save(h, rec)
+	return c.keep(h, h.rec.clone(), s)
 }
 
 // adoptFiles copies the metadata files of the snapshot.

@@ -25,6 +25,7 @@ const cleanupTime = 10 * time.Second
 const (
 	newLayer    = "layer"
 	newSnapshot = "snapshot"
+	newFile     = "snapshot.json"
 )
 
 // begin starts a change. The caller ends it.

@@ -77,12 +77,12 @@ func (c *change) takeFrozen(ctx context.Context, from storage.Source, to storage
 	}
 	layers, files := source.Layers, path.Join(from.Key.String(), pooldir.MetaDir)
 	if from.Snapshot != "" {
-		i, err := source.find(from.Snapshot)
+		s, err := p.find(from.Key.String(), &source, from.Snapshot)
 		if err != nil {
 			return rec, err
 		}
-		layers = source.Snapshots[i].Layers
-		files = path.Join(from.Key.String(), snapshotsDir, source.Snapshots[i].ID)
+		layers = s.Layers
+		files = path.Join(from.Key.String(), snapshotsDir, s.ID)
 	}
 	if err := p.copyMeta(files, c.dir.Path(pooldir.NewVolume, pooldir.MetaDir)); err != nil {
 		return rec, err

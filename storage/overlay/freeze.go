@@ -162,7 +162,7 @@ func (c *change) switchDisk(ctx context.Context, h *locked, live *storage.Live) 
 	p.step("disk switched")
 	rec := h.rec.clone()
 	// What it was told before it has done, or never will.
-	if err := p.resolve(&rec); err != nil {
+	if err := c.resolve(h, &rec); err != nil {
 		return nil, err
 	}
 	layers = append([]string{rec.Active}, rec.Layers...)
@@ -200,17 +200,10 @@ func (p *Pool) settle(ctx context.Context, h *locked) error {
 	if h.rec.Next == "" && len(h.rec.Merged) == 0 {
 		return nil
 	}
-	rec := h.rec.clone()
 	if !p.written(h.rec.Active) {
-		if err := p.resolve(&rec); err != nil {
-			return err
-		}
-		if rec.Next != "" {
-			rec.Layers = append([]string{rec.Active}, rec.Layers...)
-			rec.Active, rec.Next = rec.Next, ""
-		}
-		return p.save(ctx, h, rec)
+		return p.settleStopped(ctx, h)
 	}
+	rec := h.rec.clone()
 	if rec.Next == "" {
 		return nil
 	}
@@ -223,6 +216,23 @@ func (p *Pool) settle(ctx context.Context, h *locked) error {
 		return err
 	}
 	return p.discard(path.Join(layersDir, unused))
+}
+
+func (p *Pool) settleStopped(ctx context.Context, h *locked) error {
+	c, err := p.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	rec := h.rec.clone()
+	if err := c.resolve(h, &rec); err != nil {
+		return err
+	}
+	if rec.Next != "" {
+		rec.Layers = append([]string{rec.Active}, rec.Layers...)
+		rec.Active, rec.Next = rec.Next, ""
+	}
+	return c.save(h, rec)
 }
 
 // idle refuses a disk that a machine writes to. (Nobody can tell of a tree; the

@@ -32,9 +32,10 @@ const (
 	layersDir = "layers"
 )
 
-// formatVersion is the layout that this driver writes. A pool with a larger one
-// was made by a newer brig and is left alone.
-const formatVersion = 1
+// formatVersion is the layout that this driver writes. A pool or volume with a
+// larger one was made by a newer brig and is left alone. In format 1, no snapshot
+// had a file.
+const formatVersion = 2
 
 // Options change a pool. The zero value is a pool named "default".
 type Options struct {

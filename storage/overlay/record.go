@@ -26,21 +26,12 @@ const (
 type record struct {
 	Version   int             `json:"version"`
 	Content   storage.Content `json:"content"`
-	Flat      bool            `json:"flat,omitempty"`   // the active layer is the whole tree
-	Active    string          `json:"active,omitempty"` // the layer that is written; images have none
-	Next      string          `json:"next,omitempty"`   // a disk that a running machine was told to go on in
-	Layers    []string        `json:"layers"`           // frozen ones, top first
-	Merged    []string        `json:"merged,omitempty"` // others that show the same, which a disk may stand on instead: its header says
-	Snapshots []snapshot      `json:"snapshots,omitempty"`
-}
-
-// snapshot is one snapshot in a record. Its metadata files are in the directory
-// ID; without that directory it counts as deleted, which on a full file system
-// is easier than writing a record.
-type snapshot struct {
-	ID string `json:"id"`
-	storage.Snapshot
-	Layers []string `json:"layers"`
+	Flat      bool            `json:"flat,omitempty"`      // the active layer is the whole tree
+	Active    string          `json:"active,omitempty"`    // the layer that is written; images have none
+	Next      string          `json:"next,omitempty"`      // a disk that a running machine was told to go on in
+	Layers    []string        `json:"layers"`              // frozen ones, top first
+	Merged    []string        `json:"merged,omitempty"`    // others that show the same, which a disk may stand on instead: its header says
+	Snapshots []snapshot      `json:"snapshots,omitempty"` // that have no file: the newest; in format 1 all
 }
 
 // all gives every layer that r names.
@@ -64,15 +55,6 @@ func (r *record) clone() record {
 	c.Layers = slices.Clone(r.Layers)
 	c.Snapshots = slices.Clone(r.Snapshots)
 	return c
-}
-
-// find gives the index of a snapshot.
-func (r *record) find(name string) (int, error) {
-	i := slices.IndexFunc(r.Snapshots, func(s snapshot) bool { return s.Name == name })
-	if i < 0 {
-		return 0, fault.New(fault.NotFound, "there is no snapshot %q", name)
-	}
-	return i, nil
 }
 
 // load reads the record of a volume. A missing volume is not-found.
@@ -100,25 +82,17 @@ func (p *Pool) read(dir string) (rec record, err error) {
 	if len(rec.Layers) == 0 && (!rec.Flat || rec.Active == "") {
 		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: it names no layer", dir)
 	}
-	return rec, p.dropGone(dir, &rec)
+	rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(s snapshot) bool { return !p.hasSnapshot(dir, s.ID) })
+	return rec, nil
 }
 
-// dropGone takes the snapshots without a directory out of a record. It looks once,
-// since there may be a thousand.
-func (p *Pool) dropGone(dir string, rec *record) error {
-	if len(rec.Snapshots) == 0 {
-		return nil
+// readAll is read with all snapshots in the record, which is not to be saved.
+func (p *Pool) readAll(dir string) (record, error) {
+	rec, err := p.read(dir)
+	if err == nil {
+		rec.Snapshots, err = p.snapshots(dir, &rec)
 	}
-	names, err := pooldir.Names(p.root, path.Join(dir, snapshotsDir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Unavailable, "the snapshots of %q cannot be read: %w", dir, err)
-	}
-	there := make(map[string]bool, len(names))
-	for _, name := range names {
-		there[name] = pooldir.ValidID(name)
-	}
-	rec.Snapshots = slices.DeleteFunc(rec.Snapshots, func(s snapshot) bool { return !there[s.ID] })
-	return nil
+	return rec, err
 }
 
 // locked is a volume that is being changed.

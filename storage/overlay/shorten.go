@@ -215,7 +215,7 @@ func (c *change) exchange(ctx context.Context, h *locked, merged []string, live 
 	}
 	p.step("disk rebased")
 	rec := h.rec.clone()
-	if err := p.resolve(&rec); err != nil {
+	if err := c.resolve(h, &rec); err != nil {
 		return err
 	}
 	return c.save(h, rec)
@@ -238,12 +238,14 @@ func (p *Pool) rebase(ctx context.Context, rec *record, running bool, live *stor
 func beside(id, name string) string { return path.Join("..", id, name) }
 
 // resolve finds out which layers the active disk stands on: its header says, once
-// no machine can change that any more. Snapshots of the same state go along.
-func (p *Pool) resolve(rec *record) error {
+// no machine can change that any more. Snapshots of the same state go along: those
+// in the record when it is saved, and those with files at once, while the record in
+// the volume still names both.
+func (c *change) resolve(h *locked, rec *record) error {
 	if len(rec.Merged) == 0 {
 		return nil
 	}
-	f, err := p.root.Open(inLayer(rec.Active, storage.DiskQcow2))
+	f, err := c.pool.root.Open(inLayer(rec.Active, storage.DiskQcow2))
 	if err != nil {
 		return fault.New(fault.Unavailable, "the layer %q has lost its disk: %w", rec.Active, err)
 	}
@@ -252,18 +254,16 @@ func (p *Pool) resolve(rec *record) error {
 	if err != nil {
 		return err
 	}
-	h, err := qcow2.Read(f, st.Size())
+	header, err := qcow2.Read(f, st.Size())
 	if err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	if h.Backing == beside(rec.Merged[0], storage.DiskQcow2) {
-		for i, s := range rec.Snapshots {
-			if slices.Equal(s.Layers, rec.Layers) {
-				rec.Snapshots[i].Layers = rec.Merged
-			}
+	if header.Backing == beside(rec.Merged[0], storage.DiskQcow2) {
+		if err := c.moveSnapshots(h, rec, rec.Layers, rec.Merged); err != nil {
+			return err
 		}
 		rec.Layers = rec.Merged
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 	"path"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -101,8 +100,18 @@ func (p *Pool) sweepSnapshots(dir string, throw func(dir string) error) error {
 	if names, err = pooldir.Names(p.root, path.Join(dir, snapshotsDir)); err != nil {
 		return pooldir.IgnoreMissing(err)
 	}
+	list, err := p.snapshots(dir, &rec)
+	if err != nil {
+		return nil
+	}
+	known := map[string]bool{}
+	for _, s := range list {
+		known[s.ID] = true
+		// One that is in the record and has a file got that from somebody who died.
+		known[s.Name+fileSuffix] = rec.index(s.Name) < 0
+	}
 	for _, name := range names {
-		if !slices.ContainsFunc(rec.Snapshots, func(s snapshot) bool { return s.ID == name }) {
+		if !known[name] {
 			if err := throw(path.Join(dir, snapshotsDir, name)); err != nil {
 				return err
 			}
@@ -160,8 +169,8 @@ func (p *Pool) unused(ctx context.Context) ([]string, error) {
 	return unused, err
 }
 
-// records reads every record, those of changes included, which come first: a
-// record moves from a change to a class.
+// records reads every record, with all snapshots, those of changes included, which
+// come first: a record moves from a change to a class.
 func (p *Pool) records(ctx context.Context, f func(dir string, rec *record)) error {
 	dirs := []string{pooldir.Staging}
 	for _, class := range pooldir.Classes() {
@@ -183,7 +192,7 @@ func (p *Pool) records(ctx context.Context, f func(dir string, rec *record)) err
 			if strings.HasPrefix(name, ".") {
 				continue
 			}
-			rec, err := p.read(dir)
+			rec, err := p.readAll(dir)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}

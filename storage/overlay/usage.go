@@ -6,7 +6,6 @@ import (
 	"errors"
 	"os"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +20,9 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
+	if err == nil {
+		rec.Snapshots, err = p.snapshots(v.key.String(), &rec)
+	}
 	if err != nil {
 		return storage.Usage{}, err
 	}
@@ -48,18 +50,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 		only := slices.DeleteFunc(slices.Clone(s.Layers), func(id string) bool { return users.others[id] || users.own[id] != 1 })
 		u.Snapshots = append(u.Snapshots, storage.SnapshotUsage{Name: s.Name, Used: n + m.used(s.Layers), Exclusive: n + m.freed(only)})
 	}
-	slices.SortStableFunc(u.Snapshots, func(a, b storage.SnapshotUsage) int {
-		return rec.age(a.Name).Compare(rec.age(b.Name))
-	})
 	return u, nil
-}
-
-// age tells when a snapshot was taken.
-func (r *record) age(name string) time.Time {
-	if i, err := r.find(name); err == nil {
-		return r.Snapshots[i].CreatedAt
-	}
-	return time.Time{}
 }
 
 // users tells who names layers: other volumes, and how many of a volume's own

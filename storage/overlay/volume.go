@@ -3,8 +3,6 @@ package overlay
 import (
 	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -125,8 +123,8 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 		return err
 	}
 	return v.change(ctx, func(h *locked) error {
-		if _, err := h.rec.find(name); err == nil {
-			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
+		if err := v.free(h, name); err != nil {
+			return err
 		}
 		s := snapshot{ID: pooldir.NewID(), Snapshot: storage.Snapshot{
 			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
@@ -157,19 +155,27 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 	if err := syncFiles(c.dir, newSnapshot); err != nil {
 		return err
 	}
-	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	if err := p.root.Rename(c.dir.Path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
-		return err
-	}
-	p.step("snapshot in place")
-	if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
-		return err
-	}
 	s.Layers = f.layers
-	f.rec.Snapshots = append(f.rec.Snapshots, s)
-	return c.save(h, f.rec)
+	return c.keep(h, f.rec, s)
+}
+
+// free refuses the name of a snapshot that there is.
+func (v *volume) free(h *locked, name string) error {
+	_, err := v.pool.find(v.key.String(), &h.rec, name)
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return cmp.Or(err, fault.New(fault.AlreadyExists, "there is a snapshot %q already", name))
+}
+
+// snapshot finds a snapshot.
+func (v *volume) snapshot(ctx context.Context, name string) (snapshot, record, error) {
+	rec, err := v.pool.load(v.key)
+	if err := cmp.Or(err, ctx.Err()); err != nil {
+		return snapshot{}, rec, err
+	}
+	s, err := v.pool.find(v.key.String(), &rec, name)
+	return s, rec, err
 }
 
 // Snapshots lists the snapshots, oldest first.
@@ -179,57 +185,51 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 	if err != nil {
 		return nil, err
 	}
+	all, err := v.pool.snapshots(v.key.String(), &rec)
+	if err != nil {
+		return nil, err
+	}
 	var list []storage.Snapshot
-	for _, s := range rec.Snapshots {
+	for _, s := range all {
 		list = append(list, s.Snapshot)
 	}
-	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	return list, ctx.Err()
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
 	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
-	rec, err := v.pool.load(v.key)
+	s, _, err := v.snapshot(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	i, err := rec.find(name)
-	if err := cmp.Or(err, ctx.Err()); err != nil {
-		return nil, err
-	}
-	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, rec.Snapshots[i].ID))
+	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, s.ID))
 }
 
 // SnapshotRoot gives the layers of a snapshot.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
 	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
-	rec, err := v.pool.load(v.key)
+	s, rec, err := v.snapshot(ctx, name)
 	if err != nil {
 		return storage.Root{}, err
 	}
-	i, err := rec.find(name)
-	if err := cmp.Or(err, ctx.Err()); err != nil {
-		return storage.Root{}, err
-	}
-	layers := rec.Snapshots[i].Layers
 	if rec.Content == storage.Disk {
-		return v.pool.diskRoot(layers[0]), nil
+		return v.pool.diskRoot(s.Layers[0]), nil
 	}
-	return v.pool.treeRoot(layers), nil
+	return v.pool.treeRoot(s.Layers), nil
 }
 
 // Restore puts a new active layer over the snapshot's layers.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
 	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
-		i, err := h.rec.find(name)
+		s, err := v.pool.find(v.key.String(), &h.rec, name)
 		if err != nil {
 			return err
 		}
 		if h.rec.Active == "" {
 			return fault.New(fault.WrongState, "images are read-only")
 		}
-		return v.pool.restore(ctx, h, h.rec.Snapshots[i].Layers)
+		return v.pool.restore(ctx, h, s.Layers)
 	})
 }
 
@@ -270,21 +270,31 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
-		i, err := h.rec.find(name)
-		if err != nil {
+		p := v.pool
+		s, err := p.find(v.key.String(), &h.rec, name)
+		switch {
+		case err == nil:
+			// A snapshot whose directory is gone counts as deleted: that needs no space.
+			if err := p.discard(h.dir.Path(snapshotsDir, s.ID)); err != nil {
+				return err
+			}
+			p.step("snapshot discarded")
+		case !fault.Is(err, fault.Unavailable):
 			return err
 		}
-		p, dir := v.pool, path.Join(v.key.String(), snapshotsDir, h.rec.Snapshots[i].ID)
-		rec := h.rec.clone()
-		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
-		// A snapshot whose directory is gone counts as deleted: that needs no space.
-		if err := p.discard(dir); err != nil {
+		// A damaged file is no obstacle: this is how one gets rid of it.
+		if err := pooldir.IgnoreMissing(h.dir.Remove(fileOf(name))); err != nil {
 			return err
 		}
-		p.step("snapshot discarded")
 		if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 			return err
 		}
+		i := h.rec.index(name)
+		if i < 0 {
+			return nil
+		}
+		rec := h.rec.clone()
+		rec.Snapshots = slices.Delete(rec.Snapshots, i, i+1)
 		if err := p.save(ctx, h, rec); err != nil && !storage.NoSpace(err) {
 			return err
 		}
@@ -300,15 +310,39 @@ func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error
 		return err
 	}
 	return v.change(ctx, func(h *locked) error {
-		i, err := h.rec.find(name)
-		if err != nil {
+		if _, err := v.pool.find(v.key.String(), &h.rec, name); err != nil {
 			return err
 		}
-		if _, err := h.rec.find(to); err == nil {
-			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", to)
+		if err := v.free(h, to); err != nil {
+			return err
 		}
-		rec := h.rec.clone()
-		rec.Snapshots[i].Name = to
-		return v.pool.save(ctx, h, rec)
+		if i := h.rec.index(name); i >= 0 {
+			return v.pool.renameInRecord(ctx, h, i, to)
+		}
+		return v.pool.renameFile(ctx, h, name, to)
 	})
+}
+
+func (p *Pool) renameInRecord(ctx context.Context, h *locked, i int, to string) error {
+	rec := h.rec.clone()
+	// Somebody who died may have made its file already.
+	if err := pooldir.IgnoreMissing(h.dir.Remove(fileOf(rec.Snapshots[i].Name))); err != nil {
+		return err
+	}
+	rec.Snapshots[i].Name = to
+	return p.save(ctx, h, rec)
+}
+
+// renameFile holds the layers, so that Sweep sees the one name or the other.
+func (p *Pool) renameFile(ctx context.Context, h *locked, name, to string) error {
+	release, err := p.share(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := h.dir.Rename(fileOf(name), fileOf(to)); err != nil {
+		return err
+	}
+	p.step("snapshot renamed")
+	return pooldir.Sync(h.dir, snapshotsDir)
 }

@@ -4,8 +4,6 @@
 package owner
 
 import (
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +15,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // File is the name of the note in a pool's directory.
@@ -52,22 +51,15 @@ func Write(dir *os.Root, o storage.Owner) error {
 	if err != nil {
 		return fmt.Errorf("cannot note whose pool it is: %v", err)
 	}
-	var random [8]byte
-	rand.Read(random[:])
-	temporary := File + ".new-" + hex.EncodeToString(random[:])
-	f, err := dir.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	temporary := File + ".new-" + pooldir.NewID()
+	err = pooldir.Write(dir, temporary, append(data, '\n'))
 	if err == nil {
-		_, err = f.Write(append(data, '\n'))
-		err = errors.Join(err, f.Sync(), f.Close())
-		if err == nil {
-			err = dir.Rename(temporary, File)
-		}
-		if err != nil {
-			err = errors.Join(err, ignoreMissing(dir.Remove(temporary)))
-		}
+		err = dir.Rename(temporary, File)
 	}
 	if err == nil {
-		err = sync(dir)
+		err = pooldir.Sync(dir, ".")
+	} else {
+		err = errors.Join(err, pooldir.IgnoreMissing(dir.Remove(temporary)))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot note whose pool it is: %w", err)
@@ -77,18 +69,3 @@ func Write(dir *os.Root, o storage.Owner) error {
 
 // Mine tells whether a file in a pool's directory is one of this package.
 func Mine(name string) bool { return len(name) >= len(File) && name[:len(File)] == File }
-
-func sync(dir *os.Root) error {
-	d, err := dir.Open(".")
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}

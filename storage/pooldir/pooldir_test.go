@@ -229,7 +229,7 @@ func TestIDs(t *testing.T) {
 	if a, b := pooldir.NewID(), pooldir.NewID(); a == b || !pooldir.ValidID(a) {
 		t.Errorf("NewID = %q and %q", a, b)
 	}
-	for _, bad := range []string{"", "..", "0123456789abcde", "0123456789abcdef0", "0123456789abcdeF", "0123456789abcde/"} {
+	for _, bad := range []string{"", "..", "0123456789abcde", "0123456789abcdef0", "0123456789abcdeF", "0123456789abcde/", "../0123456789abc", "0123456789abcdef\n"} {
 		if pooldir.ValidID(bad) {
 			t.Errorf("ValidID(%q)", bad)
 		}
