@@ -80,6 +80,7 @@ func driver(name string, content storage.Content) storagetest.Driver {
 	return storagetest.Driver{
 		Name:    name,
 		Content: content,
+		Limits:  content == storage.Tree,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,

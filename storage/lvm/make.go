@@ -1,10 +1,7 @@
 package lvm
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -284,9 +281,9 @@ func (p *Pool) layOut(ctx context.Context) error {
 	return p.writeHeader()
 }
 
-// writeHeader says that this host uses the pool.
+// writeHeader makes a pool of what was laid out.
 func (p *Pool) writeHeader() error {
-	b, err := json.Marshal(header{Version: formatVersion, Driver: driverName, ID: p.id, Thin: p.thin, Host: hostID()})
+	b, err := json.Marshal(header{Version: formatVersion, Driver: driverName, ID: p.id, Thin: p.thin})
 	if err != nil {
 		return err
 	}
@@ -328,15 +325,4 @@ func unmountAll(o Options) error {
 		}
 	}
 	return nil
-}
-
-// hostID tells this host from others without showing its machine id to anybody. A
-// host without one cannot be told from others.
-func hostID() string {
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil || len(bytes.TrimSpace(id)) == 0 {
-		return ""
-	}
-	sum := sha256.Sum256(append([]byte("brig pool "), bytes.TrimSpace(id)...))
-	return hex.EncodeToString(sum[:6])
 }
