@@ -150,10 +150,9 @@ func (p *Pool) grow(ctx context.Context, id string, dir *os.File, limit int64) e
 		return err
 	}
 	if size < want {
-		if _, err := lvm(ctx, "lvextend", "-An", "-L", strconv.FormatInt(want, 10)+"b", "--", p.full(id)); err != nil {
+		if err := p.extend(ctx, id, want); err != nil {
 			return err
 		}
-		p.step("volume extended")
 		if size, err = deviceSize(device); err != nil {
 			return err
 		}

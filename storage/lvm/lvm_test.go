@@ -81,6 +81,7 @@ func driver(name string, content storage.Content) storagetest.Driver {
 		Name:    name,
 		Content: content,
 		Limits:  content == storage.Tree,
+		Grows:   content == storage.Disk,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,

@@ -163,11 +163,16 @@ func freeIn(ctx context.Context, vg string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	free, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("vgs printed %q", out)
+	return parseBytes("vgs", out)
+}
+
+// parseBytes reads the one number that a command printed.
+func parseBytes(command, out string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%s printed %q", command, out)
 	}
-	return free, nil
+	return n, nil
 }
 
 // checkThin refuses what is no thin pool, and one that would show a new disk what was

@@ -30,6 +30,7 @@ var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
 	_ storage.Limiter    = (*volume)(nil)
+	_ storage.Grower     = (*volume)(nil)
 	_ storage.Mounter    = (*volume)(nil)
 	_ storage.Adopter    = (*volume)(nil)
 )

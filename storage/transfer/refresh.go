@@ -231,6 +231,9 @@ func (r *RefreshRequest) fill(ctx context.Context, s Step, work storage.Volume) 
 		}
 		base = &before
 	}
+	if err := fit(ctx, work, from); err != nil {
+		return err
+	}
 	if err := c.apply(ctx, base, from, to); err != nil {
 		return err
 	}

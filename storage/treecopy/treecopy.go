@@ -156,11 +156,14 @@ func (c *copier) file(src, dst int, name string) error {
 }
 
 // File copies data to an empty file: by sharing blocks where the file system can,
-// else without the holes.
+// else without the holes. From may be a block device, of which zeros are holes.
 func File(ctx context.Context, from, to *os.File) error {
 	st, err := from.Stat()
 	if err != nil {
 		return err
+	}
+	if st.Mode().Type() == os.ModeDevice {
+		return copyDevice(ctx, from, to)
 	}
 	if st.Size() == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return nil
@@ -169,6 +172,26 @@ func File(ctx context.Context, from, to *os.File) error {
 		return err
 	}
 	return to.Truncate(st.Size())
+}
+
+// copyDevice copies what is not zero on a block device.
+func copyDevice(ctx context.Context, from, to *os.File) error {
+	b, err := newBlocks(from)
+	if err != nil {
+		return err
+	}
+	for {
+		at, block, err := b.read(ctx)
+		if errors.Is(err, io.EOF) {
+			return to.Truncate(b.size)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := to.WriteAt(block, at); err != nil {
+			return err
+		}
+	}
 }
 
 // copyData copies the parts of a file that are not holes.
