@@ -106,7 +106,9 @@ func TestPairsInLab(t *testing.T) {
 		{storage.Disk, "overlay", "zfs", false},
 		{storage.Tree, "lvm", "lvm", true},
 		{storage.Tree, "overlay", "lvm", false},
+		{storage.Disk, "lvm", "lvm", true},
 		{storage.Disk, "lvm", "overlay", false},
+		{storage.Disk, "overlay", "lvm", false},
 	} {
 		t.Run(string(c.content)+"/"+c.from+"/"+c.to, func(t *testing.T) {
 			all := map[string]func() storage.Pool{
@@ -114,9 +116,8 @@ func TestPairsInLab(t *testing.T) {
 				"btrfs":   func() storage.Pool { return btrfsPool(t) },
 				"lvm":     func() storage.Pool { return newLVM(t) },
 			}
-			one, two := zpool(t, "one"), zpool(t, "two")
-			for name, in := range map[string]string{"zfs": one, "zfs-far": two} {
-				all[name] = func() storage.Pool { return newZFS(t, in, name) }
+			for name, in := range map[string]string{"zfs": "one", "zfs-far": "two"} {
+				all[name] = func() storage.Pool { return newZFS(t, zpool(t, in), name) }
 			}
 			from := all[c.from]()
 			to := from
