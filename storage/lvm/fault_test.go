@@ -362,6 +362,7 @@ func TestTroubleBehindBrigsBack(t *testing.T) {
 		}
 		tool(t, "lvremove", "-y", vg+"/"+id+"-"+name)
 		want(t, "Snapshot", v.Snapshot(ctx, "s", storage.SnapshotOptions{}), fault.Unavailable, id+"-"+name)
+		want(t, "Mount", v.(storage.Mounter).Mount(ctx), fault.Unavailable, "removed", id+"-"+name)
 		_, err := p.Clone(ctx, storage.Source{Key: web}, storage.Key{Class: storage.Instances, Name: "new"}, storage.CloneOptions{})
 		want(t, "Clone", err, fault.Unavailable)
 		if _, err := os.ReadFile(filepath.Join(other.Root().Upper, "data")); err != nil {

@@ -149,7 +149,7 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 	}
 	data, err := p.mountAt(ctx, id, p.mountPoint(id), flags)
 	if err != nil {
-		return p.removed(id, err)
+		return unavailable(p.removed(id, err))
 	}
 	defer data.Close()
 	if readOnly {

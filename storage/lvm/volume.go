@@ -114,7 +114,7 @@ func (p *Pool) activateDisk(ctx context.Context, id string) error {
 	}
 	defer release()
 	_, err = p.activate(ctx, id)
-	return p.removed(id, err)
+	return unavailable(p.removed(id, err))
 }
 
 // change locks the volume and calls f to change it.
