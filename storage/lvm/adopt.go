@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -94,7 +95,7 @@ func poolIn(ctx context.Context, vg, own string) (string, error) {
 
 // adopt opens a pool to see what it is, and which thin pool it is in.
 func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
-	defer fail(&err, "cannot use the pool %q in volume group %q", at.id, at.vg)
+	defer storage.Fail(&err, "cannot use the pool %q in volume group %q", at.id, at.vg)
 	o := d.options(name, *at)
 	o.Thin = at.id // any name will do for reading the header
 	p, err := newPool(o)
@@ -119,7 +120,7 @@ func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
 func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	p := placeOf(r.Config)
 	o := d.options(r.Name, p)
-	if err := first(o.check(), ctx.Err()); err != nil {
+	if err := cmp.Or(o.check(), ctx.Err()); err != nil {
 		return err
 	}
 	if err := unmountAll(o); err != nil {

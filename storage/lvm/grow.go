@@ -6,13 +6,14 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Grow makes the logical volume of a disk larger, at once and without writing to it:
 // what was never written reads as zeros. LVM knows its old or its new size, whoever
 // dies when.
 func (v *volume) Grow(ctx context.Context, size int64) (err error) {
-	defer fail(&err, "cannot make the disk of volume %q larger", v.key)
+	defer storage.Fail(&err, "cannot make the disk of volume %q larger", v.key)
 	return v.change(ctx, func(h *locked) error {
 		p := v.pool
 		switch {
@@ -49,7 +50,7 @@ func (v *volume) Grow(ctx context.Context, size int64) (err error) {
 func (p *Pool) rounded(ctx context.Context, size int64) (int64, error) {
 	out, err := lvm(ctx, "vgs", "--noheadings", "--units", "b", "--nosuffix", "-o", "vg_extent_size", "--", p.vg)
 	if err != nil {
-		return 0, unavailable(err)
+		return 0, pooldir.Damaged(err)
 	}
 	extent, err := parseBytes("vgs", out)
 	if err != nil {

@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"os"
 	"path"
@@ -9,12 +10,13 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Snapshot makes a thin snapshot, copies the metadata files and notes both in the
 // record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -33,7 +35,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 }
 
 func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *storage.Live, key storage.Key) error {
-	files, err := h.dir.OpenRoot(metaDir)
+	files, err := h.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
@@ -70,14 +72,14 @@ func (p *Pool) keep(ctx context.Context, h *locked, s snapshot, files *os.Root, 
 func (p *Pool) keepMeta(files *os.Root, id string, edit func(dir *os.Root) error) error {
 	place := path.Join(snapshotsDir, id)
 	if err := p.root.Mkdir(place, 0o700); err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	to, err := p.root.OpenRoot(place)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	if err := copyFiles(files, to); err != nil || edit == nil {
+	if err := pooldir.CopyMeta(files, to); err != nil || edit == nil {
 		return err
 	}
 	return edit(to)
@@ -92,7 +94,7 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 
 // Adopt makes a thin snapshot of the other volume's snapshot.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
 	if err := storage.CheckName("snapshot", as.Name); err != nil {
 		return err
 	}
@@ -118,7 +120,7 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName st
 		origin := source.Snapshots[i].ID
 		files, err := p.root.OpenRoot(path.Join(snapshotsDir, origin))
 		if err != nil {
-			return unavailable(err)
+			return pooldir.Damaged(err)
 		}
 		defer files.Close()
 		as.CreatedAt, as.ExpiresAt = as.CreatedAt.Round(0), as.ExpiresAt.Round(0)
@@ -128,7 +130,7 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName st
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -147,27 +149,27 @@ func (v *volume) snapshot(ctx context.Context, name string) (id string, rec reco
 		return "", rec, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return "", rec, err
 	}
 	return rec.Snapshots[i].ID, rec, nil
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	id, _, err := v.snapshot(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	dir, err := v.pool.root.OpenRoot(path.Join(snapshotsDir, id))
-	return dir, unavailable(err)
+	return dir, pooldir.Damaged(err)
 }
 
 // SnapshotRoot mounts a snapshot, or activates its disk, until nobody uses it any
 // more. A file system that was not at rest is put right when it is mounted, which
 // writes to the snapshot and changes no file in it.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	id, rec, err := v.snapshot(ctx, name)
 	if err != nil {
 		return storage.Root{}, err

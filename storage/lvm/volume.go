@@ -1,11 +1,9 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -14,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -44,20 +43,13 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root mounts the volume, or activates its disk, and says where it is. If that fails,
@@ -68,7 +60,7 @@ func (v *volume) Root() storage.Root {
 }
 
 func (v *volume) Mount(ctx context.Context) (err error) {
-	defer fail(&err, "cannot mount volume %q", v.key)
+	defer storage.Fail(&err, "cannot mount volume %q", v.key)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -89,7 +81,7 @@ func (v *volume) mount(ctx context.Context) (storage.Root, error) {
 	}
 	v.mu.Unlock()
 	root, err := p.rootOf(ctx, rec.Data, &rec, rec.readOnly())
-	return root, first(missing, err)
+	return root, cmp.Or(missing, err)
 }
 
 // rootOf makes the data in a logical volume reachable and says where they are, also
@@ -114,7 +106,7 @@ func (p *Pool) activateDisk(ctx context.Context, id string) error {
 	}
 	defer release()
 	_, err = p.activate(ctx, id)
-	return unavailable(p.removed(id, err))
+	return pooldir.Damaged(p.removed(id, err))
 }
 
 // change locks the volume and calls f to change it.
@@ -126,7 +118,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -137,7 +129,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Restore makes a copy of the snapshot the volume's data. All snapshots stay; Sweep
 // removes what the volume had.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -147,7 +139,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 			return fault.New(fault.WrongState, "images are read-only")
 		}
 		p := v.pool
-		if err := first(p.idle(&h.rec), p.room(ctx)); err != nil {
+		if err := cmp.Or(p.idle(&h.rec), p.room(ctx)); err != nil {
 			return err
 		}
 		c, err := p.begin(ctx)
@@ -172,7 +164,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 
 // DeleteSnapshot drops a snapshot from the record. Sweep removes it.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -198,7 +190,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name in the record, and in the tag that
 // shows it.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

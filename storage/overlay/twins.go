@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/storage/pooldir"
 	"brig/storage/treecopy"
 )
 
@@ -24,19 +25,19 @@ type twin struct{ layer, dir, name string }
 // findTwins looks through the layers that two pools have in common.
 func findTwins(ctx context.Context, from, to *Pool) (*twins, error) {
 	t := &twins{pool: to, at: map[inode]twin{}, linked: map[inode]bool{}}
-	layers, err := readDir(from.root, layersDir)
+	layers, err := pooldir.Names(from.root, layersDir)
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range layers {
-		if !validID(l.Name()) || !to.hasLayer(l.Name()) {
+		if !pooldir.ValidID(l) || !to.hasLayer(l) {
 			continue
 		}
-		top, err := openDir(unix.AT_FDCWD, from.path(layersDir, l.Name(), rootName))
+		top, err := openDir(unix.AT_FDCWD, from.path(layersDir, l, rootName))
 		if err != nil {
 			continue // it is a disk, or has just gone
 		}
-		err = t.collect(ctx, top, l.Name(), ".")
+		err = t.collect(ctx, top, l, ".")
 		unix.Close(top)
 		if err != nil {
 			return nil, err
