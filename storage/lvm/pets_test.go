@@ -126,10 +126,11 @@ func (p pets) removed(app string) {
 // TestPetsVM keeps a virtual machine on LVM. It runs once, and what becomes of its
 // disk is looked at from outside: starting machines in a machine takes long.
 func TestPetsVM(t *testing.T) {
-	r := petsPool(t)
 	if testing.Short() {
 		t.Skip("starts a machine in an emulated one")
 	}
+	r := petsPool(t)
+	tool(t, "modprobe", "kvm_amd")
 	r.Kernels(t)
 	p := pets{instancetest.Transcript{Rig: r, T: t}}
 	p.Brig("launch", probeImage(t, r), "web", "--vm", "-s", "pets", "-c", "limits.memory=256MiB", "--wait", "ready")
