@@ -124,7 +124,9 @@ func (p pets) removed(app string) {
 }
 
 // TestPetsVM keeps a virtual machine on LVM. It runs once, and what becomes of its
-// disk is looked at from outside: starting machines in a machine takes long.
+// disk is looked at from outside: starting machines in a machine takes long. So does
+// reading its disk from end to end, for a copy in another pool: small disks are copied
+// by the tests of storage/transfer.
 func TestPetsVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts a machine in an emulated one")
@@ -155,5 +157,4 @@ func TestPetsVM(t *testing.T) {
 	p.holds("web", "second")
 	p.Has("web", "first", "second", "third")
 	p.Brig("df")
-	p.thereAndBack("web")
 }
