@@ -211,6 +211,16 @@ type Limit struct {
 	Used int64 // 0 where nothing counts without a limit
 }
 
+// Grower is a Volume whose disk only its driver can make larger, because it is no
+// file.
+type Grower interface {
+	// Grow makes the disk at least size bytes large, with zeros at its end. Its
+	// snapshots stay as large as they are, and restoring one brings its size back.
+	// Errors: invalid if the disk is larger already, for what is cut off a disk is
+	// lost; wrong-state while a machine uses it; unsupported for a Tree.
+	Grow(ctx context.Context, size int64) error
+}
+
 // Adopter is a Volume that can keep a state of another volume as a snapshot of its
 // own for less than copying its files: by sharing data in one pool, or by copying
 // what the other volume's pool has and its own lacks.

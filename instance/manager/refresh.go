@@ -64,7 +64,9 @@ func (m *Manager) refresh(ctx context.Context, src *opened, r CopyRequest) (*ins
 		return fail(fault.New(fault.WrongState, "%q is %s, and only a stopped instance can be refreshed; stop it first with brig stop %s", r.Name, stateWord(state.Status), r.Name))
 	}
 	a := refreshArgs{Spec: refreshed(src.spec, dst.spec), Source: r.Source, From: src.pool, To: dst.pool, Work: partPrefix + newID()}
-	if a.Plan, err = transfer.NewPlan(ctx, src.volume, dst.volume, store.RefreshPrefix+newID(), hidden, r.InstanceOnly); err != nil {
+	if a.Plan, err = transfer.NewPlan(ctx, src.volume, dst.volume, store.RefreshPrefix+newID(), transfer.PlanOptions{
+		Hidden: hidden, Alone: r.InstanceOnly, Same: a.From == a.To,
+	}); err != nil {
 		return fail(err)
 	}
 	a.Plan.Old = slices.DeleteFunc(a.Plan.Old, func(name string) bool { return !strings.HasPrefix(name, store.RefreshPrefix) })

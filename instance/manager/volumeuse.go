@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -292,14 +291,10 @@ func (m *Manager) growDisk(ctx context.Context, v *lockedVolume, was string) err
 	if old, err := size.Parse(was); err == nil && n < old {
 		return fault.New(fault.Invalid, "it has %s already, and block volumes can only grow", was)
 	}
+	if g, ok := v.volume.(storage.Grower); ok {
+		return g.Grow(ctx, n)
+	}
 	root := v.volume.Root()
-	st, err := os.Lstat(root.DiskPath)
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() {
-		return fault.New(fault.Unsupported, "pool %q cannot make block volumes larger", v.ref.Pool)
-	}
 	_, err = run.Output(ctx, "qemu-img", "resize", "-q", "-f", root.DiskFormat, root.DiskPath, strconv.FormatInt(n, 10))
 	return err
 }

@@ -13,8 +13,7 @@ import (
 	"brig/storage"
 )
 
-// Adopt gives the configuration of a pool that is there, and makes this host the one
-// that uses it. Source names the pool's own volume (VG/brigXXXXXXXX-pool), or where
+// Adopt gives the configuration of a pool that is there. Source names the pool's own volume (VG/brigXXXXXXXX-pool), or where
 // there is one pool, its volume group, its device or its file.
 func (d Driver) Adopt(ctx context.Context, r storage.Record) (map[string]string, error) {
 	config := maps.Clone(r.Config)
@@ -94,9 +93,9 @@ func poolIn(ctx context.Context, vg, own string) (string, error) {
 	return ids[0], nil
 }
 
-// adopt takes over a pool that is there, and finds the thin pool it is in.
+// adopt opens a pool to see what it is, and which thin pool it is in.
 func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
-	defer storage.Fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
+	defer storage.Fail(&err, "cannot use the pool %q in volume group %q", at.id, at.vg)
 	o := d.options(name, *at)
 	o.Thin = at.id // any name will do for reading the header
 	p, err := newPool(o)
@@ -108,22 +107,13 @@ func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
 	}
 	h, err := p.header()
 	if err == nil {
+		at.thin = h.Thin
 		err = checkLVMName("thin pool", h.Thin)
 	}
-	if err == nil {
-		p.thin, at.thin = h.Thin, h.Thin
-		_, err = p.fill()
+	if err = errors.Join(err, p.Close()); err != nil {
+		return errors.Join(err, unmountAll(o))
 	}
-	if fault.Is(err, fault.Unavailable) && h.Thin != "" {
-		_, err = lvm(ctx, "lvchange", "-ay", "--", p.vg+"/"+p.thin)
-	}
-	if err == nil {
-		err = p.writeHeader()
-	}
-	if err != nil {
-		return errors.Join(err, p.Close(), unmountAll(o))
-	}
-	return p.Close()
+	return nil
 }
 
 // Release unmounts all that is mounted for a pool, which stays as it is.

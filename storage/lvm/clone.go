@@ -98,11 +98,16 @@ func (h *locked) origin(p *Pool, snapshot string) (id string, files *os.Root, er
 func (p *Pool) copyLV(ctx context.Context, origin, id string, key storage.Key, snapshot string) error {
 	args := append([]string{"-An", "-s", "-ky", "-n", p.lvName(id)}, tags(key, snapshot)...)
 	_, err := lvm(ctx, "lvcreate", append(args, "--", p.full(origin))...)
-	if fault.Is(err, fault.NotFound) {
-		return fault.New(fault.Unavailable, "its data are gone: somebody removed the logical volume %q: %w", p.full(origin), err)
-	}
 	if err == nil {
 		p.step("snapshot made")
+	}
+	return p.removed(origin, err)
+}
+
+// removed says that data are gone, if err says that their logical volume is not there.
+func (p *Pool) removed(id string, err error) error {
+	if fault.Is(err, fault.NotFound) {
+		return fault.New(fault.Unavailable, "its data are gone: somebody removed the logical volume %q: %w", p.full(id), err)
 	}
 	return err
 }

@@ -17,7 +17,7 @@ import (
 
 // limits says for people how limits are kept.
 const limits = "by the file system of a tree: what is in it, what it shares with its image included, without its snapshots; " +
-	"a tree without a limit grows as long as the pool has space; a disk is as large as it was made"
+	"a tree without a limit grows as long as the pool has space; a disk is as large as it was made, and can be made larger"
 
 // Sizes of the file systems of trees that nobody gave a limit. They take up what is
 // written to them, whatever their size is.
@@ -38,7 +38,7 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 	}
 	return v.change(ctx, func(h *locked) error {
 		if h.rec.Content == storage.Disk {
-			return fault.New(fault.Unsupported, "a disk is as large as it was made, and cannot grow beyond that")
+			return fault.New(fault.Unsupported, "a disk is as large as it was made, and takes no more; make it larger if that is too little")
 		}
 		c, err := v.pool.begin(ctx)
 		if err != nil {
@@ -151,10 +151,9 @@ func (p *Pool) grow(ctx context.Context, id string, dir *os.File, limit int64) e
 		return err
 	}
 	if size < want {
-		if _, err := lvm(ctx, "lvextend", "-An", "-L", strconv.FormatInt(want, 10)+"b", "--", p.full(id)); err != nil {
+		if err := p.extend(ctx, id, want); err != nil {
 			return err
 		}
-		p.step("volume extended")
 		if size, err = deviceSize(device); err != nil {
 			return err
 		}

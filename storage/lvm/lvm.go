@@ -87,7 +87,6 @@ type header struct {
 	Driver  string `json:"driver"`
 	ID      string `json:"id"`
 	Thin    string `json:"thin"` // the thin pool
-	Host    string `json:"host"` // that uses the pool
 }
 
 func newPool(o Options) (p *Pool, err error) {
@@ -120,7 +119,7 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 	if err := p.mountOwn(ctx); err != nil {
 		return nil, err
 	}
-	if err := p.checkHeader(); err != nil {
+	if _, err := p.header(); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -156,17 +155,6 @@ func (p *Pool) lost(ctx context.Context, err error) error {
 // Close lets go of the pool. The volumes that were opened from it are of no more
 // use.
 func (p *Pool) Close() error { return p.root.Close() }
-
-func (p *Pool) checkHeader() error {
-	h, err := p.header()
-	if err != nil {
-		return err
-	}
-	if own := hostID(); h.Host != "" && own != "" && h.Host != own {
-		return fault.New(fault.WrongState, "another host used it last; make sure that it does not any more, and adopt it: brig storage create NAME lvm --adopt source=%s", p.full(ownVolume))
-	}
-	return nil
-}
 
 // header reads pool.json.
 func (p *Pool) header() (h header, err error) {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/instancetest"
 	"brig/instance/run"
 	"brig/storage"
 	"brig/storage/lvm"
@@ -25,6 +26,9 @@ import (
 // and deaths of disks go the way of those of trees. All of it is run by
 //
 //	go run ./cmd/internal/lab test brig/storage/lvm
+//
+// with BRIG_TEST_BIN naming a folder with the programs and the probe, and for the
+// virtual machine BRIG_TEST_CACHE one with kernels, as the tests of cmd/brig leave it.
 const slow = "^TestDisks$/^Races|^TestDisks$/^Crashes$|^TestTrees$/^Crashes$/^(clone-snapshot|delete|delete-snapshot|rename|rename-snapshot)$"
 
 // TestLab runs the tests of this package where there is a device mapper.
@@ -32,12 +36,21 @@ func TestLab(t *testing.T) {
 	if lab.Inside() {
 		t.Skip("is in the lab")
 	}
+	if os.Getuid() != 0 {
+		t.Skip("needs root: builds the lab")
+	}
 	if testing.Short() {
 		t.Skip("boots a machine")
 	}
+	bin := t.TempDir()
+	if err := instancetest.Build(bin); err != nil {
+		t.Fatal(err)
+	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.timeout=40m", "-test.skip=" + slow}}},
+		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.short", "-test.timeout=40m", "-test.skip=" + slow}}},
 		Disks: []int64{4 << 30, 4 << 30},
+		Trees: map[string]string{"bin": bin},
+		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},
 	})
 }
 
@@ -80,6 +93,8 @@ func driver(name string, content storage.Content) storagetest.Driver {
 	return storagetest.Driver{
 		Name:    name,
 		Content: content,
+		Limits:  content == storage.Tree,
+		Grows:   content == storage.Disk,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,

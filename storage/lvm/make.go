@@ -1,10 +1,7 @@
 package lvm
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -168,11 +165,16 @@ func freeIn(ctx context.Context, vg string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	free, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("vgs printed %q", out)
+	return parseBytes("vgs", out)
+}
+
+// parseBytes reads the one number that a command printed.
+func parseBytes(command, out string) (int64, error) {
+	n, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("%s printed %q", command, out)
 	}
-	return free, nil
+	return n, nil
 }
 
 // checkThin refuses what is no thin pool, and one that would show a new disk what was
@@ -286,9 +288,9 @@ func (p *Pool) layOut(ctx context.Context) error {
 	return p.writeHeader()
 }
 
-// writeHeader says that this host uses the pool.
+// writeHeader makes a pool of what was laid out.
 func (p *Pool) writeHeader() error {
-	b, err := json.Marshal(header{Version: formatVersion, Driver: driverName, ID: p.id, Thin: p.thin, Host: hostID()})
+	b, err := json.Marshal(header{Version: formatVersion, Driver: driverName, ID: p.id, Thin: p.thin})
 	if err != nil {
 		return err
 	}
@@ -330,15 +332,4 @@ func unmountAll(o Options) error {
 		}
 	}
 	return nil
-}
-
-// hostID tells this host from others without showing its machine id to anybody. A
-// host without one cannot be told from others.
-func hostID() string {
-	id, err := os.ReadFile("/etc/machine-id")
-	if err != nil || len(bytes.TrimSpace(id)) == 0 {
-		return ""
-	}
-	sum := sha256.Sum256(append([]byte("brig pool "), bytes.TrimSpace(id)...))
-	return hex.EncodeToString(sum[:6])
 }

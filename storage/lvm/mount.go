@@ -120,7 +120,7 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 	}
 	data, err := p.mountAt(ctx, id, p.mountPoint(id), flags)
 	if err != nil {
-		return pooldir.Damaged(err)
+		return pooldir.Damaged(p.removed(id, err))
 	}
 	defer data.Close()
 	if readOnly {

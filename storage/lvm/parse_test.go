@@ -173,7 +173,7 @@ func TestUsageFromMappings(t *testing.T) {
 		t.Fatalf("parseDump = %v", mappings)
 	}
 	// 1 is a volume and 2 its snapshot, which share 15 to 19; somebody else has 18 to 20.
-	m := tally(mappings, map[int64]owner{1: {"a", "a"}, 2: {"s", "a"}, 3: {"b", "b"}}, 10)
+	m := tally(mappings, map[int64]belongs{1: {"a", "a"}, 2: {"s", "a"}, 3: {"b", "b"}}, 10)
 	for name, c := range map[string]struct{ got, want share }{
 		"device a": {m.devices["a"], share{110, 60}},
 		"device s": {m.devices["s"], share{100, 40}},

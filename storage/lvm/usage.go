@@ -115,15 +115,15 @@ func (p *Pool) measure(ctx context.Context) (*measure, error) {
 	return m, nil
 }
 
-// owner is whose a device of the thin pool is.
-type owner struct {
+// belongs tells whose a device of the thin pool is.
+type belongs struct {
 	id     string // of the logical volume
 	volume string // the id of the data of the volume that it belongs to
 }
 
 // owners tells of the pool's devices, by their numbers in the thin pool, whose they
 // are. All others are somebody else's.
-func (p *Pool) owners(ctx context.Context) (map[int64]owner, error) {
+func (p *Pool) owners(ctx context.Context) (map[int64]belongs, error) {
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"-")
 	if err != nil {
 		return nil, pooldir.Damaged(err)
@@ -133,7 +133,7 @@ func (p *Pool) owners(ctx context.Context) (map[int64]owner, error) {
 		return nil, err
 	}
 	data := map[storage.Key]string{}
-	owners := map[int64]owner{}
+	owners := map[int64]belongs{}
 	for _, v := range list {
 		number, err := strconv.ParseInt(v.ThinID, 10, 64)
 		id := strings.TrimPrefix(v.Name, p.id+"-")
@@ -146,7 +146,7 @@ func (p *Pool) owners(ctx context.Context) (map[int64]owner, error) {
 				data[key] = rec.Data
 			}
 		}
-		owners[number] = owner{id: id, volume: data[key]}
+		owners[number] = belongs{id: id, volume: data[key]}
 	}
 	return owners, nil
 }
@@ -238,7 +238,7 @@ func parseDump(r io.Reader) (map[int64][]extent, error) {
 
 // tally counts what each device and each volume has, and has alone. It goes once
 // through the pool's chunks, from one to the next at which anything begins or ends.
-func tally(mappings map[int64][]extent, owners map[int64]owner, chunk int64) *measure {
+func tally(mappings map[int64][]extent, owners map[int64]belongs, chunk int64) *measure {
 	type event struct {
 		at     int64
 		change int // how many mappings more

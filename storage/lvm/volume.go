@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +29,9 @@ var (
 	_ storage.Volume     = (*volume)(nil)
 	_ storage.MetaReader = (*volume)(nil)
 	_ storage.Limiter    = (*volume)(nil)
+	_ storage.Grower     = (*volume)(nil)
+	_ storage.Mounter    = (*volume)(nil)
+	_ storage.Adopter    = (*volume)(nil)
 )
 
 func (v *volume) Key() storage.Key { return v.key }
@@ -54,17 +55,33 @@ func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
 // Root mounts the volume, or activates its disk, and says where it is. If that fails,
 // nothing is there, and whoever opens it says so.
 func (v *volume) Root() storage.Root {
+	root, _ := v.mount(context.Background())
+	return root
+}
+
+func (v *volume) Mount(ctx context.Context) (err error) {
+	defer storage.Fail(&err, "cannot mount volume %q", v.key)
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	_, err = v.mount(ctx)
+	return err
+}
+
+// mount makes the data that the volume has now, or had when it was last seen,
+// reachable.
+func (v *volume) mount(ctx context.Context) (storage.Root, error) {
 	p := v.pool
-	rec, err := p.load(v.key)
+	rec, missing := p.load(v.key)
 	v.mu.Lock()
-	if err != nil {
+	if missing != nil {
 		rec = v.last.clone()
 	} else {
 		v.last = rec
 	}
 	v.mu.Unlock()
-	root, _ := p.rootOf(context.Background(), rec.Data, &rec, rec.readOnly())
-	return root
+	root, err := p.rootOf(ctx, rec.Data, &rec, rec.readOnly())
+	return root, cmp.Or(missing, err)
 }
 
 // rootOf makes the data in a logical volume reachable and says where they are, also
@@ -89,7 +106,7 @@ func (p *Pool) activateDisk(ctx context.Context, id string) error {
 	}
 	defer release()
 	_, err = p.activate(ctx, id)
-	return pooldir.Damaged(err)
+	return pooldir.Damaged(p.removed(id, err))
 }
 
 // change locks the volume and calls f to change it.
@@ -107,122 +124,6 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	v.last = h.rec
 	v.mu.Unlock()
 	return err
-}
-
-// Snapshot makes a thin snapshot, copies the metadata files and notes both in the
-// record.
-func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
-	if err := storage.CheckName("snapshot", name); err != nil {
-		return err
-	}
-	return v.change(ctx, func(h *locked) error {
-		if _, err := h.rec.find(name); err == nil {
-			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
-		}
-		s := snapshot{Snapshot: storage.Snapshot{
-			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
-		}}
-		if s.CreatedAt.IsZero() {
-			s.CreatedAt = time.Now().Round(0)
-		}
-		return v.pool.takeSnapshot(ctx, h, s, o.Live, v.key)
-	})
-}
-
-func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *storage.Live, key storage.Key) error {
-	if err := p.room(ctx); err != nil {
-		return err
-	}
-	c, err := p.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer c.end()
-	s.ID = c.name
-	if err := c.touch(s.ID); err != nil {
-		return err
-	}
-	if err := p.keepMeta(h, s.ID); err != nil {
-		return err
-	}
-	rec := h.rec.clone()
-	rec.Snapshots = append(rec.Snapshots, s)
-	return c.save(h, rec, func() error {
-		return p.freeze(ctx, &h.rec, live, func() error { return p.copyLV(ctx, h.rec.Data, s.ID, key, s.Name) })
-	})
-}
-
-// keepMeta copies the metadata files of a volume for a snapshot.
-func (p *Pool) keepMeta(h *locked, id string) error {
-	files, err := h.dir.OpenRoot(pooldir.MetaDir)
-	if err != nil {
-		return err
-	}
-	defer files.Close()
-	place := path.Join(snapshotsDir, id)
-	if err := p.root.Mkdir(place, 0o700); err != nil {
-		return pooldir.Damaged(err)
-	}
-	to, err := p.root.OpenRoot(place)
-	if err != nil {
-		return err
-	}
-	defer to.Close()
-	return pooldir.CopyMeta(files, to)
-}
-
-// Snapshots lists the snapshots, oldest first.
-func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
-	rec, err := v.pool.load(v.key)
-	if err != nil {
-		return nil, err
-	}
-	var list []storage.Snapshot
-	for _, s := range rec.Snapshots {
-		list = append(list, s.Snapshot)
-	}
-	slices.SortStableFunc(list, func(a, b storage.Snapshot) int { return a.CreatedAt.Compare(b.CreatedAt) })
-	return list, ctx.Err()
-}
-
-// snapshot finds a snapshot.
-func (v *volume) snapshot(ctx context.Context, name string) (id string, rec record, err error) {
-	if rec, err = v.pool.load(v.key); err != nil {
-		return "", rec, err
-	}
-	i, err := rec.find(name)
-	if err := cmp.Or(err, ctx.Err()); err != nil {
-		return "", rec, err
-	}
-	return rec.Snapshots[i].ID, rec, nil
-}
-
-func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
-	id, _, err := v.snapshot(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	dir, err := v.pool.root.OpenRoot(path.Join(snapshotsDir, id))
-	return dir, pooldir.Damaged(err)
-}
-
-// SnapshotRoot mounts a snapshot, or activates its disk, until nobody uses it any
-// more. A file system that was not at rest is put right when it is mounted, which
-// writes to the snapshot and changes no file in it.
-func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
-	id, rec, err := v.snapshot(ctx, name)
-	if err != nil {
-		return storage.Root{}, err
-	}
-	root, err := v.pool.rootOf(ctx, id, &rec, true)
-	if err != nil {
-		return storage.Root{}, err
-	}
-	return root, nil
 }
 
 // Restore makes a copy of the snapshot the volume's data. All snapshots stay; Sweep

@@ -13,10 +13,17 @@ import (
 // CheckDisk checks the disk file at path and every file below it, before QEMU or
 // one of its tools opens them. Backing files stay inside the directory that holds
 // the directory of the disk: a pool keeps each of its disks in a directory of its
-// own, beside the others.
+// own, beside the others. A raw disk may be a block device (see OpenRaw).
 func CheckDisk(path, format string) error {
 	if format != Qcow2 && format != Raw {
 		return fault.New(fault.Invalid, "cannot use the disk file %q: its format is %q, and qcow2 and raw are known", path, format)
+	}
+	if format == Raw && OnDevice(path) {
+		f, _, err := OpenRaw(path, os.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		return f.Close()
 	}
 	above := filepath.Dir(filepath.Dir(path))
 	dir, err := os.OpenRoot(above)

@@ -26,6 +26,7 @@ type Driver struct {
 	Capabilities storage.Capabilities // what it has to say about itself
 
 	Limits   bool // the size of volumes with this content can be limited
+	Grows    bool // disks are made larger by the driver
 	Volatile bool // the pool is gone when its program ends
 
 	// Open opens the pool at place, and makes it if there is none. The pool calls
@@ -71,6 +72,7 @@ func Run(t *testing.T, d Driver) {
 		{"Usage", testUsage},
 		{"UsageOfSnapshots", testSnapshotUsage},
 		{"Limits", testLimits},
+		{"Grow", testGrow},
 		{"Cancellation", testCancellation},
 		{"ReopenHalfWay", testReopen},
 		{"Races", testRaces},

@@ -11,8 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
@@ -30,6 +28,13 @@ func check(r storage.Root) error { return qcow2.CheckDisk(r.DiskPath, r.DiskForm
 
 // chain gives the files of a disk, top first.
 func chain(r storage.Root) ([]qcow2.Link, error) {
+	if r.DiskFormat == qcow2.Raw {
+		f, size, err := qcow2.OpenRaw(r.DiskPath, os.O_RDONLY)
+		if err != nil {
+			return nil, err
+		}
+		return []qcow2.Link{{Name: filepath.Base(r.DiskPath), Format: qcow2.Raw, Size: size}}, f.Close()
+	}
 	top := cmp.Or(r.DiskDir, filepath.Dir(r.DiskPath))
 	root, err := os.OpenRoot(top)
 	if err != nil {
@@ -60,7 +65,7 @@ func (d disk) write(ctx context.Context, from storage.Root, dir *os.Root) error 
 
 // copyDisk copies a raw disk, by sharing its blocks where the file system can.
 func copyDisk(ctx context.Context, from storage.Root, dir *os.Root) error {
-	source, err := openDisk(from.DiskPath, os.O_RDONLY)
+	source, _, err := qcow2.OpenRaw(from.DiskPath, os.O_RDONLY)
 	if err != nil {
 		return err
 	}
@@ -70,19 +75,6 @@ func copyDisk(ctx context.Context, from storage.Root, dir *os.Root) error {
 		return err
 	}
 	return errors.Join(treecopy.File(ctx, source, target), target.Close())
-}
-
-// openDisk opens the file of a disk.
-func openDisk(path string, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, flags|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		f.Close()
-		return nil, errors.Join(err, fault.New(fault.Invalid, "the disk %q is not a file", path))
-	}
-	return f, nil
 }
 
 func (disk) apply(ctx context.Context, base *storage.Root, from, to storage.Root) error {
@@ -110,7 +102,25 @@ func (disk) changed(ctx context.Context, base *storage.Root, from, to storage.Ro
 	})
 }
 
-// resize gives a disk the size of another.
+// fit makes the disk of a volume as large as another, if that is its driver's affair.
+func fit(ctx context.Context, v storage.Volume, like storage.Root) error {
+	g, ok := v.(storage.Grower)
+	if !ok || v.Content() != storage.Disk {
+		return nil
+	}
+	want, err := chain(like)
+	if err != nil {
+		return err
+	}
+	have, err := chain(v.Root())
+	if err != nil || have[0].Size >= want[0].Size {
+		return err
+	}
+	return g.Grow(ctx, want[0].Size)
+}
+
+// resize gives a disk the size of another. A device was made large enough by its
+// driver: what it has beyond that is cleared.
 func resize(ctx context.Context, from, to storage.Root) error {
 	a, err := chain(from)
 	if err != nil {
@@ -124,6 +134,8 @@ func resize(ctx context.Context, from, to storage.Root) error {
 	switch {
 	case b[0].Size == want:
 		return nil
+	case qcow2.OnDevice(to.DiskPath):
+		return clearFrom(ctx, to, want)
 	case to.DiskFormat == qcow2.Raw:
 		return os.Truncate(to.DiskPath, want)
 	case b[0].Size < want:
@@ -131,6 +143,35 @@ func resize(ctx context.Context, from, to storage.Root) error {
 	}
 	_, err = run.Output(ctx, "qemu-img", "resize", "-q", "--shrink", "-f", to.DiskFormat, to.DiskPath, fmt.Sprint(want))
 	return err
+}
+
+// clearFrom makes a disk read as zeros from some byte on.
+func clearFrom(ctx context.Context, r storage.Root, at int64) (err error) {
+	i, err := openImage(ctx, r, true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, i.Close()) }()
+	if i.size() < at {
+		return fault.New(fault.Unsupported, "the disk has %d bytes, and the other one %d", i.size(), at)
+	}
+	have := make([]byte, pieceSize)
+	for ; at < i.size(); at += pieceSize {
+		n := min(pieceSize, i.size()-at)
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if _, err := i.ReadAt(have[:n], at); err != nil {
+			return err
+		}
+		if len(bytes.TrimLeft(have[:n], "\x00")) == 0 {
+			continue
+		}
+		if err := i.zero(at, n); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pieceSize is how much of a disk is looked at a time.

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -40,28 +42,45 @@ func openImage(ctx context.Context, r storage.Root, write bool) (image, error) {
 	if write {
 		flags = os.O_RDWR
 	}
-	f, err := openDisk(r.DiskPath, flags)
+	f, size, err := qcow2.OpenRaw(r.DiskPath, flags)
 	if err != nil {
 		return nil, err
 	}
-	st, err := f.Stat()
-	return &rawImage{f, st.Size(), write}, err
+	return &rawImage{f, size, write, qcow2.OnDevice(r.DiskPath)}, nil
 }
 
 // rawImage is a raw disk.
 type rawImage struct {
 	*os.File
-	bytes int64
-	write bool
+	bytes  int64
+	write  bool
+	device bool
 }
 
 func (i *rawImage) size() int64 { return i.bytes }
 
 func (i *rawImage) zero(at, size int64) error {
+	if i.device {
+		return i.discard(at, size)
+	}
 	err := unix.Fallocate(int(i.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, size)
 	if errors.Is(err, unix.EOPNOTSUPP) {
 		_, err = i.WriteAt(make([]byte, size), at)
 	}
+	return err
+}
+
+// discard gives back what a part of a device takes up, and writes zeros where that
+// left something else: a device gives back only whole pieces of its own.
+func (i *rawImage) discard(at, size int64) error {
+	part := [2]uint64{uint64(at), uint64(size)}
+	// One that cannot do it gets zeros.
+	unix.Syscall(unix.SYS_IOCTL, i.Fd(), unix.BLKDISCARD, uintptr(unsafe.Pointer(&part)))
+	left, zeros := make([]byte, size), make([]byte, size)
+	if _, err := i.ReadAt(left, at); err != nil || bytes.Equal(left, zeros) {
+		return err
+	}
+	_, err := i.WriteAt(zeros, at)
 	return err
 }
 

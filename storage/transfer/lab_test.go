@@ -9,12 +9,13 @@ import (
 
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/lvm"
 	"brig/storage/storagetest/lab"
 	"brig/storage/transfer"
 	"brig/storage/zfs"
 )
 
-// TestLab runs the tests that need ZFS where that is.
+// TestLab runs the tests that need ZFS and LVM where these are.
 func TestLab(t *testing.T) {
 	if lab.Inside() {
 		t.Skip("is in the lab")
@@ -23,7 +24,7 @@ func TestLab(t *testing.T) {
 		t.Skip("boots a machine")
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=ZFS", "-test.timeout=20m"}}},
+		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=InLab", "-test.timeout=20m"}}},
 	})
 }
 
@@ -47,6 +48,28 @@ func newZFS(t *testing.T, zpool, name string) storage.Pool {
 	return p
 }
 
+// newLVM makes a pool in a file.
+func newLVM(t *testing.T) storage.Pool {
+	t.Helper()
+	d := lvm.Driver{Files: t.TempDir(), Mounts: t.TempDir()}
+	record := storage.Record{Name: "lvm", Config: map[string]string{"size": "2GiB"}}
+	var err error
+	if record.Config, err = d.Create(t.Context(), record); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Destroy(context.Background(), record); err != nil {
+			t.Error(err)
+		}
+	})
+	p, err := d.Open(t.Context(), record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.(*lvm.Pool).Close() })
+	return p
+}
+
 func zpool(t *testing.T, name string) string {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "zpool")
@@ -64,9 +87,9 @@ func zpool(t *testing.T, name string) string {
 	return name
 }
 
-// TestZFSPairs copies to, from and between pools on ZFS, and keeps the copies up to
-// date.
-func TestZFSPairs(t *testing.T) {
+// TestPairsInLab copies to, from and between pools on ZFS and LVM, and keeps the copies
+// up to date.
+func TestPairsInLab(t *testing.T) {
 	if !lab.Inside() {
 		t.Skip("runs in the lab")
 	}
@@ -81,15 +104,20 @@ func TestZFSPairs(t *testing.T) {
 		{storage.Tree, "zfs", "overlay", false},
 		{storage.Tree, "btrfs", "zfs", false},
 		{storage.Disk, "overlay", "zfs", false},
+		{storage.Tree, "lvm", "lvm", true},
+		{storage.Tree, "overlay", "lvm", false},
+		{storage.Disk, "lvm", "lvm", true},
+		{storage.Disk, "lvm", "overlay", false},
+		{storage.Disk, "overlay", "lvm", false},
 	} {
 		t.Run(string(c.content)+"/"+c.from+"/"+c.to, func(t *testing.T) {
 			all := map[string]func() storage.Pool{
 				"overlay": func() storage.Pool { return newPool(t) },
 				"btrfs":   func() storage.Pool { return btrfsPool(t) },
+				"lvm":     func() storage.Pool { return newLVM(t) },
 			}
-			one, two := zpool(t, "one"), zpool(t, "two")
-			for name, in := range map[string]string{"zfs": one, "zfs-far": two} {
-				all[name] = func() storage.Pool { return newZFS(t, in, name) }
+			for name, in := range map[string]string{"zfs": "one", "zfs-far": "two"} {
+				all[name] = func() storage.Pool { return newZFS(t, zpool(t, in), name) }
 			}
 			from := all[c.from]()
 			to := from
@@ -101,9 +129,9 @@ func TestZFSPairs(t *testing.T) {
 	}
 }
 
-// TestZFSAfterRestore refreshes a copy after the source went back to an older
+// TestZFSAfterRestoreInLab refreshes a copy after the source went back to an older
 // snapshot: ZFS cannot send the difference to a newer one.
-func TestZFSAfterRestore(t *testing.T) {
+func TestZFSAfterRestoreInLab(t *testing.T) {
 	if !lab.Inside() {
 		t.Skip("runs in the lab")
 	}

@@ -165,7 +165,7 @@ func marks(t *testing.T, v storage.Volume) (names []string) {
 func refresh(t *testing.T, ctx context.Context, r transfer.RefreshRequest, mark string) (transfer.Plan, error) {
 	t.Helper()
 	var err error
-	if r.Plan, err = transfer.NewPlan(ctx, r.Source, r.Copy, mark, isMark, false); err != nil {
+	if r.Plan, err = transfer.NewPlan(ctx, r.Source, r.Copy, mark, transfer.PlanOptions{Hidden: isMark}); err != nil {
 		return r.Plan, err
 	}
 	r.Dir, r.Work = t.TempDir(), storage.Key{Class: storage.Instances, Name: "work"}
@@ -369,6 +369,70 @@ func TestFullCopyLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestMergedLayersAreNotCopiedAgain refreshes a copy again and again, while the
+// layers of the source are merged behind it.
+func TestMergedLayersAreNotCopiedAgain(t *testing.T) {
+	ctx := t.Context()
+	from, to := newPool(t), newPool(t)
+	v := source(t, from)
+	if err := transfer.Copy(ctx, transfer.Request{Source: v, Pool: to, Key: far, Dir: t.TempDir(), Mark: transfer.Mark{Name: "mark"}, Keep: true}); err != nil {
+		t.Fatal(err)
+	}
+	made, err := to.Open(ctx, far)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(t, v.Root(), func(dir string) error {
+		return sh(t, dir, `mkdir big; for i in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom of=big/$i bs=1M count=1 status=none; done`)
+	})
+	merged := 0
+	for i := range 12 {
+		change(t, v.Root(), func(dir string) error {
+			return sh(t, dir, fmt.Sprintf("echo %d >big/%d; mkdir -p d%d; mv d%d/* big/8 d%d || true", i, 1+i%3, i, max(0, i-1), i))
+		})
+		if _, err := refresh(t, ctx, transfer.RefreshRequest{Source: v, Copy: made, Pool: to}, fmt.Sprintf("mark%d", i)); err != nil {
+			t.Fatal(err)
+		}
+		same(t, v, made, "one", "two", "")
+		before := len(v.Root().Lower)
+		for _, p := range []storage.Pool{from, to} {
+			for _, w := range []storage.Volume{v, made} {
+				at, err := p.Open(ctx, w.Key())
+				if fault.Is(err, fault.NotFound) {
+					continue
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := at.(storage.Shortener).Shorten(ctx, func(context.Context) (*storage.Live, func(), error) { return nil, func() {}, nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := p.Sweep(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(v.Root().Lower) < before {
+			merged++
+		}
+		same(t, v, made, "one", "two", "")
+	}
+	if merged < 2 {
+		t.Errorf("layers were merged %d times: there is nothing to see", merged)
+	}
+	space := func(v storage.Volume) int64 {
+		t.Helper()
+		usage, err := v.Usage(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return usage.Used
+	}
+	if a, b := space(v), space(made); b > a+6<<20 {
+		t.Errorf("the copy takes %d MiB and its source %d MiB", b>>20, a>>20)
+	}
+}
+
 // TestCancelledRefresh stops refreshes at every call that makes a snapshot visible,
 // and takes them back.
 func TestCancelledRefresh(t *testing.T) {
@@ -397,7 +461,7 @@ func TestCancelledRefresh(t *testing.T) {
 			if from == "btrfs" { // what is sent is not edited
 				cancel()
 			}
-			plan, err := transfer.NewPlan(ctx, v, made, "mark2", isMark, false)
+			plan, err := transfer.NewPlan(ctx, v, made, "mark2", transfer.PlanOptions{Hidden: isMark})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -92,12 +92,12 @@ func written(ctx context.Context, r storage.Root) ([]place, error) {
 
 // changedRaw compares two raw disks, block by block where they do not share them.
 func changedRaw(ctx context.Context, base, from storage.Root) ([]place, error) {
-	a, err := openDisk(base.DiskPath, os.O_RDONLY)
+	a, _, err := qcow2.OpenRaw(base.DiskPath, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
 	defer a.Close()
-	b, err := openDisk(from.DiskPath, os.O_RDONLY)
+	b, _, err := qcow2.OpenRaw(from.DiskPath, os.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}

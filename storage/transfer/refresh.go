@@ -30,11 +30,19 @@ type Step struct {
 	BaseAs   string           // what that is called in the copy then
 }
 
+// PlanOptions are what a plan depends on beside the volumes.
+type PlanOptions struct {
+	Hidden func(s storage.Snapshot) bool
+	Alone  bool // leave the snapshots as they are
+	Same   bool // both volumes are in one pool
+}
+
 // NewPlan compares the snapshots of a volume with those of a copy. Snapshots that
 // are alike but for their data are taken for the same: name, dates and description
 // came with the copy. Hidden ones, which a person does not see, are left where they
-// are, and used as what both have in common. An alone copy keeps its snapshots.
-func NewPlan(ctx context.Context, source, copy storage.Volume, mark string, hidden func(s storage.Snapshot) bool, alone bool) (Plan, error) {
+// are, and used as what both have in common. An alone copy keeps its snapshots. In
+// one pool, where nothing is copied, the mark does not stay.
+func NewPlan(ctx context.Context, source, copy storage.Volume, mark string, o PlanOptions) (Plan, error) {
 	if source.Content() != copy.Content() {
 		return Plan{}, fault.New(fault.Invalid, "the one holds a %s volume and the other a %s volume", source.Content(), copy.Content())
 	}
@@ -46,8 +54,8 @@ func NewPlan(ctx context.Context, source, copy storage.Volume, mark string, hidd
 	if err != nil {
 		return Plan{}, err
 	}
-	a, adopts := copy.(storage.Adopter)
-	plan := Plan{Mark: mark, Keep: !adopts || !a.CanAdopt(source)}
+	hidden, alone := o.Hidden, o.Alone
+	plan := Plan{Mark: mark, Keep: !o.Same}
 	base, baseAs := earliest(theirs, ours)
 	for _, s := range theirs {
 		switch {
@@ -222,6 +230,9 @@ func (r *RefreshRequest) fill(ctx context.Context, s Step, work storage.Volume) 
 			return err
 		}
 		base = &before
+	}
+	if err := fit(ctx, work, from); err != nil {
+		return err
 	}
 	if err := c.apply(ctx, base, from, to); err != nil {
 		return err

@@ -24,6 +24,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/qcow2"
 )
 
 // Request says what to copy where.
@@ -264,6 +265,9 @@ func (r *Request) step(ctx context.Context, c content, made storage.Volume, base
 		if err != nil {
 			return err
 		}
+		if err := fit(ctx, made, from); err != nil {
+			return err
+		}
 		if err := c.apply(ctx, &before, from, to); err != nil {
 			return err
 		}
@@ -308,6 +312,11 @@ func Need(ctx context.Context, r Request) (int64, error) {
 		from, err := root(ctx, r.Source, s.snapshot)
 		if err != nil {
 			return 0, err
+		}
+		if qcow2.OnDevice(from.DiskPath) {
+			// Only its driver knows how much of it was ever written.
+			usage, err := r.Source.Usage(ctx)
+			return usage.Used, err
 		}
 		n, err := contents(r.Source, r.Dir, false).size(ctx, from)
 		if err != nil {

@@ -12,8 +12,9 @@ import (
 // blockSize is the unit in which files are compared.
 const blockSize = 64 << 10
 
-// blocks reads those blocks of a file that do not hold only zeros. Two files of
-// one size are alike if these blocks are, wherever they have holes.
+// blocks reads those blocks of a file, or of a block device, that do not hold only
+// zeros. Two files of one size are alike if these blocks are, wherever they have
+// holes.
 type blocks struct {
 	file  *os.File
 	size  int64
@@ -24,11 +25,23 @@ type blocks struct {
 }
 
 func newBlocks(f *os.File) (*blocks, error) {
-	st, err := f.Stat()
+	size, err := sizeOf(f)
 	if err != nil {
 		return nil, err
 	}
-	return &blocks{file: f, size: st.Size()}, nil
+	return &blocks{file: f, size: size}, nil
+}
+
+// sizeOf gives the bytes of a file or a block device.
+func sizeOf(f *os.File) (int64, error) {
+	st, err := f.Stat()
+	switch {
+	case err != nil:
+		return 0, err
+	case st.Mode().Type() != os.ModeDevice:
+		return st.Size(), nil
+	}
+	return f.Seek(0, io.SeekEnd)
 }
 
 // skip leaves out of two files what they share: blocks that are shared as a whole,
@@ -48,10 +61,12 @@ func (b *blocks) read(ctx context.Context) (int64, []byte, error) {
 			return 0, nil, err
 		}
 		data, err := unix.Seek(int(b.file.Fd()), b.next, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			break // only a hole is left
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ENXIO):
+			return 0, nil, io.EOF // only a hole is left
+		case errors.Is(err, unix.EINVAL):
+			data = b.next // a device, which does not tell where it has holes
+		case err != nil:
 			return 0, nil, err
 		}
 		at := data / blockSize * blockSize

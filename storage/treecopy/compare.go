@@ -22,6 +22,22 @@ func Compare(ctx context.Context, base, from, to string) error {
 		return err
 	}
 	defer t.close()
+	return t.compare(ctx)
+}
+
+// CompareBut is Compare without a base that leaves out the data of the files that
+// known tells of.
+func CompareBut(ctx context.Context, from, to string, known func(dev, ino uint64) bool) error {
+	t, err := openTrees("", from, to)
+	if err != nil {
+		return err
+	}
+	defer t.close()
+	t.known = known
+	return t.compare(ctx)
+}
+
+func (t trees) compare(ctx context.Context) error {
 	if err := compare(ctx, t, "."); err != nil {
 		return err
 	}

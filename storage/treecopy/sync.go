@@ -32,10 +32,13 @@ func Update(ctx context.Context, base, from, to string) error {
 }
 
 // trees are the same directory of three trees, open. Base may be -1.
-type trees struct{ base, from, to int }
+type trees struct {
+	base, from, to int
+	known          func(dev, ino uint64) bool // files of from that need no look; nil: none
+}
 
 func openTrees(base, from, to string) (t trees, err error) {
-	t = trees{-1, -1, -1}
+	t = trees{base: -1, from: -1, to: -1}
 	defer func() {
 		if err != nil {
 			t.close()
@@ -62,7 +65,7 @@ func (t trees) close() {
 
 // within opens a directory of all three; where base has none, it is -1.
 func (t trees) within(name, where string) (in trees, err error) {
-	in = trees{-1, -1, -1}
+	in = trees{base: -1, from: -1, to: -1, known: t.known}
 	if in.from, err = openDir(t.from, name); err == nil {
 		in.to, err = openDir(t.to, name)
 	}
@@ -80,6 +83,9 @@ func (t trees) within(name, where string) (in trees, err error) {
 
 // touched tells whether a file of from is another than in base, or may be.
 func (t trees) touched(name string, now *unix.Stat_t) bool {
+	if t.known != nil && t.known(now.Dev, now.Ino) {
+		return false
+	}
 	var then unix.Stat_t
 	if t.base < 0 || statAt(t.base, name, &then) != nil {
 		return true

@@ -21,14 +21,24 @@ type copier struct {
 	ctx   context.Context
 	to    int // the directory the copy is in
 	links map[inode]string
+	twins Twins
 }
+
+// Twins gives a file that was copied before another name: it links what the file of
+// a device and inode number became to name in an open directory. It tells whether
+// it did.
+type Twins func(dev, ino uint64, dir int, name string) bool
 
 // inode is a file on one file system.
 type inode struct{ dev, ino uint64 }
 
 // Copy copies the directory from into the existing directory to. Nobody changes
 // from meanwhile. It stops when ctx ends; what it has copied by then stays.
-func Copy(ctx context.Context, from, to string) error {
+func Copy(ctx context.Context, from, to string) error { return CopyLinked(ctx, from, to, nil) }
+
+// CopyLinked is Copy where twins, if it is not nil, is asked first about each file
+// that has several names.
+func CopyLinked(ctx context.Context, from, to string, twins Twins) error {
 	src, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open %q: %w", from, err)
@@ -39,7 +49,7 @@ func Copy(ctx context.Context, from, to string) error {
 		return fmt.Errorf("open %q: %w", to, err)
 	}
 	defer unix.Close(dst)
-	c := &copier{ctx: ctx, to: dst, links: map[inode]string{}}
+	c := &copier{ctx: ctx, to: dst, links: map[inode]string{}, twins: twins}
 	return c.fill(src, dst, ".")
 }
 
@@ -84,6 +94,9 @@ func (c *copier) entry(src, dst int, name, where string) error {
 			}
 		}
 		c.links[id] = where
+		if c.twins != nil && kind == unix.S_IFREG && c.twins(st.Dev, st.Ino, dst, name) {
+			return nil
+		}
 	}
 	var err error
 	switch kind {
@@ -143,11 +156,14 @@ func (c *copier) file(src, dst int, name string) error {
 }
 
 // File copies data to an empty file: by sharing blocks where the file system can,
-// else without the holes.
+// else without the holes. From may be a block device, of which zeros are holes.
 func File(ctx context.Context, from, to *os.File) error {
 	st, err := from.Stat()
 	if err != nil {
 		return err
+	}
+	if st.Mode().Type() == os.ModeDevice {
+		return copyDevice(ctx, from, to)
 	}
 	if st.Size() == 0 || unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
 		return nil
@@ -156,6 +172,26 @@ func File(ctx context.Context, from, to *os.File) error {
 		return err
 	}
 	return to.Truncate(st.Size())
+}
+
+// copyDevice copies what is not zero on a block device.
+func copyDevice(ctx context.Context, from, to *os.File) error {
+	b, err := newBlocks(from)
+	if err != nil {
+		return err
+	}
+	for {
+		at, block, err := b.read(ctx)
+		if errors.Is(err, io.EOF) {
+			return to.Truncate(b.size)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := to.WriteAt(block, at); err != nil {
+			return err
+		}
+	}
 }
 
 // copyData copies the parts of a file that are not holes.

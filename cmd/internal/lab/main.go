@@ -57,9 +57,12 @@ func work(ctx context.Context, args []string) error {
 func test(ctx context.Context, o lab.Options) error {
 	o.Programs = map[string]string{"brig-guest": "brig/cmd/brig-guest"}
 	o.Env = append(o.Env, "BRIG_TEST_GUEST="+lab.File("brig-guest"))
-	if tree := os.Getenv("BRIG_TEST_DEBIAN"); tree != "" {
-		o.Trees = map[string]string{"debian": tree}
-		o.Env = append(o.Env, "BRIG_TEST_DEBIAN="+lab.Tree("debian"))
+	o.Trees = map[string]string{}
+	for name, variable := range map[string]string{"debian": "BRIG_TEST_DEBIAN", "bin": "BRIG_TEST_BIN", "cache": "BRIG_TEST_CACHE"} {
+		if tree := os.Getenv(variable); tree != "" {
+			o.Trees[name] = tree
+			o.Env = append(o.Env, variable+"="+lab.Tree(name))
+		}
 	}
 	results, err := lab.Do(ctx, o, io.Discard, os.Stdout)
 	if err == nil && results[0].Code != 0 {
