@@ -13,6 +13,7 @@ type cases struct {
 	mu     sync.Mutex // guards what follows
 	run    tally.Run
 	lacked map[string]bool // names of cases in which something was asserted to be unsupported
+	parts  map[string]bool // names of cases of which -test.short left something out
 }
 
 // run runs a case as a subtest and counts it.
@@ -36,6 +37,9 @@ func (c *cases) count(t *testing.T) {
 		c.run.Unsupported++
 	default:
 		c.run.Passed++
+		if c.parts[t.Name()] {
+			c.run.Shortened++
+		}
 	}
 }
 
@@ -52,4 +56,16 @@ func (d Driver) lacks(t *testing.T) {
 	d.cases.mu.Lock()
 	defer d.cases.mu.Unlock()
 	d.cases.lacked[t.Name()] = true
+}
+
+// shortened tells whether a case is to do a part of what it does, as -test.short
+// asks for, and notes it: how many cases did is in the table.
+func (d Driver) shortened(t *testing.T) bool {
+	if !testing.Short() {
+		return false
+	}
+	d.cases.mu.Lock()
+	defer d.cases.mu.Unlock()
+	d.cases.parts[t.Name()] = true
+	return true
 }

@@ -4,6 +4,7 @@
 // and that nothing is left behind. What a driver lacks has to be unsupported. It
 // knows no driver and looks at data only as a machine would: through a mount, or
 // through QEMU. How each run ended is noted for the table that make test prints.
+// With -test.short every case runs, and the longest do a part of what they do.
 package storagetest
 
 import (
@@ -52,7 +53,7 @@ func Run(t *testing.T, d Driver) {
 	if d.Content == storage.Tree && os.Getuid() != 0 {
 		t.Skip("needs root: mounts volumes")
 	}
-	d.cases = &cases{run: tally.Run{Driver: d.Name}, lacked: map[string]bool{}}
+	d.cases = &cases{run: tally.Run{Driver: d.Name}, lacked: map[string]bool{}, parts: map[string]bool{}}
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, Driver)

@@ -12,26 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestLab boots the guest and runs there what follows, and the suite of the pool
-// drivers that need nothing but a directory.
+// TestLab boots the guest and runs there what follows, the suite of the pool drivers
+// that need nothing but a directory, the container driver where systemd is init and
+// cgroup v2 has all controllers, and machines with KVM, which the guest's emulated
+// processor has.
 func TestLab(t *testing.T) {
-	if Inside() {
-		t.Skip("is in the lab")
-	}
-	Run(t, Options{
-		Tests: []Binary{
-			{Package: "brig/storage/storagetest/lab", Run: "^TestInside"},
-			// The machine at hand runs the rest of it: every step to be killed at is slow here.
-			{Package: "brig/storage/overlay", Run: "^TestOverlay$", Args: []string{"-test.skip=^TestOverlay$/^Crashes$"}},
-		},
-		Disks: []int64{1 << 30, 1 << 30, 64 << 20},
-		Env:   []string{"LAB_TEST=it's, here"},
-	})
-}
-
-// debian gives the Debian tree that the environment names.
-func debian(t *testing.T) string {
-	t.Helper()
 	if Inside() {
 		t.Skip("is in the lab")
 	}
@@ -39,39 +24,28 @@ func debian(t *testing.T) string {
 	if tree == "" {
 		t.Skip("BRIG_TEST_DEBIAN names no Debian tree")
 	}
-	return tree
-}
-
-// TestContainersOnCgroup2 runs the container driver's tests where systemd is init
-// and cgroup v2 has all controllers.
-func TestContainersOnCgroup2(t *testing.T) {
-	Run(t, Options{
-		Tests: []Binary{{
-			Package: "brig/lxc",
-			Args:    []string{"-test.skip=^TestMonitorIsSmall$"}, // measures, and compiles with cgo
-		}},
-		Trees:    map[string]string{"debian": debian(t)},
-		Programs: map[string]string{"brig-guest": "brig/cmd/brig-guest"},
-		Env:      []string{"BRIG_TEST_DEBIAN=" + Tree("debian"), "BRIG_TEST_GUEST=" + File("brig-guest")},
-	})
-}
-
-// TestMachinesOnKVM runs virtual machines in the guest with KVM, which its
-// emulated processor has.
-func TestMachinesOnKVM(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "bookworm.raw")
-	if err := filesystem(t.Context(), debian(t), disk, "2G"); err != nil {
+	if err := filesystem(t.Context(), tree, disk, "2G"); err != nil {
 		t.Fatal(err)
 	}
 	Run(t, Options{
 		Tests: []Binary{
-			{Package: "brig/storage/storagetest/lab", Run: "^TestKVMInside$"},
+			{Package: "brig/storage/storagetest/lab", Run: "^Test(Inside|KVMInside$)"},
+			// The machine at hand runs the rest of it: every step to be killed at is slow here.
+			{Package: "brig/storage/overlay", Run: "^TestOverlay$", Args: []string{"-test.skip=^TestOverlay$/^Crashes$"}},
+			{Package: "brig/lxc", Args: []string{"-test.skip=^TestMonitorIsSmall$"}}, // measures, and compiles with cgo
 			{Package: "brig/qemu", Run: "^TestApp$"},
 		},
+		Disks:    []int64{1 << 30, 1 << 30, 64 << 20},
+		Memory:   3072,
+		Trees:    map[string]string{"debian": tree},
 		Files:    map[string]string{"bookworm.raw": disk},
 		Programs: map[string]string{"brig-guest": "brig/cmd/brig-guest"},
-		Memory:   3072,
-		Env:      []string{"BRIG_TEST_CACHE=" + filepath.Dir(File("x")), "BRIG_TEST_GUEST=" + File("brig-guest"), "BRIG_TEST_ACCEL=kvm"},
+		Env: []string{
+			"LAB_TEST=it's, here",
+			"BRIG_TEST_DEBIAN=" + Tree("debian"), "BRIG_TEST_GUEST=" + File("brig-guest"),
+			"BRIG_TEST_CACHE=" + filepath.Dir(File("x")), "BRIG_TEST_ACCEL=kvm",
+		},
 	})
 }
 

@@ -16,8 +16,13 @@ import (
 	"brig/storage/storagetest/tally"
 )
 
-// Env is the environment variable that turns tests in the guest off, by 0.
+// Env is the environment variable that says what runs in the guest: by 0 nothing, by
+// Full everything, and else what leaves out what takes long.
 const Env = "BRIG_LAB"
+
+// Full as the value of Env has tests take the time they need. Without it they are
+// told to be short.
+const Full = "full"
 
 // place is where the suite of pool drivers ran, in the table of all its runs.
 const place = "lab guest"
@@ -42,6 +47,9 @@ func Run(t *testing.T, o Options) {
 		ctx, cancel = context.WithDeadline(ctx, end.Add(-reserve))
 		defer cancel()
 	}
+	if os.Getenv(Env) != Full {
+		o.Tests = shortened(o.Tests)
+	}
 	if os.Getenv(tally.Env) != "" {
 		o.Env = append(slices.Clone(o.Env), tally.Env+"="+tally.Print)
 	}
@@ -60,6 +68,15 @@ func Run(t *testing.T, o Options) {
 			t.Error(err)
 		}
 	}
+}
+
+// shortened gives the same tests with -test.short.
+func shortened(tests []Binary) []Binary {
+	tests = slices.Clone(tests)
+	for i := range tests {
+		tests[i].Args = append(slices.Clone(tests[i].Args), "-test.short")
+	}
+	return tests
 }
 
 // note notes how the suites of pool drivers ended, which the tests printed.
