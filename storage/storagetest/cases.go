@@ -58,6 +58,22 @@ func (d Driver) lacks(t *testing.T) {
 	d.cases.lacked[t.Name()] = true
 }
 
+// anyContent makes a case one to which the content makes no difference.
+func anyContent(run func(*testing.T, Driver)) func(*testing.T, Driver) {
+	return func(t *testing.T, d Driver) {
+		d.leaveToTwin(t)
+		run(t, d)
+	}
+}
+
+// leaveToTwin skips a case that the same driver runs for another content, if
+// -test.short asks for that.
+func (d Driver) leaveToTwin(t *testing.T) {
+	if testing.Short() && d.Twin {
+		t.Skip("-test.short: it runs for another content of the same driver")
+	}
+}
+
 // shortened tells whether a case is to do a part of what it does, as -test.short
 // asks for, and notes it: how many cases did is in the table.
 func (d Driver) shortened(t *testing.T) bool {
