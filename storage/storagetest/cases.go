@@ -10,10 +10,13 @@ import (
 
 // cases counts how the cases of one run end.
 type cases struct {
+	whole *testing.T // all of them
+
 	mu     sync.Mutex // guards what follows
 	run    tally.Run
 	lacked map[string]bool // names of cases in which something was asserted to be unsupported
 	parts  map[string]bool // names of cases of which -test.short left something out
+	spares []string        // places where cases have left an empty pool
 }
 
 // run runs a case as a subtest and counts it.
@@ -58,7 +61,25 @@ func (d Driver) lacks(t *testing.T) {
 	d.cases.lacked[t.Name()] = true
 }
 
-// anyContent makes a case one to which the content makes no difference.
+// spare gives a place where a case has left an empty pool.
+func (c *cases) spare() (place string, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last := len(c.spares) - 1; last >= 0 {
+		place, c.spares = c.spares[last], c.spares[:last]
+		return place, true
+	}
+	return "", false
+}
+
+// give lets other cases use a place.
+func (c *cases) give(place string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.spares = append(c.spares, place)
+}
+
+// anyContent makes a case one to which the content makes little difference.
 func anyContent(run func(*testing.T, Driver)) func(*testing.T, Driver) {
 	return func(t *testing.T, d Driver) {
 		d.leaveToTwin(t)

@@ -274,7 +274,7 @@ func testCrashes(t *testing.T, d Driver) {
 	for name, a := range actions() {
 		d.run(t, name, func(t *testing.T) {
 			t.Parallel()
-			if name != "restore" && name != "clone" && name != "create" {
+			if name != "restore" {
 				d.leaveToTwin(t)
 			}
 			if !a.can(t, d) {

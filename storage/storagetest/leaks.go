@@ -24,7 +24,7 @@ func testLeaks(t *testing.T, d Driver) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	times := 10
 	if d.shortened(t) {
-		times = 2
+		times = 1
 	}
 	cycle(t, p)
 	before := holdings(t)

@@ -15,7 +15,7 @@ import (
 
 // racers is how many goroutines run against each other, and fewRacers with
 // -test.short.
-const racers, fewRacers = 16, 6
+const racers, fewRacers = 16, 4
 
 // race calls f at once from many goroutines, each with a pool of its own as other
 // programs would have, and gives their errors.

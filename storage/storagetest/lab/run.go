@@ -46,9 +46,13 @@ func Run(t *testing.T, o Options) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, end.Add(-reserve))
 		defer cancel()
+		// What hangs inside should be the first to tell where.
+		if left := time.Until(end) - booting; left > booting {
+			o.Tests = with(o.Tests, "-test.timeout="+left.Round(time.Second).String())
+		}
 	}
 	if os.Getenv(Env) != Full {
-		o.Tests = shortened(o.Tests)
+		o.Tests = with(o.Tests, "-test.short")
 	}
 	if os.Getenv(tally.Env) != "" {
 		o.Env = append(slices.Clone(o.Env), tally.Env+"="+tally.Print)
@@ -70,11 +74,11 @@ func Run(t *testing.T, o Options) {
 	}
 }
 
-// shortened gives the same tests with -test.short.
-func shortened(tests []Binary) []Binary {
+// with gives the same tests with one more argument.
+func with(tests []Binary, arg string) []Binary {
 	tests = slices.Clone(tests)
 	for i := range tests {
-		tests[i].Args = append(slices.Clone(tests[i].Args), "-test.short")
+		tests[i].Args = append(slices.Clone(tests[i].Args), arg)
 	}
 	return tests
 }
@@ -88,8 +92,12 @@ func (r Result) note() error {
 	return err
 }
 
-// reserve is the time left to tell what happened when a test runs out of time.
-const reserve = 10 * time.Second
+// reserve is the time left to tell what happened when a test runs out of time, and
+// booting is more than what compiling and booting take before it.
+const (
+	reserve = 10 * time.Second
+	booting = 2 * time.Minute
+)
 
 // outcome is the line for a test, or a part of one.
 var outcome = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+)`)
