@@ -299,6 +299,13 @@ type Source struct {
 	Snapshot string // empty: the volume as it is now
 }
 
+func (s Source) String() string {
+	if s.Snapshot == "" {
+		return s.Key.String()
+	}
+	return s.Key.String() + "/" + s.Snapshot
+}
+
 // CloneOptions change a clone. The zero value clones a volume that is not in
 // use.
 type CloneOptions struct {

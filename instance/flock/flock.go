@@ -38,20 +38,47 @@ func AcquireShared(ctx context.Context, path string) (*Lock, error) {
 	return acquire(ctx, path, unix.LOCK_SH)
 }
 
-// acquire polls instead of waiting in the kernel, where ctx could not reach it.
-func acquire(ctx context.Context, path string, how int) (*Lock, error) {
-	pause := firstPause
-	for {
-		l, err := try(path, how)
-		if l != nil || err != nil {
-			return l, err
+func acquire(ctx context.Context, path string, how int) (l *Lock, err error) {
+	err = poll(ctx, path, func() (bool, error) {
+		l, err = try(path, how)
+		return l != nil, err
+	})
+	return l, err
+}
+
+// poll tries until a lock is taken, instead of waiting in the kernel, where ctx
+// could not reach it.
+func poll(ctx context.Context, name string, try func() (bool, error)) error {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		if done, err := try(); done || err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("cannot lock %q: %w", path, ctx.Err())
+			return fmt.Errorf("cannot lock %q: %w", name, ctx.Err())
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, lastPause)
+	}
+}
+
+// Hold locks an open file or directory, for its holder alone or shared with others
+// (LOCK_EX or LOCK_SH), until it is closed. It waits until ctx ends. That f still
+// has its name is for the caller to see.
+func Hold(ctx context.Context, f *os.File, how int) error {
+	return poll(ctx, f.Name(), func() (bool, error) { return TryHold(f, how) })
+}
+
+// TryHold is Hold without waiting: it tells whether it got the lock.
+func TryHold(f *os.File, how int) (bool, error) {
+	for {
+		switch err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB); {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return false, nil
+		case !errors.Is(err, unix.EINTR):
+			return false, fmt.Errorf("cannot lock %q: %w", f.Name(), err)
+		}
 	}
 }
 
@@ -65,19 +92,15 @@ func try(path string, how int) (*Lock, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot lock %q: %w", path, err)
 		}
-		err = unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		switch {
-		case err == nil && current(f, path):
+		locked, err := TryHold(f, how)
+		if locked && current(f, path) {
 			return &Lock{f}, nil
-		case err == nil, errors.Is(err, unix.EINTR):
-			f.Close() // its last holder removed it: lock the new one
-		case errors.Is(err, unix.EWOULDBLOCK):
-			f.Close()
-			return nil, nil
-		default:
-			f.Close()
-			return nil, fmt.Errorf("cannot lock %q: %w", path, err)
 		}
+		f.Close()
+		if !locked {
+			return nil, err
+		}
+		// Its last holder removed it: lock the new one.
 	}
 }
 

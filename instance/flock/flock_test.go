@@ -8,6 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"brig/instance/flock"
 )
@@ -73,5 +76,43 @@ func TestAcquireObeysItsContext(t *testing.T) {
 	cancel()
 	if _, err := flock.Acquire(ctx, path); !errors.Is(err, context.Canceled) {
 		t.Errorf("Acquire() = %v, want cancelled", err)
+	}
+}
+
+func TestHoldLocksADirectoryUntilItIsClosed(t *testing.T) {
+	dir := t.TempDir()
+	open := func() *os.File {
+		f, err := os.Open(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	for _, c := range []struct {
+		first, second int
+		want          bool
+	}{
+		{unix.LOCK_EX, unix.LOCK_EX, false},
+		{unix.LOCK_SH, unix.LOCK_EX, false},
+		{unix.LOCK_SH, unix.LOCK_SH, true},
+	} {
+		first, second := open(), open()
+		if err := flock.Hold(t.Context(), first, c.first); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := flock.TryHold(second, c.second); got != c.want || err != nil {
+			t.Errorf("TryHold(%d) beside %d = %v, %v, want %v", c.second, c.first, got, err, c.want)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := flock.Hold(ctx, second, c.second); (err == nil) != c.want || err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Hold(%d) beside %d = %v, want it to wait: %v", c.second, c.first, err, !c.want)
+		}
+		cancel()
+		first.Close()
+		if err := flock.Hold(t.Context(), second, c.second); err != nil {
+			t.Errorf("Hold(%d) after the other was closed = %v", c.second, err)
+		}
+		second.Close()
 	}
 }

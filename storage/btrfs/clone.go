@@ -1,24 +1,25 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a writable snapshot of the subvolume of a volume or snapshot.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
+	if err := cmp.Or(from.Check(), p.checkNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -65,16 +66,9 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	return c.publish(ctx, key, rec)
 }
 
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
-}
-
 // origins tells where the data of a clone of parent come from.
 func (c *change) origins(parent record) ([]origin, error) {
-	data, err := openSubvolume(c.dir, path.Join(newVolume, dataName))
+	data, err := openSubvolume(c.dir.Root, path.Join(newVolume, dataName))
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +98,7 @@ func (c *change) edit(edit func(dir *os.Root) error) error {
 // nobody changes them: the volume is not in use, or live stops its writers.
 func (p *Pool) still(ctx context.Context, key storage.Key, content storage.Content, data *os.File, live *storage.Live, take func() error) (err error) {
 	if live == nil {
-		if err := first(p.idle(key, content), ctx.Err()); err != nil {
+		if err := cmp.Or(p.idle(key, content), ctx.Err()); err != nil {
 			return err
 		}
 		return take()
@@ -149,10 +143,6 @@ func (p *Pool) idle(key storage.Key, content storage.Content) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has a disk open for writing.
 func (p *Pool) written(name string) bool {
 	f, err := p.root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -160,9 +150,5 @@ func (p *Pool) written(name string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, syscall.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }

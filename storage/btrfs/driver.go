@@ -17,6 +17,7 @@ import (
 	"brig/instance/size"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools: in a folder on btrfs, on a block device, or in a
@@ -244,7 +245,7 @@ func (d Driver) empty(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	defer pool.(*Pool).Close()
-	for _, class := range classes {
+	for _, class := range pooldir.Classes() {
 		names, err := pool.List(ctx, class)
 		if err != nil {
 			return err

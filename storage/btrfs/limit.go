@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // A volume is counted in a quota group of level 1, whose members are all the
@@ -69,7 +71,7 @@ func quotasOf(f *os.File) (quotas, error) {
 		}
 		return nil
 	})
-	return mode, ignoreMissing(err) // without quotas, there is no quota tree
+	return mode, pooldir.IgnoreMissing(err) // without quotas, there is no quota tree
 }
 
 // limits says how limits are kept.
@@ -93,15 +95,15 @@ func (p *Pool) limits() (string, error) {
 
 // newGroup makes the group of a new volume, if the file system counts.
 func (c *change) newGroup() (uint64, error) {
-	if mode, err := quotasOf(c.lock); mode != simpleQuotas || err != nil {
+	if mode, err := quotasOf(c.dir.File); mode != simpleQuotas || err != nil {
 		return 0, err
 	}
-	data, err := openSubvolume(c.dir, path.Join(newVolume, dataName))
+	data, err := openSubvolume(c.dir.Root, path.Join(newVolume, dataName))
 	if err != nil {
 		return 0, err
 	}
 	defer data.Close()
-	return makeGroup(c.lock, data, 0)
+	return makeGroup(c.dir.File, data, 0)
 }
 
 // makeGroup makes a group, if there is none yet, and counts data in it. Zero
@@ -141,7 +143,7 @@ func (c *change) count(dir string, group uint64) error {
 	if group == 0 {
 		return nil
 	}
-	data, err := openSubvolume(c.dir, path.Join(dir, dataName))
+	data, err := openSubvolume(c.dir.Root, path.Join(dir, dataName))
 	if err != nil {
 		return err
 	}
@@ -153,7 +155,7 @@ func (c *change) count(dir string, group uint64) error {
 	if err != nil {
 		return err
 	}
-	return assign(c.lock, info.id, group, true)
+	return assign(c.dir.File, info.id, group, true)
 }
 
 // removeGroup removes the group of the deleted volume in a directory, if it is
@@ -161,7 +163,7 @@ func (c *change) count(dir string, group uint64) error {
 func removeGroup(dir *os.File) error {
 	fd, err := unix.Openat(int(dir.Fd()), volumeFile, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	f := os.NewFile(uintptr(fd), volumeFile)
 	defer f.Close()
@@ -181,7 +183,7 @@ func removeGroup(dir *os.File) error {
 			return err
 		}
 	}
-	return ignoreMissing(ioctl(dir, "removing a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{group: rec.Group})))
+	return pooldir.IgnoreMissing(ioctl(dir, "removing a quota group", iocGroupCreate, unsafe.Pointer(&groupCreate{group: rec.Group})))
 }
 
 // related gives the members of a group, or the groups that a subvolume is in.
@@ -191,7 +193,7 @@ func related(f *os.File, id uint64) (ids []uint64, err error) {
 		ids = append(ids, it.offset)
 		return nil
 	})
-	return ids, ignoreMissing(err)
+	return ids, pooldir.IgnoreMissing(err)
 }
 
 // withoutGroups calls do while a subvolume is not counted in its groups.
@@ -216,7 +218,7 @@ var _ storage.Limiter = (*volume)(nil)
 
 // SetLimit limits what the volume writes from now on.
 func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
-	defer fail(&err, "cannot limit volume %q to %d bytes", v.key, limit)
+	defer storage.Fail(&err, "cannot limit volume %q to %d bytes", v.key, limit)
 	switch {
 	case limit < 0:
 		return fault.New(fault.Invalid, "a limit is not negative")
@@ -227,7 +229,7 @@ func (v *volume) SetLimit(ctx context.Context, limit int64) (err error) {
 	}
 	p := v.pool
 	data, err := p.openData(v.source())
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return err
 	}
 	defer data.Close()
@@ -286,9 +288,9 @@ func enableQuotas(f *os.File) error {
 // Limit gives the limit and what counts against it. The kernel counts when it
 // commits, which may be half a minute ago.
 func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
-	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	data, err := v.pool.openData(v.source())
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return limit, err
 	}
 	defer data.Close()
@@ -309,5 +311,5 @@ func (v *volume) Limit(ctx context.Context) (limit storage.Limit, err error) {
 		}
 		return nil
 	})
-	return limit, ignoreMissing(err)
+	return limit, pooldir.IgnoreMissing(err)
 }

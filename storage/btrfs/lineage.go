@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // The states of a volume follow on each other: a snapshot is what the data were
@@ -172,12 +173,12 @@ func (l *lineage) measure(ctx context.Context, m *meter) error {
 		return nil
 	}
 	for _, e := range m.extents {
-		if err := first(ctx.Err(), l.spread(e)); err != nil {
+		if err := cmp.Or(ctx.Err(), l.spread(e)); err != nil {
 			return err
 		}
 	}
 	for _, f := range l.leaves {
-		if err := first(ctx.Err(), l.count(f, m.shared)); err != nil {
+		if err := cmp.Or(ctx.Err(), l.count(f, m.shared)); err != nil {
 			return err
 		}
 	}
@@ -292,7 +293,7 @@ func (l *lineage) has(in int, e *extent) (bool, error) {
 			return true, nil
 		}
 		if err != nil {
-			return false, ignoreMissing(err)
+			return false, pooldir.IgnoreMissing(err)
 		}
 	}
 	return false, nil
@@ -315,7 +316,7 @@ func (l *lineage) count(f *leaf, shared uint64) error {
 			return nil
 		})
 		if err != nil || same {
-			return ignoreMissing(err)
+			return pooldir.IgnoreMissing(err)
 		}
 	}
 	l.states[f.state].exclusive += f.bytes

@@ -2,6 +2,7 @@ package btrfs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -16,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/instance/run"
+	"brig/storage"
 	"brig/storage/holders"
 )
 
@@ -37,7 +40,7 @@ const minSize = 128 << 20
 // does not matter; if it holds something, force is needed. After an error there is
 // no file.
 func (m Medium) Format(ctx context.Context, size int64, force bool) (err error) {
-	defer fail(&err, "cannot make a btrfs on %q", m.Source)
+	defer storage.Fail(&err, "cannot make a btrfs on %q", m.Source)
 	args := []string{"-q", "-L", hostLabel()}
 	if force {
 		args = append(args, "-f")
@@ -125,7 +128,7 @@ func (m Medium) brigs() bool {
 // Mount makes sure that the file system is mounted, in the mount namespace of the
 // calling thread.
 func (m Medium) Mount(ctx context.Context) (err error) {
-	defer fail(&err, "cannot mount the pool on %q", m.Source)
+	defer storage.Fail(&err, "cannot mount the pool on %q", m.Source)
 	source, err := m.lock(ctx)
 	if err != nil {
 		return err
@@ -189,7 +192,7 @@ func (m Medium) lock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
-	if err := flock(ctx, f); err != nil {
+	if err := flock.Hold(ctx, f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, err
 	}
@@ -292,7 +295,7 @@ func (m Medium) isOn(device *os.File) bool {
 
 // Unmount unmounts the file system. It is busy while anybody uses a volume.
 func (m Medium) Unmount(ctx context.Context) (err error) {
-	defer fail(&err, "cannot unmount the pool on %q", m.Source)
+	defer storage.Fail(&err, "cannot unmount the pool on %q", m.Source)
 	source, err := m.lock(ctx)
 	if err != nil {
 		return err
@@ -320,7 +323,7 @@ func (m Medium) Unmount(ctx context.Context) (err error) {
 // device, zero stands for all of it. Data in the way of a smaller size are moved;
 // if there is no room for them, it is exhausted, and all is as before.
 func (m Medium) Resize(ctx context.Context, size int64) (err error) {
-	defer fail(&err, "cannot resize the pool on %q", m.Source)
+	defer storage.Fail(&err, "cannot resize the pool on %q", m.Source)
 	if size < minSize && size != 0 {
 		return fault.New(fault.Invalid, "%d bytes are too few: it needs at least %d", size, minSize)
 	}
@@ -356,7 +359,7 @@ func (m Medium) Resize(ctx context.Context, size int64) (err error) {
 			return err
 		}
 	}
-	if err := first(source.Truncate(size), setCapacity(device)); err != nil {
+	if err := cmp.Or(source.Truncate(size), setCapacity(device)); err != nil {
 		return err
 	}
 	return m.resizeTo(size)

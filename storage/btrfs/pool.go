@@ -10,13 +10,9 @@ package btrfs
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -27,21 +23,18 @@ import (
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/owner"
+	"brig/storage/pooldir"
 )
 
 // What is in a pool's directory beside the directories of the volume classes.
 const (
 	poolFile    = "pool.json"
 	reserveFile = "reserve"
-	stagingDir  = "staging"
-	trashDir    = "trash"
 )
 
 // formatVersion is the layout that this driver writes. A pool or volume with a
 // larger one was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options change a pool. The zero value is a pool named "default".
 type Options struct {
@@ -62,7 +55,7 @@ type Options struct {
 // directory, so any number of them, in any number of programs, may use one.
 type Pool struct {
 	dir    string
-	root   *os.Root
+	root   *pooldir.Dir
 	name   string
 	medium string
 	at     string // where the medium is mounted
@@ -82,7 +75,7 @@ type header struct {
 // Open opens the pool in dir, which is on btrfs, and makes it if there is none
 // yet: in a directory that is missing or empty. The caller closes it.
 func Open(dir string, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool in %q", dir)
+	defer storage.Fail(&err, "cannot open the pool in %q", dir)
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
@@ -93,19 +86,8 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 	if p.step == nil {
 		p.step = func(string) {}
 	}
-	p.root, err = os.OpenRoot(dir)
-	if errors.Is(err, fs.ErrNotExist) && !o.Existing {
-		// Guests' set-user-id programs must be out of reach for the host's users.
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-		p.root, err = os.OpenRoot(dir)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.Unavailable, "%w: put it back, or mount its disk; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
-	}
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err)
+	if p.root, err = pooldir.OpenFolder(dir, !o.Existing); err != nil {
+		return nil, err
 	}
 	if err := p.check(); err != nil {
 		p.root.Close()
@@ -119,7 +101,8 @@ func (p *Pool) Close() error { return p.root.Close() }
 
 // check reads pool.json, or makes the pool.
 func (p *Pool) check() error {
-	b, err := readFile(p.root, poolFile)
+	var h header
+	err := p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		if p.must {
 			return fault.New(fault.Unavailable, "there is no pool in it: is a disk missing that has to be mounted there?")
@@ -128,10 +111,6 @@ func (p *Pool) check() error {
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err)
-	}
-	var h header
-	if err := json.Unmarshal(b, &h); err != nil {
-		return fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != "btrfs" || h.Version > formatVersion {
 		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -154,16 +133,15 @@ func (p *Pool) checkFileSystem() error {
 // create makes the pool in a directory that holds nothing else. Two programs may
 // do so at once; the one that comes second finds what the first made.
 func (p *Pool) create() error {
-	known := []string{stagingDir, trashDir}
-	for _, c := range classes {
+	known := []string{pooldir.Staging, pooldir.Trash}
+	for _, c := range pooldir.Classes() {
 		known = append(known, string(c))
 	}
-	entries, err := readDir(p.root, ".")
+	names, err := pooldir.Names(p.root, ".")
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		name := e.Name()
+	for _, name := range names {
 		if !slices.Contains(known, name) && name != reserveFile && !strings.HasPrefix(name, poolFile) && !owner.Mine(name) {
 			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", name)
 		}
@@ -188,8 +166,8 @@ func (p *Pool) create() error {
 
 // writeHeader writes pool.json unless another program has done so meanwhile.
 func (p *Pool) writeHeader() error {
-	temporary := poolFile + "." + newID()
-	if err := writeFile(p.root, temporary, header{Version: formatVersion, Driver: "btrfs", UUID: newID() + newID()}); err != nil {
+	temporary := poolFile + "." + pooldir.NewID()
+	if err := writeFile(p.root.Root, temporary, header{Version: formatVersion, Driver: "btrfs", UUID: pooldir.NewID() + pooldir.NewID()}); err != nil {
 		return err
 	}
 	p.step("pool header")
@@ -202,7 +180,7 @@ func (p *Pool) writeHeader() error {
 
 // Info describes the pool.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	st, err := p.statfs()
 	if err != nil {
 		return storage.Info{}, err
@@ -228,11 +206,11 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 
 // List names the volumes of a class: the directories that have a record.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
 	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
 		return nil, err
 	}
-	names, err := withFile(p.root, string(class), volumeFile)
+	names, err := p.withFile(string(class), volumeFile)
 	if err != nil {
 		return nil, fault.Wrap(fault.Unavailable, err)
 	}
@@ -241,8 +219,8 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -254,9 +232,9 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 
 // Rename gives a volume another name.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	v, err := p.load(key)
@@ -270,7 +248,7 @@ func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err er
 		return err
 	}
 	p.step("renamed")
-	return p.syncDir(string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // move renames from to to, if there is nothing yet. What is left there of
@@ -285,7 +263,7 @@ func (p *Pool) move(from, to string) error {
 	err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) && from != to {
 		if gone, _ := p.half(to); gone {
-			if err := ignoreMissing(p.discard(to)); err != nil {
+			if err := pooldir.IgnoreMissing(p.discard(to)); err != nil {
 				return err
 			}
 			err = unix.Renameat2(fd, from, fd, to, unix.RENAME_NOREPLACE)
@@ -304,8 +282,8 @@ func (p *Pool) move(from, to string) error {
 
 // Delete removes a volume from sight.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot delete volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	switch rec, err := p.load(key); {
@@ -322,22 +300,13 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 		return err
 	}
 	p.step("deleted")
-	return p.syncDir(string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // has tells whether there is something with this name.
 func (p *Pool) has(name string) bool {
 	_, err := p.root.Lstat(name)
 	return err == nil
-}
-
-// syncDir makes the names in a directory of the pool durable.
-func (p *Pool) syncDir(name string) error {
-	d, err := p.root.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // syncAll makes everything in the file system durable.
@@ -352,45 +321,4 @@ func (p *Pool) syncAll() error {
 
 func (p *Pool) path(parts ...string) string {
 	return filepath.Join(append([]string{p.dir}, parts...)...)
-}
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case noSpace(*err), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.EUCLEAN), errors.Is(*err, unix.ENOTTY):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
-}
-
-// noSpace tells whether err is that of a full file system.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // receiver does what a stream says, below the open directory top. No path leads out
@@ -60,7 +62,7 @@ func wrapCommand(cmd int, s *stream, err error) error {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EEXIST), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTEMPTY):
 		// The tree is not what the sender took it for.
 		class = fault.Invalid
-	case noSpace(err):
+	case storage.NoSpace(err):
 		class = fault.Exhausted
 	}
 	return fault.New(class, "command %d of the stream for %q: %w", cmd, s.at[attrPath], err)
@@ -211,7 +213,7 @@ func (r *receiver) change(cmd int, s *stream, name string) error {
 	case cmdUtimes:
 		atime, err1 := s.time(attrAtime)
 		mtime, err2 := s.time(attrMtime)
-		if err := first(err1, err2); err != nil {
+		if err := cmp.Or(err1, err2); err != nil {
 			return err
 		}
 		return unix.UtimesNanoAt(fd, "", []unix.Timespec{atime, mtime}, unix.AT_EMPTY_PATH)
@@ -235,7 +237,7 @@ func openFile(top int, name string, flags uint64) (*os.File, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
 		unix.Close(fd)
-		return nil, first(err, damaged("%q is not a file", name))
+		return nil, cmp.Or(err, damaged("%q is not a file", name))
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }

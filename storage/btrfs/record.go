@@ -3,7 +3,6 @@ package btrfs
 import (
 	"encoding/json"
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -14,6 +13,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // What is in the directories of volumes and of their snapshots.
@@ -51,7 +51,7 @@ type snapshotRecord struct {
 
 // load reads the record of a volume. A missing volume is not-found.
 func (p *Pool) load(key storage.Key) (rec record, err error) {
-	err = read(p.root, path.Join(key.String(), volumeFile), &rec)
+	err = p.root.ReadRecord(path.Join(key.String(), volumeFile), &rec)
 	if errors.Is(err, fs.ErrNotExist) {
 		if !p.has(string(key.Class)) {
 			return rec, fault.New(fault.Unavailable, "the pool is gone")
@@ -72,7 +72,7 @@ func (p *Pool) load(key storage.Key) (rec record, err error) {
 
 // loadSnapshot reads the record of a snapshot.
 func (p *Pool) loadSnapshot(key storage.Key, name string) (snapshotRecord, error) {
-	rec, err := readSnapshot(p.root, snapshotPath(key, name))
+	rec, err := p.readSnapshot(snapshotPath(key, name))
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := p.load(key); err != nil {
 			return rec, err
@@ -84,9 +84,9 @@ func (p *Pool) loadSnapshot(key storage.Key, name string) (snapshotRecord, error
 
 // readSnapshot reads the record of the snapshot in a directory, which has its
 // name.
-func readSnapshot(root *os.Root, dir string) (rec snapshotRecord, err error) {
+func (p *Pool) readSnapshot(dir string) (rec snapshotRecord, err error) {
 	name := path.Base(dir)
-	err = read(root, path.Join(dir, snapshotFile), &rec)
+	err = p.root.ReadRecord(path.Join(dir, snapshotFile), &rec)
 	rec.Name = name
 	if err == nil && rec.Version > formatVersion {
 		err = fault.New(fault.Unsupported, "snapshot %q was written by a newer brig in format %d", name, rec.Version)
@@ -116,7 +116,7 @@ func (p *Pool) openData(from storage.Source) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := openSubvolume(p.root, dataPath(from))
+	f, err := openSubvolume(p.root.Root, dataPath(from))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fault.New(fault.Unavailable, "its data are gone: somebody deleted the subvolume %q; delete what is left of it", p.path(dataPath(from)))
 	}
@@ -142,31 +142,6 @@ func isSubvolume(f *os.File) (bool, error) {
 	return st.Ino == rootInode, err
 }
 
-// read reads a record.
-func read(root *os.Root, name string, to any) error {
-	b, err := readFile(root, name)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(b, to); err != nil {
-		return fault.New(fault.Unavailable, "the record %q is damaged: %w", name, err)
-	}
-	return nil
-}
-
-func readFile(root *os.Root, name string) ([]byte, error) {
-	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxRecord+1))
-	if len(b) > maxRecord {
-		return nil, fault.New(fault.Unavailable, "%q is damaged: it is too large", name)
-	}
-	return b, err
-}
-
 // writeFile writes a new record. It is durable after the next commit.
 func writeFile(dir *os.Root, name string, content any) error {
 	b, err := json.Marshal(content)
@@ -183,9 +158,9 @@ func writeFile(dir *os.Root, name string, content any) error {
 
 // replaceFile replaces a record, durably.
 func (p *Pool) replaceFile(name string, content any) error {
-	temporary := path.Join(path.Dir(name), ".new."+newID())
-	if err := writeFile(p.root, temporary, content); err != nil {
-		return errors.Join(err, ignoreMissing(p.root.Remove(temporary)))
+	temporary := path.Join(path.Dir(name), ".new."+pooldir.NewID())
+	if err := writeFile(p.root.Root, temporary, content); err != nil {
+		return errors.Join(err, pooldir.IgnoreMissing(p.root.Remove(temporary)))
 	}
 	f, err := p.root.Open(temporary)
 	if err != nil {
@@ -197,21 +172,12 @@ func (p *Pool) replaceFile(name string, content any) error {
 	if err := p.root.Rename(temporary, name); err != nil {
 		return err
 	}
-	return p.syncDir(path.Dir(name))
-}
-
-func readDir(root *os.Root, name string) ([]os.DirEntry, error) {
-	d, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	return d.ReadDir(-1)
+	return pooldir.Sync(p.root, path.Dir(name))
 }
 
 // withFile names the directories in dir that hold the file named file, sorted.
-func withFile(root *os.Root, dir, file string) ([]string, error) {
-	d, err := root.Open(dir)
+func (p *Pool) withFile(dir, file string) ([]string, error) {
+	d, err := p.root.Open(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -226,11 +192,4 @@ func withFile(root *os.Root, dir, file string) ([]string, error) {
 	})
 	slices.Sort(names)
 	return names, nil
-}
-
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

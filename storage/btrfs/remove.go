@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // drop takes the volume or snapshot in the directory dir out of sight at once.
@@ -24,7 +26,7 @@ func (p *Pool) drop(dir, record string) error {
 		return err
 	}
 	err := p.discard(dir)
-	if noSpace(err) {
+	if storage.NoSpace(err) {
 		err = p.root.Remove(path.Join(dir, record))
 	} else if err == nil {
 		return nil
@@ -38,7 +40,7 @@ func (p *Pool) drop(dir, record string) error {
 	// What is left then, Sweep finds.
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 	defer cancel()
-	if r := p.remover(ctx); r.remove(p.root, dir) == nil {
+	if r := p.remover(ctx); r.remove(dir) == nil {
 		r.wait()
 	}
 	return nil
@@ -46,19 +48,19 @@ func (p *Pool) drop(dir, record string) error {
 
 // discard moves what is at path to the trash.
 func (p *Pool) discard(path string) error {
-	return p.root.Rename(path, trashDir+"/"+newID())
+	return p.root.Rename(path, pooldir.Trash+"/"+pooldir.NewID())
 }
 
 // half tells whether the directory dir is what is left of a volume or snapshot
 // that was deleted on a full pool: there is no record, and nothing that is not
 // from there.
 func (p *Pool) half(dir string) (bool, error) {
-	entries, err := readDir(p.root, dir)
+	names, err := pooldir.Names(p.root, dir)
 	if err != nil {
 		return false, err
 	}
-	for _, e := range entries {
-		if e.Name() != dataName && e.Name() != snapshotsDir {
+	for _, name := range names {
+		if name != dataName && name != snapshotsDir {
 			return false, nil
 		}
 	}
@@ -77,19 +79,19 @@ func (p *Pool) remover(ctx context.Context) *remover { return &remover{pool: p, 
 
 // remove removes the file, directory or subvolume at path with all that is in it.
 // Others may do the same beside it.
-func (r *remover) remove(root *os.Root, name string) error {
-	dir, err := root.Open(path.Dir(name))
+func (r *remover) remove(name string) error {
+	dir, err := r.pool.root.Open(path.Dir(name))
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	defer dir.Close()
 	if err := r.removeIn(dir, path.Base(name), 0); err != nil {
 		return fmt.Errorf("removing %q: %w", r.pool.path(name), err)
 	}
 	for len(r.moved) > 0 {
-		name := path.Join(trashDir, r.moved[0])
+		name := path.Join(pooldir.Trash, r.moved[0])
 		r.moved = r.moved[1:]
-		if err := r.remove(r.pool.root, name); err != nil {
+		if err := r.remove(name); err != nil {
 			return err
 		}
 	}
@@ -106,14 +108,14 @@ func (r *remover) removeIn(dir *os.File, name string, depth int) error {
 	}
 	err := unix.Unlinkat(int(dir.Fd()), name, 0)
 	if err == nil || !errors.Is(err, unix.EISDIR) {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	if depth == maxDepth {
 		return fault.New(fault.WrongState, "it holds directories that no volume has")
 	}
 	sub, err := openDir(dir, name)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	defer sub.Close()
 	if yes, err := isSubvolume(sub); yes || err != nil {
@@ -127,14 +129,14 @@ func (r *remover) removeIn(dir *os.File, name string, depth int) error {
 	}
 	names, err := sub.Readdirnames(-1)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	for _, n := range names {
 		if err := r.removeIn(sub, n, depth+1); err != nil {
 			return err
 		}
 	}
-	return ignoreMissing(unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR))
+	return pooldir.IgnoreMissing(unix.Unlinkat(int(dir.Fd()), name, unix.AT_REMOVEDIR))
 }
 
 // destroy destroys the subvolume top, which is the name of dir. Those in it are
@@ -143,11 +145,11 @@ func (r *remover) destroy(dir *os.File, name string, top *os.File) error {
 	// One that somebody else has destroyed meanwhile is open, and is not found.
 	info, err := infoOf(top)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	nested, err := subvolumesIn(top, info.id)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	err = r.moveAll(top, info.id, nested)
 	if errors.Is(err, unix.EDQUOT) {
@@ -193,7 +195,7 @@ func (r *remover) moveUp(top *os.File, id uint64, n nested) error {
 	defer dir.Close()
 	sub, err := openDir(dir, n.name)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	defer sub.Close()
 	if err := setReadOnly(sub, false); err != nil {
@@ -201,18 +203,18 @@ func (r *remover) moveUp(top *os.File, id uint64, n nested) error {
 	}
 	clearFlags(dir)
 	clearFlags(sub)
-	trash, err := r.pool.root.Open(trashDir)
+	trash, err := r.pool.root.Open(pooldir.Trash)
 	if err != nil {
 		return err
 	}
 	defer trash.Close()
-	newName := newID()
+	newName := pooldir.NewID()
 	err = unix.Renameat(int(dir.Fd()), n.name, int(trash.Fd()), newName)
 	if errors.Is(err, unix.ENOSPC) {
 		return r.destroy(dir, n.name, sub)
 	}
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	r.moved = append(r.moved, newName)
 	return nil
@@ -364,5 +366,21 @@ func clearFlags(dir *os.File) {
 	flags, err := unix.IoctlGetUint32(int(dir.Fd()), unix.FS_IOC_GETFLAGS)
 	if err == nil && flags&fixedFlags != 0 {
 		unix.IoctlSetPointerInt(int(dir.Fd()), unix.FS_IOC_SETFLAGS, int(flags&^fixedFlags))
+	}
+}
+
+// The time between two looks at the kernel.
+const (
+	minWait = 200 * time.Microsecond
+	maxWait = 20 * time.Millisecond
+)
+
+// pause waits, but not longer than ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
 	}
 }

@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Bounds of the reserve, which is a part of the pool in between.
@@ -31,7 +34,7 @@ func (p *Pool) statfs() (st unix.Statfs_t, err error) {
 	}
 	var file unix.Stat_t
 	var below unix.Statfs_t
-	if err := first(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err := cmp.Or(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
 		return st, nil
 	}
 	used := int64(st.Blocks-st.Bfree) * st.Bsize
@@ -75,7 +78,7 @@ func (p *Pool) makeReserve() error {
 	defer f.Close()
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		err = errors.Join(err, p.root.Remove(reserveFile))
-		if noSpace(err) {
+		if storage.NoSpace(err) {
 			return nil
 		}
 		return err
@@ -90,5 +93,5 @@ func (p *Pool) releaseReserve() error {
 	if p.room() == nil {
 		return nil
 	}
-	return ignoreMissing(p.root.Remove(reserveFile))
+	return pooldir.IgnoreMissing(p.root.Remove(reserveFile))
 }

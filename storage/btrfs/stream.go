@@ -1,6 +1,7 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 var (
@@ -83,7 +85,7 @@ func (p *Pool) fsid() (uuid, error) {
 
 // Adopt makes a snapshot of the other volume's snapshot.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshot string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshot, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshot, from.Key(), as.Name, v.key)
 	if !v.CanAdopt(from) {
 		return fault.New(fault.Unsupported, "it is on another file system")
 	}
@@ -156,7 +158,7 @@ func (c *change) edited(name string, edit func(dir *os.Root) error) error {
 	if err := c.flush(name); err != nil {
 		return err
 	}
-	data, err := openSubvolume(c.dir, name)
+	data, err := openSubvolume(c.dir.Root, name)
 	if err != nil {
 		return err
 	}
@@ -167,7 +169,7 @@ func (c *change) edited(name string, edit func(dir *os.Root) error) error {
 // keep adds a snapshot to the volume whose subvolume, which is read-only then, make
 // puts beside its record.
 func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *change) error) (err error) {
-	if err := first(storage.CheckName("snapshot", as.Name), ctx.Err()); err != nil {
+	if err := cmp.Or(storage.CheckName("snapshot", as.Name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -193,7 +195,7 @@ func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *cha
 	}
 	as.CreatedAt, as.ExpiresAt = as.CreatedAt.Round(0), as.ExpiresAt.Round(0)
 	rec := snapshotRecord{Version: formatVersion, Snapshot: as}
-	if err := writeFile(c.dir, path.Join(newSnapshot, snapshotFile), rec); err != nil {
+	if err := writeFile(c.dir.Root, path.Join(newSnapshot, snapshotFile), rec); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -202,7 +204,7 @@ func (v *volume) keep(ctx context.Context, as storage.Snapshot, make func(c *cha
 	if err := p.root.Mkdir(path.Join(v.key.String(), snapshotsDir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := p.move(c.path(newSnapshot), snapshotPath(v.key, as.Name)); err != nil {
+	if err := p.move(c.dir.Path(newSnapshot), snapshotPath(v.key, as.Name)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
@@ -221,8 +223,8 @@ func (v *volume) StreamFormat() string { return "btrfs" }
 
 // Send has the kernel write the stream.
 func (v *volume) Send(ctx context.Context, snapshot, base string, w *os.File) (err error) {
-	defer fail(&err, "cannot send snapshot %q of volume %q", snapshot, v.key)
-	if err := first(storage.CheckName("snapshot", snapshot), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot send snapshot %q of volume %q", snapshot, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", snapshot), ctx.Err()); err != nil {
 		return err
 	}
 	data, err := v.pool.openData(storage.Source{Key: v.key, Snapshot: snapshot})
@@ -255,7 +257,7 @@ func (v *volume) Send(ctx context.Context, snapshot, base string, w *os.File) (e
 // Receive writes what the stream says into a new subvolume, which carries the uuid
 // of the one that was sent, as that of btrfs receive does.
 func (v *volume) Receive(ctx context.Context, base string, r *os.File, as storage.Snapshot) (err error) {
-	defer fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
+	defer storage.Fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
 	var parent *os.File
 	if base != "" {
 		if parent, err = v.pool.openData(storage.Source{Key: v.key, Snapshot: base}); err != nil {
@@ -280,7 +282,7 @@ func (c *change) receive(ctx context.Context, parent *os.File, r *os.File, conte
 		return err
 	}
 	name := path.Join(newSnapshot, dataName)
-	data, err := openSubvolume(c.dir, name)
+	data, err := openSubvolume(c.dir.Root, name)
 	if err != nil {
 		return err
 	}
@@ -298,7 +300,7 @@ func (c *change) receive(ctx context.Context, parent *os.File, r *os.File, conte
 		return err
 	}
 	defer root.Close()
-	if err := checkFilled(root, content); err != nil {
+	if _, err := pooldir.CheckFilled(root, content); err != nil {
 		return err
 	}
 	if err := unix.Syncfs(int(data.Fd())); err != nil {
@@ -333,7 +335,7 @@ func (c *change) receiveInto(parent *os.File, head subvolumeHead) error {
 		return fault.New(fault.WrongState, "it is a stream for the subvolume %v, and the base is %v, which came from %v", head.parent, info.uuid, info.received)
 	}
 	if fixed, err := isReadOnly(parent); err != nil || !fixed {
-		return first(err, fault.New(fault.WrongState, "the base can be written, and may have been"))
+		return cmp.Or(err, fault.New(fault.WrongState, "the base can be written, and may have been"))
 	}
 	return c.take(parent, newSnapshot, false)
 }

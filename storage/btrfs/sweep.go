@@ -5,27 +5,28 @@ import (
 	"errors"
 	"path"
 
-	"golang.org/x/sys/unix"
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Sweep frees what deleted volumes, dropped snapshots and dead creators left, and
 // waits until the kernel has. It can be stopped anywhere. What cannot be removed
 // does not keep it from the rest.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	r := p.remover(ctx)
-	for _, c := range p.deadChanges() {
-		err = errors.Join(err, r.remove(p.root, c.path()))
+	for _, dead := range p.root.Dead() {
+		err = errors.Join(err, r.remove(dead.Path()))
 		// If this was one that was just being made, its owner waits for the lock, and
 		// tries again.
-		c.close()
+		dead.Close()
 	}
 	err = errors.Join(err, p.sweepLeft(ctx, r))
-	for _, name := range p.trashed() {
-		err = errors.Join(err, r.remove(p.root, path.Join(trashDir, name)))
+	for _, name := range p.root.Trashed() {
+		err = errors.Join(err, r.remove(path.Join(pooldir.Trash, name)))
 	}
 	if e := ctx.Err(); e != nil {
 		return e
@@ -34,66 +35,20 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 }
 
 // Pending tells whether there is anything for Sweep.
-func (p *Pool) Pending() bool {
-	if len(p.trashed()) > 0 {
-		return true
-	}
-	dead := p.deadChanges()
-	for _, c := range dead {
-		c.close()
-	}
-	return len(dead) > 0
-}
-
-// trashed lists what is in the trash.
-func (p *Pool) trashed() []string {
-	entries, err := readDir(p.root, trashDir)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
-// deadChanges gives the changes whose owners died, locked.
-func (p *Pool) deadChanges() []*change {
-	entries, err := readDir(p.root, stagingDir)
-	if err != nil {
-		return nil
-	}
-	var dead []*change
-	for _, e := range entries {
-		c := &change{pool: p, name: e.Name()}
-		if c.dir, err = p.root.OpenRoot(c.path()); err != nil {
-			continue
-		}
-		if c.lock, err = c.dir.Open("."); err == nil {
-			if unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				dead = append(dead, c)
-				continue
-			}
-			c.lock.Close()
-		}
-		c.dir.Close()
-	}
-	return dead
-}
+func (p *Pool) Pending() bool { return p.root.Pending() }
 
 // sweepLeft removes what deletions on a full pool left in its place.
 func (p *Pool) sweepLeft(ctx context.Context, r *remover) error {
-	for _, class := range classes {
-		entries, err := readDir(p.root, string(class))
+	for _, class := range pooldir.Classes() {
+		names, err := pooldir.Names(p.root, string(class))
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		for _, name := range names {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := p.sweepHalf(path.Join(string(class), e.Name()), volumeFile, r); err != nil {
+			if err := p.sweepHalf(path.Join(string(class), name), volumeFile, r); err != nil {
 				return err
 			}
 		}
@@ -104,19 +59,19 @@ func (p *Pool) sweepLeft(ctx context.Context, r *remover) error {
 func (p *Pool) sweepHalf(dir, record string, r *remover) error {
 	if !p.has(path.Join(dir, record)) {
 		if half, _ := p.half(dir); half {
-			return r.remove(p.root, dir)
+			return r.remove(dir)
 		}
 		return nil
 	}
 	if record == snapshotFile {
 		return nil
 	}
-	entries, err := readDir(p.root, path.Join(dir, snapshotsDir))
+	names, err := pooldir.Names(p.root, path.Join(dir, snapshotsDir))
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
-	for _, e := range entries {
-		if err := p.sweepHalf(path.Join(dir, snapshotsDir, e.Name()), snapshotFile, r); err != nil {
+	for _, name := range names {
+		if err := p.sweepHalf(path.Join(dir, snapshotsDir, name), snapshotFile, r); err != nil {
 			return err
 		}
 	}

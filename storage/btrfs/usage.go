@@ -14,6 +14,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Usage measures a volume without quota groups and without asking the kernel who
@@ -26,10 +27,10 @@ import (
 // What a snapshot takes is told from how long each extent stayed, which lineage.go
 // finds out with a few look-ups for each.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
 	m := &meter{ctx: ctx, extents: map[uint64]*extent{}, buf: make([]byte, searchHead+manyItems)}
@@ -70,8 +71,8 @@ func (p *Pool) sharedUpTo(ctx context.Context, rec record) (uint64, error) {
 		own[o.ID] = o.UpTo
 	}
 	shared := uint64(0)
-	for _, class := range classes {
-		names, err := withFile(p.root, string(class), volumeFile)
+	for _, class := range pooldir.Classes() {
+		names, err := p.withFile(string(class), volumeFile)
 		if err != nil {
 			return 0, err
 		}
@@ -102,20 +103,15 @@ func (p *Pool) history(key storage.Key, data *os.File) ([]*state, error) {
 		return nil, err
 	}
 	states := []*state{{subvolInfo: info}}
-	dir, err := p.root.OpenRoot(path.Join(key.String(), snapshotsDir))
+	names, err := p.withFile(path.Join(key.String(), snapshotsDir), snapshotFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return states, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer dir.Close()
-	names, err := withFile(dir, ".", snapshotFile)
-	if err != nil {
-		return nil, err
-	}
 	for _, name := range names {
-		f, err := dir.OpenFile(path.Join(name, dataName), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		f, err := p.root.OpenFile(dataPath(storage.Source{Key: key, Snapshot: name}), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -128,7 +124,7 @@ func (p *Pool) history(key storage.Key, data *os.File) ([]*state, error) {
 			return nil, err
 		}
 		s := &state{subvolInfo: info, name: name}
-		if rec, err := readSnapshot(dir, name); err == nil {
+		if rec, err := p.readSnapshot(snapshotPath(key, name)); err == nil {
 			s.created = rec.CreatedAt
 		}
 		states = append(states, s)

@@ -1,10 +1,10 @@
 package btrfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -15,6 +15,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -32,7 +33,7 @@ func (v *volume) Content() storage.Content { return v.rec.Content }
 func (v *volume) source() storage.Source   { return storage.Source{Key: v.key} }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
 	return v.pool.metadata(v.source())
 }
 
@@ -58,8 +59,8 @@ func (v *volume) Root() storage.Root {
 
 // SnapshotRoot says where the data of a snapshot is.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	if _, err := v.pool.loadSnapshot(v.key, name); err != nil {
@@ -87,8 +88,8 @@ func (v *volume) rootAt(source storage.Source) storage.Root {
 
 // Snapshot makes a read-only snapshot of the subvolume beside its record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	data, err := v.pool.openData(v.source())
@@ -122,7 +123,7 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 		return err
 	}
 	// The snapshot makes the record durable as well.
-	if err := writeFile(c.dir, path.Join(newSnapshot, snapshotFile), rec); err != nil {
+	if err := writeFile(c.dir.Root, path.Join(newSnapshot, snapshotFile), rec); err != nil {
 		return err
 	}
 	err = p.still(ctx, v.key, v.rec.Content, data, live, func() error { return c.take(data, newSnapshot, true) })
@@ -132,7 +133,7 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 	if err := p.root.Mkdir(path.Join(v.key.String(), snapshotsDir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := p.move(c.path(newSnapshot), snapshotPath(v.key, rec.Name)); err != nil {
+	if err := p.move(c.dir.Path(newSnapshot), snapshotPath(v.key, rec.Name)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
@@ -141,26 +142,21 @@ func (v *volume) snapshot(ctx context.Context, rec snapshotRecord, data *os.File
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	if _, err := v.pool.load(v.key); err != nil {
 		return nil, err
 	}
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir))
+	names, err := v.pool.withFile(path.Join(v.key.String(), snapshotsDir), snapshotFile)
 	if err != nil {
-		return nil, ignoreMissing(err)
-	}
-	defer dir.Close()
-	names, err := withFile(dir, ".", snapshotFile)
-	if err != nil {
-		return nil, err
+		return nil, pooldir.IgnoreMissing(err)
 	}
 	list := make([]storage.Snapshot, 0, len(names))
 	for _, name := range names {
-		rec, err := readSnapshot(dir, name)
+		rec, err := v.pool.readSnapshot(snapshotPath(v.key, name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err := first(err, ctx.Err()); err != nil {
+		if err := cmp.Or(err, ctx.Err()); err != nil {
 			return nil, err
 		}
 		list = append(list, rec.Snapshot)
@@ -170,8 +166,8 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.metadata(storage.Source{Key: v.key, Snapshot: name})
@@ -180,8 +176,8 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 // Restore makes a writable snapshot of the snapshot, gives it the metadata files
 // as they are now, and lets the two subvolumes change places.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -194,7 +190,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 		return fault.New(fault.WrongState, "images are read-only")
 	}
 	rec, err := p.load(v.key)
-	if err := first(err, p.idle(v.key, rec.Content)); err != nil {
+	if err := cmp.Or(err, p.idle(v.key, rec.Content)); err != nil {
 		return err
 	}
 	c, err := p.begin(ctx)
@@ -228,17 +224,11 @@ func (c *change) exchange(path string) error {
 		return err
 	}
 	defer pool.Close()
-	if err := unix.Renameat2(int(c.lock.Fd()), dataName, int(pool.Fd()), path, unix.RENAME_EXCHANGE); err != nil {
+	if err := unix.Renameat2(int(c.dir.File.Fd()), dataName, int(pool.Fd()), path, unix.RENAME_EXCHANGE); err != nil {
 		return fmt.Errorf("exchanging the data: %w", err)
 	}
 	return nil
 }
-
-// Bounds of the metadata files of a volume.
-const (
-	maxFiles    = 64
-	maxFileSize = 128 << 20
-)
 
 // keepFiles replaces the metadata files in the new subvolume of the change by
 // those that a volume has now.
@@ -253,7 +243,7 @@ func (c *change) keepFiles(key storage.Key) error {
 		return err
 	}
 	defer next.Close()
-	old, err := metaFiles(next)
+	old, err := pooldir.Meta(next)
 	if err != nil {
 		return err
 	}
@@ -262,65 +252,13 @@ func (c *change) keepFiles(key storage.Key) error {
 			return err
 		}
 	}
-	names, err := metaFiles(now)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := copyFile(now, next, name); err != nil {
-			return fmt.Errorf("metadata file %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// metaFiles names the metadata files in a directory.
-func metaFiles(dir *os.Root) ([]string, error) {
-	entries, err := readDir(dir, ".")
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, e := range entries {
-		if e.Type().IsRegular() && !isDisk(e.Name()) {
-			names = append(names, e.Name())
-		}
-	}
-	if len(names) > maxFiles {
-		return nil, fault.New(fault.Invalid, "it has %d metadata files, and at most %d are allowed", len(names), maxFiles)
-	}
-	return names, nil
-}
-
-// copyFile copies a metadata file. The copy is durable after the next commit.
-func copyFile(from, to *os.Root, name string) (err error) {
-	r, err := from.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	st, err := r.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
-		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
-	}
-	w, err := to.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	if _, err := io.Copy(w, io.LimitReader(r, maxFileSize)); err != nil {
-		return err
-	}
-	return writeOut(w)
+	return cmp.Or(pooldir.CopyMeta(now, next), c.flush(dataName))
 }
 
 // DeleteSnapshot drops a snapshot.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
-	if err := first(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", name), ctx.Err()); err != nil {
 		return err
 	}
 	p := v.pool
@@ -332,13 +270,13 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 		return err
 	}
 	p.step("snapshot deleted")
-	return p.syncDir(path.Join(v.key.String(), snapshotsDir))
+	return pooldir.Sync(p.root, path.Join(v.key.String(), snapshotsDir))
 }
 
 // RenameSnapshot gives a snapshot another name.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
-	if err := first(storage.CheckName("snapshot", name), storage.CheckName("snapshot", to), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	if err := cmp.Or(storage.CheckName("snapshot", name), storage.CheckName("snapshot", to), ctx.Err()); err != nil {
 		return err
 	}
 	if _, err := v.pool.loadSnapshot(v.key, name); err != nil {
@@ -348,5 +286,5 @@ func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error
 		return err
 	}
 	v.pool.step("snapshot renamed")
-	return v.pool.syncDir(path.Join(v.key.String(), snapshotsDir))
+	return pooldir.Sync(v.pool.root, path.Join(v.key.String(), snapshotsDir))
 }

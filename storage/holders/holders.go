@@ -1,18 +1,24 @@
 // Package holders finds out from /proc who keeps something of a pool in use, for
-// errors that say more than "busy": processes with files open below a directory,
-// mount namespaces in which something is mounted, and loop devices. What it finds
-// is for people to read; nothing is decided by it. It runs nothing, opens no file
-// of a guest, and a process that ends meanwhile is left out.
+// errors that say more than "busy", and for letting go of mounts that nobody needs:
+// processes with files open below a directory or on a device, mount namespaces in
+// which something is mounted, and loop devices. It runs nothing, opens no file of a
+// guest, and a process that ends meanwhile is left out.
 package holders
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
 )
 
 // Holder is who keeps something in use.
@@ -67,6 +73,61 @@ func Using(path string) []Holder {
 		found = append(found, Holder{What: "loop device " + loop})
 	}
 	return found
+}
+
+// On gives the other processes that have the file system on a device in use, by a
+// file or directory that they have open or work in, or that have the device open.
+func On(device uint64) []Holder {
+	var found []Holder
+	each(func(pid int, proc string) {
+		if pid == os.Getpid() {
+			return
+		}
+		links := []string{filepath.Join(proc, "cwd"), filepath.Join(proc, "root")}
+		files, _ := os.ReadDir(filepath.Join(proc, "fd"))
+		for _, f := range files {
+			links = append(links, filepath.Join(proc, "fd", f.Name()))
+		}
+		if i := slices.IndexFunc(links, func(link string) bool { return isOn(link, device) }); i >= 0 {
+			to, _ := os.Readlink(links[i])
+			found = append(found, Holder{pid, command(proc), to})
+		}
+	})
+	return found
+}
+
+// isOn tells whether a link of /proc leads to a file on a device, or to that, without
+// asking a server of a file system that may not answer.
+func isOn(link string, device uint64) bool {
+	var st unix.Statx_t
+	if unix.Statx(unix.AT_FDCWD, link, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st) != nil {
+		return false
+	}
+	return unix.Mkdev(st.Dev_major, st.Dev_minor) == device ||
+		st.Mode&unix.S_IFMT == unix.S_IFBLK && unix.Mkdev(st.Rdev_major, st.Rdev_minor) == device
+}
+
+// How long what is busy for a moment is waited for.
+const (
+	maxPatience = 3 * time.Second
+	firstPause  = 200 * time.Microsecond
+	lastPause   = 50 * time.Millisecond
+)
+
+// Outlast calls f again for a while as long as it finds something busy.
+func Outlast(ctx context.Context, f func() error) error {
+	deadline := time.Now().Add(maxPatience)
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		err := f()
+		if err == nil || !errors.Is(err, unix.EBUSY) && !fault.Is(err, fault.Busy) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }
 
 // uses gives the first thing that a process has open at path, below it or on a

@@ -1,7 +1,9 @@
 package holders
 
 import (
+	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +11,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"brig/instance/fault"
 )
 
 // started runs a program that has something of dir in use, until the test ends.
@@ -109,15 +115,73 @@ func TestUsingSeesAMountFromOutside(t *testing.T) {
 
 func TestParseMounts(t *testing.T) {
 	const mountinfo = `22 28 0:20 / /sys rw,nosuid - sysfs sysfs rw
-35 28 0:31 /in\040it /mnt/a\040b rw,relatime shared:9 - zfs tank/a\040b rw
+35 28 254:31 /in\040it /mnt/a\040b rw,relatime shared:9 - zfs tank/a\040b rw
 broken
 `
 	want := []Mount{
-		{"35", "/in it", "/mnt/a b", "zfs", "tank/a b"},
-		{"22", "/", "/sys", "sysfs", "sysfs"},
+		{"35", unix.Mkdev(254, 31), "/in it", "/mnt/a b", "zfs", "tank/a b"},
+		{"22", unix.Mkdev(0, 20), "/", "/sys", "sysfs", "sysfs"},
 	}
 	if got := ParseMounts([]byte(mountinfo)); !slices.Equal(got, want) {
 		t.Errorf("ParseMounts = %v, want %v", got, want)
+	}
+}
+
+func TestOnFindsWhoHasAFileSystemOpen(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: mounts a file system")
+	}
+	script := `mount -t tmpfs none "$0" && echo ready && exec 7>"$0/file" && read line`
+	cmd := exec.Command("unshare", "-m", "--propagation", "private", "/bin/sh", "-c", script, t.TempDir())
+	in, _ := cmd.StdinPipe()
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer in.Close()
+	if _, err := out.Read(make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	file := fmt.Sprintf("/proc/%d/fd/7", cmd.Process.Pid)
+	var st unix.Stat_t
+	for end := time.Now().Add(10 * time.Second); unix.Stat(file, &st) != nil; {
+		if time.Now().After(end) {
+			t.Fatal("the program did not open its file")
+		}
+	}
+	list := On(st.Dev)
+	if len(list) != 1 || list[0].PID != cmd.Process.Pid || filepath.Base(list[0].What) != "file" {
+		t.Errorf("On = %v, want process %d with its file", list, cmd.Process.Pid)
+	}
+	if list := On(unix.Mkdev(1<<11, 1<<19)); len(list) > 0 {
+		t.Errorf("On a device that there is not = %v", list)
+	}
+}
+
+func TestOutlastWaitsForWhatIsBusy(t *testing.T) {
+	calls := 0
+	err := Outlast(t.Context(), func() error {
+		if calls++; calls < 3 {
+			return fmt.Errorf("unmounting: %w", unix.EBUSY)
+		}
+		return nil
+	})
+	if err != nil || calls != 3 {
+		t.Errorf("Outlast = %v after %d calls, want nil after 3", err, calls)
+	}
+	calls = 0
+	err = Outlast(t.Context(), func() error { calls++; return fs.ErrPermission })
+	if err != fs.ErrPermission || calls != 1 {
+		t.Errorf("Outlast of another error = %v after %d calls, want it after 1", err, calls)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	err = Outlast(ctx, func() error { cancel(); return fault.New(fault.Busy, "busy") })
+	if err != context.Canceled {
+		t.Errorf("Outlast when cancelled = %v", err)
 	}
 }
 

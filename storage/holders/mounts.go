@@ -5,12 +5,16 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Mount is one line of a mountinfo file (proc(5)).
 type Mount struct {
 	ID     string
+	Device uint64 // of the file system
 	Root   string // the directory of the file system that is mounted
 	Point  string // where, in that namespace
 	Type   string
@@ -56,11 +60,22 @@ func ParseMounts(mountinfo []byte) []Mount {
 			continue
 		}
 		all = append([]Mount{{
-			ID: fields[0], Root: unescape(fields[3]), Point: unescape(fields[4]),
+			ID: fields[0], Device: device(fields[2]), Root: unescape(fields[3]), Point: unescape(fields[4]),
 			Type: rest[0], Source: unescape(rest[1]),
 		}}, all...)
 	}
 	return all
+}
+
+// device reads a device number such as 254:3; zero if it is none.
+func device(s string) uint64 {
+	major, minor, _ := strings.Cut(s, ":")
+	a, err1 := strconv.ParseUint(major, 10, 32)
+	b, err2 := strconv.ParseUint(minor, 10, 32)
+	if err1 != nil || err2 != nil {
+		return 0
+	}
+	return unix.Mkdev(uint32(a), uint32(b))
 }
 
 // unescape undoes what the kernel does to spaces and their like in mountinfo.

@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,7 +96,7 @@ func poolIn(ctx context.Context, vg, own string) (string, error) {
 
 // adopt takes over a pool that is there, and finds the thin pool it is in.
 func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
-	defer fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
+	defer storage.Fail(&err, "cannot take over the pool %q in volume group %q", at.id, at.vg)
 	o := d.options(name, *at)
 	o.Thin = at.id // any name will do for reading the header
 	p, err := newPool(o)
@@ -129,7 +130,7 @@ func (d Driver) adopt(ctx context.Context, name string, at *place) (err error) {
 func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	p := placeOf(r.Config)
 	o := d.options(r.Name, p)
-	if err := first(o.check(), ctx.Err()); err != nil {
+	if err := cmp.Or(o.check(), ctx.Err()); err != nil {
 		return err
 	}
 	if err := unmountAll(o); err != nil {

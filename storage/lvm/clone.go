@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,13 +12,16 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a thin snapshot of a volume, or of a snapshot of one, which is the same
 // thing.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
+	if err := cmp.Or(from.Check(), p.root.CheckNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -27,7 +31,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err != nil {
 		return nil, err
 	}
-	defer source.close()
+	defer source.dir.Close()
 	origin, files, err := source.origin(p, from.Snapshot)
 	if err != nil {
 		return nil, err
@@ -41,12 +45,12 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
 	defer meta.Close()
-	if err := first(c.touch(c.name), copyFiles(files, meta)); err != nil {
+	if err := cmp.Or(c.touch(c.name), pooldir.CopyMeta(files, meta)); err != nil {
 		return nil, err
 	}
 	if o.Edit != nil {
@@ -73,18 +77,11 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	return c.publish(ctx, key, rec)
 }
 
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
-}
-
 // origin gives the logical volume of a snapshot, or of the volume itself, and the
 // metadata files that belong to it.
 func (h *locked) origin(p *Pool, snapshot string) (id string, files *os.Root, err error) {
 	if snapshot == "" {
-		files, err = h.dir.OpenRoot(metaDir)
+		files, err = h.dir.OpenRoot(pooldir.MetaDir)
 		return h.rec.Data, files, err
 	}
 	i, err := h.rec.find(snapshot)
@@ -146,7 +143,7 @@ func (p *Pool) flush(rec *record) error {
 	case !p.isActive(rec.Data):
 	case rec.Content == storage.Disk:
 		return syncDevice(p.devicePath(rec.Data))
-	case mounted(point):
+	case mount.Mounted(point):
 		d, err := os.Open(point)
 		if err != nil {
 			return err
@@ -168,10 +165,6 @@ func (p *Pool) idle(rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has a disk open for writing.
 func written(device string) bool {
 	f, err := os.OpenFile(device, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -179,9 +172,5 @@ func written(device string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, unix.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }

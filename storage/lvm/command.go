@@ -165,7 +165,6 @@ func tags(key storage.Key, snapshot string) []string {
 var (
 	lvmName  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_+.-]{0,59}$`)
 	poolName = regexp.MustCompile(`^brig[0-9a-f]{8}$`)
-	idName   = regexp.MustCompile(`^[0-9a-f]{16}$`)
 )
 
 func checkLVMName(what, name string) error {
@@ -174,10 +173,6 @@ func checkLVMName(what, name string) error {
 	}
 	return nil
 }
-
-// validID keeps damaged records from naming anything that this driver did not
-// make.
-func validID(id string) bool { return idName.MatchString(id) }
 
 // lvName is the logical volume with an id, and full its name for the commands.
 func (p *Pool) lvName(id string) string { return p.id + "-" + id }

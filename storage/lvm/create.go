@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,14 +18,16 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/holders"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
 // Create makes a volume from what fill provides, in the file system of a new logical
 // volume: the tree's own, or one that a disk is copied from and that goes then.
 func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Content, fill func(dir *os.Root) error) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot create volume %q", key)
-	if err := p.checkNew(ctx, key); err != nil {
+	defer storage.Fail(&err, "cannot create volume %q", key)
+	if err := p.root.CheckNew(ctx, key); err != nil {
 		return nil, err
 	}
 	if content != storage.Tree && content != storage.Disk {
@@ -38,7 +41,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
@@ -46,17 +49,17 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 	rec := record{Class: key.Class, Content: content, Data: c.name}
 	staged := rec.Data
 	if content == storage.Disk {
-		staged = newID()
+		staged = pooldir.NewID()
 		defer func() { err = errors.Join(err, c.drop(staged)) }()
 	}
-	if err := first(c.touch(rec.Data, staged), c.ready()); err != nil {
+	if err := cmp.Or(c.touch(rec.Data, staged), c.ready()); err != nil {
 		return nil, err
 	}
 	if err := c.fill(ctx, key, staged, fill, func(data *os.Root) error { return c.take(ctx, key, &rec, data, meta) }); err != nil {
 		return nil, err
 	}
 	p.step("filled")
-	if err := first(ctx.Err(), c.stage(rec)); err != nil {
+	if err := cmp.Or(ctx.Err(), c.stage(rec)); err != nil {
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
@@ -74,27 +77,12 @@ func (c *change) drop(id string) error {
 	return nil
 }
 
-// checkNew checks the key of a volume to be made.
-func (p *Pool) checkNew(ctx context.Context, key storage.Key) error {
-	if err := first(key.Check(), ctx.Err()); err != nil {
-		return err
-	}
-	_, err := p.load(key)
-	if err == nil {
-		return fault.New(fault.AlreadyExists, "there is a volume %q already", key)
-	}
-	if fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
-}
-
 // makeLV makes a logical volume that reads as zeros.
 func (p *Pool) makeLV(ctx context.Context, key storage.Key, id string, size int64) (device string, err error) {
 	args := []string{"-An", "-V", strconv.FormatInt(size, 10) + "b", "--thinpool", p.thin, "-n", p.lvName(id), "-Wn", "-ky", "-K", "-y"}
 	args = append(args, tags(key, "")...)
 	if _, err := lvm(ctx, "lvcreate", append(args, "--", p.vg)...); err != nil {
-		return "", unavailable(err)
+		return "", pooldir.Damaged(err)
 	}
 	p.step("volume made")
 	return p.activate(ctx, id)
@@ -117,9 +105,9 @@ func (c *change) fill(ctx context.Context, key storage.Key, id string, fill, tak
 	}
 	data, err := p.mountAt(ctx, id, p.mountPoint(id), 0)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
-	err = first(data.Remove("lost+found"), p.boundTo(ctx, id, 0, f.free()))
+	err = cmp.Or(data.Remove("lost+found"), p.boundTo(ctx, id, 0, f.free()))
 	if err == nil {
 		err = fill(data)
 	}
@@ -138,7 +126,7 @@ func (c *change) fill(ctx context.Context, key storage.Key, id string, fill, tak
 		p.unmount(id)
 		return err
 	}
-	err = patient(ctx, func() error { return unix.Unmount(p.mountPoint(id), unix.UMOUNT_NOFOLLOW) })
+	err = holders.Outlast(ctx, func() error { return unix.Unmount(p.mountPoint(id), unix.UMOUNT_NOFOLLOW) })
 	p.unmount(id)
 	return err
 }
@@ -166,55 +154,17 @@ func makeFS(ctx context.Context, device string, size int64) error {
 // take judges what fill made, copies its metadata files into the new volume's
 // directory, and copies a disk into a logical volume.
 func (c *change) take(ctx context.Context, key storage.Key, rec *record, data, meta *os.Root) error {
-	name, err := takeData(data, rec.Content)
+	name, err := pooldir.CheckFilled(data, rec.Content)
 	if err != nil {
 		return err
 	}
-	if err := first(ctx.Err(), copyFiles(data, meta)); err != nil {
+	if err := cmp.Or(ctx.Err(), pooldir.CopyMeta(data, meta)); err != nil {
 		return err
 	}
 	if rec.Content == storage.Disk {
 		return c.copyDisk(ctx, key, rec, data, name)
 	}
 	return tidy(data, name)
-}
-
-// takeData finds the data that fill made, and judges it.
-func takeData(dir *os.Root, content storage.Content) (name string, err error) {
-	var found []string
-	for _, name := range []string{storage.RootName, storage.DiskRaw, storage.DiskQcow2} {
-		if _, err := dir.Lstat(name); err == nil {
-			found = append(found, name)
-		}
-	}
-	if len(found) != 1 || (content == storage.Tree) != (found[0] == storage.RootName) {
-		return "", fault.New(fault.Invalid, "a volume of content %q was given %q", content, found)
-	}
-	name = found[0]
-	if content == storage.Disk {
-		return name, checkDisk(dir, name)
-	}
-	if st, err := dir.Lstat(name); err != nil || !st.IsDir() {
-		return "", fault.New(fault.Invalid, "the tree %q is not a directory", name)
-	}
-	return name, nil
-}
-
-// checkDisk refuses disk files that are not what their name says, or that could
-// make qemu-img open another file.
-func checkDisk(dir *os.Root, name string) error {
-	if name == storage.DiskQcow2 {
-		_, err := qcow2.Check(dir, name)
-		return err
-	}
-	st, err := dir.Lstat(name)
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() == 0 {
-		return fault.New(fault.Invalid, "the disk %q is empty or not a file", name)
-	}
-	return nil
 }
 
 // copyDisk makes a logical volume of a disk's size and copies the disk into it.
@@ -252,7 +202,7 @@ func (c *change) copyDisk(ctx context.Context, key storage.Key, rec *record, dir
 	} else {
 		err = copyRaw(ctx, dir, name, device)
 	}
-	return first(err, syncDevice(device))
+	return cmp.Or(err, syncDevice(device))
 }
 
 // measureQcow2 tells how much space a disk takes once it is raw.
@@ -324,7 +274,7 @@ func syncDevice(device string) error {
 // tidy takes away everything but the data: metadata files are on the pool's own
 // volume.
 func tidy(dir *os.Root, data string) error {
-	names, err := namesIn(dir, ".")
+	names, err := pooldir.Names(dir, ".")
 	if err != nil {
 		return err
 	}
@@ -337,56 +287,4 @@ func tidy(dir *os.Root, data string) error {
 		}
 	}
 	return nil
-}
-
-// Bounds of the metadata files of a volume.
-const (
-	maxFiles    = 64
-	maxFileSize = 128 << 20
-)
-
-// copyFiles copies the metadata files in the directory from into the directory
-// to. A command that makes them durable follows.
-func copyFiles(from, to *os.Root) error {
-	names, err := namesIn(from, ".")
-	if err != nil {
-		return err
-	}
-	if len(names) > maxFiles {
-		return fault.New(fault.Invalid, "there are %d files, and metadata are at most %d", len(names), maxFiles)
-	}
-	for _, name := range names {
-		st, err := from.Lstat(name)
-		if err != nil {
-			return err
-		}
-		if !st.Mode().IsRegular() || name == storage.DiskRaw || name == storage.DiskQcow2 {
-			continue
-		}
-		if err := copyMeta(from, to, name); err != nil {
-			return fmt.Errorf("metadata file %q: %w", name, err)
-		}
-	}
-	return nil
-}
-
-func copyMeta(from, to *os.Root, name string) (err error) {
-	r, err := from.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	st, err := r.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
-		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
-	}
-	w, err := to.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(w, io.LimitReader(r, maxFileSize))
-	return errors.Join(err, w.Close())
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/pooldir"
 )
 
 // The device mapper is asked directly what lvm would take a process and a scan of
@@ -169,7 +170,7 @@ func (p *Pool) fill() (fill, error) {
 	}
 	switch {
 	case err != nil:
-		return f, unavailable(err)
+		return f, pooldir.Damaged(err)
 	case kind != "thin-pool":
 		return f, fault.New(fault.Unavailable, "%q is a device of kind %q and not a thin pool", name, kind)
 	}

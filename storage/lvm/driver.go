@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,6 +13,8 @@ import (
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools: in a thin pool that is there, in one of its own in a
@@ -86,7 +89,7 @@ func (d Driver) Create(ctx context.Context, r storage.Record) (_ map[string]stri
 	if err != nil {
 		return nil, err
 	}
-	p.id = "brig" + newID()[:8]
+	p.id = "brig" + pooldir.NewID()[:8]
 	if err := d.make(ctx, r.Name, config, &p); err != nil {
 		return nil, err
 	}
@@ -117,7 +120,7 @@ func (d Driver) find(ctx context.Context, name string, config map[string]string)
 		p.made = madeThin
 		return p, err
 	}
-	return p, first(checkLVMName("thin pool", lv), checkThin(ctx, vg, lv))
+	return p, cmp.Or(checkLVMName("thin pool", lv), checkThin(ctx, vg, lv))
 }
 
 // findMedium tells what is to be made on a device or in a file.
@@ -186,7 +189,7 @@ func (d Driver) Open(ctx context.Context, r storage.Record) (storage.Pool, error
 	p := placeOf(r.Config)
 	o := d.options(r.Name, p)
 	pool, err := Open(ctx, o)
-	if fault.Is(err, fault.Unavailable) && p.file != "" && !mounted(filepath.Join(o.Dir, ownMount)) {
+	if fault.Is(err, fault.Unavailable) && p.file != "" && !mount.Mounted(filepath.Join(o.Dir, ownMount)) {
 		loop, e := attach(p.file)
 		if e != nil {
 			return nil, fault.New(fault.Unavailable, "cannot use the file of the pool: %w", e)
@@ -221,7 +224,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"- && lv_name!="+p.id+"-thin")
-	if err := ignoreMissing(err); err != nil {
+	if err := pooldir.IgnoreMissing(err); err != nil {
 		return err
 	}
 	var names []string
@@ -246,5 +249,5 @@ func removeLVs(ctx context.Context, vg string, names ...string) error {
 		return nil
 	}
 	_, err := lvm(ctx, "lvremove", append([]string{"-f", "-y", "--"}, names...)...)
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }

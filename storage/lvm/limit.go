@@ -1,6 +1,7 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ func (f fill) treeSize() int64 { return min(maxVolume, max(minVolume, f.total*f.
 // SetLimit keeps the tree from growing beyond max bytes, from now on and wherever it
 // is mounted. It holds for its clones too, and after a restore.
 func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
-	defer fail(&err, "cannot limit the size of volume %q", v.key)
+	defer storage.Fail(&err, "cannot limit the size of volume %q", v.key)
 	if max < 0 {
 		return fault.New(fault.Invalid, "a size of %d bytes makes no sense", max)
 	}
@@ -58,9 +59,9 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 
 // Limit gives the limit and what counts against it.
 func (v *volume) Limit(ctx context.Context) (_ storage.Limit, err error) {
-	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
-	if err := first(err, ctx.Err()); err != nil || rec.Content == storage.Disk {
+	if err := cmp.Or(err, ctx.Err()); err != nil || rec.Content == storage.Disk {
 		return storage.Limit{}, err
 	}
 	if err := v.pool.mountVolume(ctx, rec.Data, &rec, rec.readOnly()); err != nil {

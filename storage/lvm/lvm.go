@@ -9,29 +9,24 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // What is on a pool's own volume beside the directories of the volume classes.
 const (
 	poolFile     = "pool.json"
-	stagingDir   = "staging"
-	trashDir     = "trash"
 	snapshotsDir = "snapshots" // metadata files of snapshots, by the ids of these
 )
 
@@ -45,8 +40,6 @@ const (
 // formatVersion is the layout that this driver writes. A pool with a larger one
 // was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options say which pool to open. All but Name, File and Step are needed.
 type Options struct {
@@ -67,7 +60,7 @@ func (o Options) check() error {
 	if !poolName.MatchString(o.ID) {
 		return fault.New(fault.Invalid, "%q is no pool's id", o.ID)
 	}
-	return first(checkLVMName("volume group", o.VG), checkLVMName("thin pool", o.Thin))
+	return cmp.Or(checkLVMName("volume group", o.VG), checkLVMName("thin pool", o.Thin))
 }
 
 // Pool is a pool in a thin pool. What it holds in memory is an open directory and the
@@ -79,8 +72,7 @@ type Pool struct {
 	id       string
 	dir      string
 	file     string
-	root     *os.Root // of the pool's own volume
-	at       *os.File // the same directory
+	root     *pooldir.Dir // of the pool's own volume
 	step     func(string)
 
 	mu       sync.Mutex
@@ -117,7 +109,7 @@ func newPool(o Options) (p *Pool, err error) {
 // Open opens a pool that Make made. If its own volume is mounted already, no program
 // is run for that.
 func Open(ctx context.Context, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool %q in volume group %q", o.ID, o.VG)
+	defer storage.Fail(&err, "cannot open the pool %q in volume group %q", o.ID, o.VG)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -141,16 +133,14 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 
 // mountOwn makes sure that the pool's own volume is mounted, and opens it.
 func (p *Pool) mountOwn(ctx context.Context) (err error) {
-	p.root, err = p.mountAt(ctx, ownVolume, filepath.Join(p.dir, ownMount), 0)
+	root, err := p.mountAt(ctx, ownVolume, filepath.Join(p.dir, ownMount), 0)
 	if fault.Is(err, fault.NotFound) {
 		return p.lost(ctx, err)
 	}
 	if err != nil {
 		return err
 	}
-	if p.at, err = p.root.Open("."); err != nil {
-		p.root.Close()
-	}
+	p.root, err = pooldir.Open(root)
 	return err
 }
 
@@ -165,7 +155,7 @@ func (p *Pool) lost(ctx context.Context, err error) error {
 
 // Close lets go of the pool. The volumes that were opened from it are of no more
 // use.
-func (p *Pool) Close() error { return errors.Join(p.at.Close(), p.root.Close()) }
+func (p *Pool) Close() error { return p.root.Close() }
 
 func (p *Pool) checkHeader() error {
 	h, err := p.header()
@@ -180,15 +170,12 @@ func (p *Pool) checkHeader() error {
 
 // header reads pool.json.
 func (p *Pool) header() (h header, err error) {
-	b, err := p.readFile(poolFile, maxRecord)
+	err = p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		return h, fault.New(fault.WrongState, "the volume %q is not one of brig's: it has no %s", p.full(ownVolume), poolFile)
 	}
 	if err != nil {
 		return h, fault.Wrap(fault.Unavailable, err)
-	}
-	if err := json.Unmarshal(b, &h); err != nil {
-		return h, fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != driverName || h.Version > formatVersion {
 		return h, fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -202,7 +189,7 @@ const driverName = "lvm"
 // Info describes the pool. What is kept for machines that run when all else is full
 // counts as none of it.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
@@ -231,22 +218,14 @@ func capabilities() storage.Capabilities {
 
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
-	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
-		return nil, err
-	}
-	names, err := namesIn(p.root, string(class))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	slices.Sort(names)
-	return names, ctx.Err()
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	return p.root.List(ctx, class)
 }
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -259,16 +238,16 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 // Rename gives a volume another name. Its logical volumes keep theirs; the tag that
 // shows the volume's name follows.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return err
@@ -309,14 +288,14 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 	case err != nil:
 		return err
 	}
-	return syncDir(p.root, string(to.Class))
+	return pooldir.Sync(p.root, string(to.Class))
 }
 
 // Delete removes a volume from sight: its record goes to the trash, which tells
 // Sweep what to destroy.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot delete volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -326,18 +305,18 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	case err != nil:
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	if err := p.idle(&h.rec); err != nil {
 		return err
 	}
-	if err := p.root.Rename(key.String(), path.Join(trashDir, newID())); err != nil {
+	if err := p.root.Rename(key.String(), path.Join(pooldir.Trash, pooldir.NewID())); err != nil {
 		return err
 	}
 	p.step("deleted")
 	for _, id := range h.rec.ids() {
 		p.unmount(id)
 	}
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // deleteDamaged deletes a volume whose record cannot be read, which is how one
@@ -352,59 +331,9 @@ func (p *Pool) deleteDamaged(ctx context.Context, key storage.Key) error {
 		return err
 	}
 	defer c.end()
-	if err := p.root.Rename(key.String(), c.path("damaged")); err != nil {
+	if err := p.root.Rename(key.String(), c.dir.Path("damaged")); err != nil {
 		return err
 	}
 	c.done, c.wasteful = true, true
-	return syncDir(p.root, string(key.Class))
-}
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case noSpace(*err), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.ESTALE):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
-}
-
-// noSpace tells whether err is that of a full pool.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-}
-
-// unavailable says that the pool is not as it has to be, if err says that something
-// is missing in it.
-func unavailable(err error) error {
-	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Unavailable, "the pool is gone or damaged: %w", err)
-	}
-	return err
+	return pooldir.Sync(p.root, string(key.Class))
 }

@@ -20,6 +20,8 @@ import (
 	"brig/instance/run"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
 )
 
 // Sizes of what is made.
@@ -121,14 +123,14 @@ func makeFile(path, text string) (*os.File, error) {
 
 // destroyVG removes a volume group that nothing is in any more, and its file.
 func destroyVG(ctx context.Context, p *place, source string) error {
-	if _, err := lvm(ctx, "vgremove", "-f", "-y", "--", p.vg); ignoreMissing(err) != nil {
+	if _, err := lvm(ctx, "vgremove", "-f", "-y", "--", p.vg); pooldir.IgnoreMissing(err) != nil {
 		return err
 	}
 	if p.made == madeFile {
-		return ignoreMissing(os.Remove(p.file))
+		return pooldir.IgnoreMissing(os.Remove(p.file))
 	}
 	_, err := lvm(ctx, "pvremove", "-y", "--", source)
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // makeThin makes a thin pool in a volume group, of the given size, or of all that is
@@ -193,7 +195,7 @@ func checkThin(ctx context.Context, vg, thin string) error {
 
 // Make makes a pool with a new id in a thin pool.
 func Make(ctx context.Context, o Options) (err error) {
-	defer fail(&err, "cannot make a pool in %q", o.VG+"/"+o.Thin)
+	defer storage.Fail(&err, "cannot make a pool in %q", o.VG+"/"+o.Thin)
 	p, err := newPool(o)
 	if err != nil {
 		return err
@@ -273,7 +275,7 @@ func (p *Pool) layOut(ctx context.Context) error {
 	if err := p.root.Remove("lost+found"); err != nil {
 		return err
 	}
-	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir, snapshotsDir} {
+	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), pooldir.Staging, pooldir.Trash, snapshotsDir} {
 		if err := p.root.Mkdir(name, 0o700); err != nil {
 			return err
 		}
@@ -294,13 +296,13 @@ func (p *Pool) writeHeader() error {
 	if err := p.root.WriteFile(temporary, append(b, '\n'), 0o600); err != nil {
 		return err
 	}
-	if err := unix.Syncfs(int(p.at.Fd())); err != nil {
+	if err := unix.Syncfs(int(p.root.File.Fd())); err != nil {
 		return err
 	}
 	if err := p.root.Rename(temporary, poolFile); err != nil {
 		return err
 	}
-	return syncDir(p.root, ".")
+	return pooldir.Sync(p.root, ".")
 }
 
 // unmountAll unmounts what is mounted for a pool, which nobody may use, and removes
@@ -318,12 +320,12 @@ func unmountAll(o Options) error {
 		}
 	}
 	for _, point := range append(points, volumes, used, filepath.Join(o.Dir, ownMount), o.Dir) {
-		if point != o.Dir && mounted(point) {
+		if point != o.Dir && mount.Mounted(point) {
 			if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
 				return fault.New(fault.Busy, "%q is in use: %w", point, err)
 			}
 		}
-		if err := ignoreMissing(os.Remove(point)); err != nil {
+		if err := pooldir.IgnoreMissing(os.Remove(point)); err != nil {
 			return err
 		}
 	}

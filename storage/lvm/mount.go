@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/holders"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
 )
 
 // fsType is the file system of trees. It takes a bound on what is written while it is
@@ -63,8 +64,8 @@ func (p *Pool) mountAt(ctx context.Context, id, target string, flags uintptr) (*
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return nil, err
 	}
-	err := patient(ctx, func() error {
-		if mounted(target) {
+	err := holders.Outlast(ctx, func() error {
+		if mount.Mounted(target) {
 			return nil
 		}
 		device, err := p.activate(ctx, id)
@@ -87,41 +88,11 @@ func (p *Pool) mountAt(ctx context.Context, id, target string, flags uintptr) (*
 // mountPoint is where a logical volume is mounted.
 func (p *Pool) mountPoint(id string) string { return filepath.Join(p.dir, volumeMount, id) }
 
-// mounted tells whether something is mounted at dir. Every logical volume has a
-// directory of its own, whose name it alone has.
-func mounted(dir string) bool {
-	var here, above unix.Stat_t
-	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
-}
-
-// How long what is busy for a moment is waited for.
-const (
-	maxPatience = 3 * time.Second
-	minWait     = 200 * time.Microsecond
-	maxWait     = 50 * time.Millisecond
-)
-
-// patient calls f again for a while as long as it finds something busy.
-func patient(ctx context.Context, f func() error) error {
-	deadline := time.Now().Add(maxPatience)
-	for wait := minWait; ; wait = min(2*wait, maxWait) {
-		err := f()
-		if err == nil || !errors.Is(err, unix.EBUSY) && !fault.Is(err, fault.Busy) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
-}
-
 func (p *Pool) mountError(id string, err error) error {
 	name := p.full(id)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fault.New(fault.Busy, "the volume %q is busy: %s has it", name, p.users(id))
+		return fault.New(fault.Busy, "the volume %q %s", name, p.inUse(id))
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EUCLEAN):
 		return fault.New(fault.Unavailable, "the file system on %q is damaged; see dmesg, and e2fsck", name)
 	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENOSPC):
@@ -149,7 +120,7 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 	}
 	data, err := p.mountAt(ctx, id, p.mountPoint(id), flags)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	defer data.Close()
 	if readOnly {
@@ -164,17 +135,9 @@ func (p *Pool) mountVolume(ctx context.Context, id string, rec *record, readOnly
 // That somebody uses it is found out when it is removed.
 func (p *Pool) unmount(id string) {
 	point := p.mountPoint(id)
-	if mounted(point) {
+	if mount.Mounted(point) {
 		unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	os.Remove(point)
 	os.Remove(filepath.Join(p.dir, usedDir, id))
-}
-
-// ignoreMissing makes nothing of an error that says that something is not there.
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
 }

@@ -7,11 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 func TestClassesOfWhatLVMSays(t *testing.T) {
@@ -87,8 +86,8 @@ func TestNames(t *testing.T) {
 		}
 	}
 	for id, want := range map[string]bool{"0123456789abcdef": true, "": false, "0123456789ABCDEF": false, "0123456789abcde": false, "../0123456789abc": false, "0123456789abcdef\n": false} {
-		if got := validID(id); got != want {
-			t.Errorf("validID(%q) = %v, want %v", id, got, want)
+		if got := pooldir.ValidID(id); got != want {
+			t.Errorf("pooldir.ValidID(%q) = %v, want %v", id, got, want)
 		}
 	}
 	if got := dmName("my-vg", "brig01234567-0123456789abcdef"); got != "my--vg-brig01234567--0123456789abcdef" {
@@ -206,18 +205,5 @@ func TestHostileDumps(t *testing.T) {
 		if got, err := parseDump(strings.NewReader(bad)); err == nil {
 			t.Errorf("parseDump(%.40q) = %v, want an error", bad, got)
 		}
-	}
-}
-
-func TestMountPoints(t *testing.T) {
-	const mountinfo = `22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
-40 22 254:3 / /run/brig/pools/p/volumes/a rw shared:9 - ext4 /dev/mapper/x rw
-41 22 254:3 /rootfs /mnt/with\040space rw - ext4 /dev/mapper/x rw
-42 22 254:31 / /run/b rw - ext4 /dev/mapper/y rw
-broken line
-`
-	got := parseMountPoints([]byte(mountinfo), unix.Mkdev(254, 3))
-	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
-		t.Errorf("parseMountPoints = %q, want %q", got, want)
 	}
 }

@@ -6,25 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
-// What is in a volume's directory on the pool's own volume.
-const (
-	recordFile = "volume.json"
-	metaDir    = "meta"
-)
-
-// maxRecord bounds what is read of a record.
-const maxRecord = 8 << 20
+// recordFile is in a volume's directory on the pool's own volume.
+const recordFile = "volume.json"
 
 // record is the content of volume.json, the truth about a volume. A logical volume
 // that no record names is none of a volume's.
@@ -76,45 +69,9 @@ func (r *record) find(name string) (int, error) {
 func (p *Pool) load(key storage.Key) (record, error) {
 	rec, err := p.read(key.String())
 	if errors.Is(err, fs.ErrNotExist) {
-		if _, err := p.root.Lstat(string(key.Class)); err != nil {
-			return rec, unavailable(err)
-		}
-		return rec, fault.New(fault.NotFound, "there is no volume %q", key)
+		return rec, p.root.Missing(key)
 	}
 	return rec, err
-}
-
-// errTooLarge tells that a file is larger than anything brig writes.
-var errTooLarge = errors.New("it is too large")
-
-// readFile reads a regular file of the pool's own volume, by a path without links
-// in it, in as few calls as can be: list does it for each volume.
-func (p *Pool) readFile(name string, most int64) (_ []byte, err error) {
-	fd, err := unix.Openat2(int(p.at.Fd()), name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
-	})
-	if err != nil {
-		return nil, &fs.PathError{Op: "openat2", Path: name, Err: err}
-	}
-	defer unix.Close(fd)
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, &fs.PathError{Op: "stat", Path: name, Err: err}
-	}
-	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
-	case st.Size > most:
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errTooLarge}
-	}
-	b := make([]byte, st.Size)
-	// Files are replaced and never changed, so one call gives all of it.
-	n, err := unix.Pread(fd, b, 0)
-	if err != nil {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: err}
-	}
-	return b[:n], nil
 }
 
 // read reads the record of the volume in a directory of the pool's own volume.
@@ -122,21 +79,14 @@ func (p *Pool) read(dir string) (rec record, err error) {
 	damaged := func(format string, args ...any) (record, error) {
 		return rec, fault.New(fault.Unavailable, "the record of %q is damaged: %w", dir, fmt.Errorf(format, args...))
 	}
-	b, err := p.readFile(path.Join(dir, recordFile), maxRecord)
-	if errors.Is(err, errTooLarge) {
-		return damaged("%w", err)
-	}
-	if err != nil {
+	if err := p.root.ReadRecord(path.Join(dir, recordFile), &rec); err != nil {
 		return rec, err
-	}
-	if err := json.Unmarshal(b, &rec); err != nil {
-		return damaged("%w", err)
 	}
 	if rec.Version > formatVersion {
 		return rec, fault.New(fault.Unsupported, "%q was written by a newer brig in format %d", dir, rec.Version)
 	}
 	for _, id := range rec.ids() {
-		if !validID(id) || !slices.Contains(classes, rec.Class) {
+		if !pooldir.ValidID(id) || !slices.Contains(pooldir.Classes(), rec.Class) {
 			return damaged("it names %q of class %q", id, rec.Class)
 		}
 	}
@@ -148,50 +98,23 @@ func (p *Pool) read(dir string) (rec record, err error) {
 
 // locked is a volume that is held, with its record.
 type locked struct {
-	dir  *os.Root
-	lock *os.File
-	rec  record
-}
-
-func (h *locked) close() {
-	h.lock.Close() // which unlocks
-	h.dir.Close()
+	dir *pooldir.Held
+	rec record
 }
 
 // lockVolume holds a volume: for a change (LOCK_EX), or so that nobody changes it
 // while it is cloned (LOCK_SH), and reads its record.
 func (p *Pool) lockVolume(ctx context.Context, key storage.Key, how int) (*locked, error) {
-	for {
-		dir, err := p.root.OpenRoot(key.String())
-		if errors.Is(err, fs.ErrNotExist) {
-			_, err = p.load(key) // which says why
-			return nil, first(err, fault.New(fault.Busy, "somebody else is making it"))
-		}
-		if err != nil {
-			return nil, err
-		}
-		lock, err := flock(ctx, dir, how)
-		if err != nil {
-			dir.Close()
-			return nil, err
-		}
-		h := &locked{dir: dir, lock: lock}
-		// It may have been renamed or deleted while this waited.
-		mine, err := lock.Stat()
-		if err != nil {
-			h.close()
-			return nil, err
-		}
-		if there, err := p.root.Lstat(key.String()); err != nil || !os.SameFile(mine, there) {
-			h.close()
-			continue
-		}
-		if h.rec, err = p.load(key); err != nil {
-			h.close()
-			return nil, err
-		}
-		return h, nil
+	dir, err := p.root.HoldVolume(ctx, key, how)
+	if err != nil {
+		return nil, err
 	}
+	rec, err := p.load(key)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return &locked{dir, rec}, nil
 }
 
 // encode gives the text of a record.
@@ -201,63 +124,12 @@ func encode(rec record) ([]byte, error) {
 	return append(b, '\n'), err
 }
 
-// syncDir makes the names in a directory durable.
-func syncDir(root *os.Root, name string) error {
-	d, err := root.Open(name)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// namesIn names what is in a directory.
-func namesIn(root *os.Root, name string) ([]string, error) {
-	d, err := root.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
-	return d.Readdirnames(-1)
-}
-
-// flock locks the directory dir until the file it returns is closed, or the
-// program ends. It tries again and again, because a call that waits in the kernel
-// could not obey ctx.
-func flock(ctx context.Context, dir *os.Root, how int) (*os.File, error) {
-	f, err := dir.Open(".")
-	if err != nil {
-		return nil, err
-	}
-	if err := lockFile(ctx, f, how); err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
-func lockFile(ctx context.Context, f *os.File, how int) error {
-	for wait := minWait; ; wait = min(2*wait, maxWait) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("lock: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
-}
-
 // share keeps Sweep from reading the records until release is called. Whoever
 // moves one holds it, so that no record is missed on its way.
 func (p *Pool) share(ctx context.Context) (release func(), err error) {
-	f, err := flock(ctx, p.root, unix.LOCK_SH)
+	h, err := p.root.Hold(ctx, ".", unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
-	return func() { f.Close() }, nil
+	return func() { h.Close() }, nil
 }

@@ -6,12 +6,13 @@ import (
 	"strconv"
 
 	"brig/instance/fault"
+	"brig/storage"
 )
 
 // Resize makes the file that the pool is in, and its thin pool, larger. A volume group
 // in a file does not shrink.
 func (p *Pool) Resize(ctx context.Context, max int64) (err error) {
-	defer fail(&err, "cannot resize the pool %q", p.name)
+	defer storage.Fail(&err, "cannot resize the pool %q", p.name)
 	if p.file == "" {
 		return fault.New(fault.Unsupported, "it is not in a file of its own: use lvextend on %s/%s", p.vg, p.thin)
 	}

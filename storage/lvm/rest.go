@@ -9,6 +9,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"brig/instance/flock"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
 )
 
 // restAfter is how long a logical volume that nobody uses stays mounted and active
@@ -28,7 +32,7 @@ func (p *Pool) use(ctx context.Context, id string) (release func(), err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := lockFile(ctx, f, unix.LOCK_EX); err != nil {
+		if err := flock.Hold(ctx, f, unix.LOCK_EX); err != nil {
 			f.Close()
 			return nil, err
 		}
@@ -53,11 +57,11 @@ func (p *Pool) rest(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		if !validID(e.Name()) {
+		if !pooldir.ValidID(e.Name()) {
 			continue
 		}
 		p.restOne(ctx, e.Name())
-		if limit, writable := limits[e.Name()]; writable && mounted(p.mountPoint(e.Name())) {
+		if limit, writable := limits[e.Name()]; writable && mount.Mounted(p.mountPoint(e.Name())) {
 			err = errors.Join(err, p.bound(ctx, e.Name(), limit))
 		}
 	}
@@ -77,7 +81,7 @@ func (p *Pool) restOne(ctx context.Context, id string) {
 		return
 	}
 	point := p.mountPoint(id)
-	if mounted(point) {
+	if mount.Mounted(point) {
 		if p.mountedElsewhere(id) || unix.Unmount(point, unix.UMOUNT_NOFOLLOW) != nil {
 			return
 		}

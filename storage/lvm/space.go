@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/mount"
 )
 
 // Of a thin pool, a part is kept: brig makes nothing new in it, so that what runs can
@@ -49,7 +50,7 @@ func (p *Pool) settled() (fill, error) {
 		return f, err
 	}
 	for _, e := range points {
-		if !mounted(p.mountPoint(e.Name())) {
+		if !mount.Mounted(p.mountPoint(e.Name())) {
 			continue
 		}
 		if d, err := os.Open(p.mountPoint(e.Name())); err == nil {
@@ -89,12 +90,12 @@ func (p *Pool) room(ctx context.Context) error {
 // room. If not, whoever needs space there is told that there is none.
 func (p *Pool) tend(ctx context.Context) {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(p.at.Fd()), &st); err != nil || st.Bfree > st.Blocks/4 && st.Ffree > st.Files/4 {
+	if err := unix.Fstatfs(int(p.root.File.Fd()), &st); err != nil || st.Bfree > st.Blocks/4 && st.Ffree > st.Files/4 {
 		return
 	}
 	// In a thin pool it has its space for itself, and would get more only on paper.
 	if kind, _, err := dmText(dmName(p.vg, p.lvName(ownVolume)), 0); err != nil || kind != "linear" {
 		return
 	}
-	p.grow(ctx, ownVolume, p.at, 2*int64(st.Blocks)*st.Bsize)
+	p.grow(ctx, ownVolume, p.root.File, 2*int64(st.Blocks)*st.Bsize)
 }

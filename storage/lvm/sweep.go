@@ -1,9 +1,9 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"os"
 	"path"
 	"slices"
 	"strings"
@@ -12,6 +12,8 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/holders"
+	"brig/storage/pooldir"
 )
 
 // Sweep removes the logical volumes that the entries of the trash let go and no
@@ -19,33 +21,28 @@ import (
 // takes as long as there is to remove, and never takes away what it merely does not
 // know. It can be stopped anywhere.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	dir, err := p.root.OpenRoot(trashDir)
+	trash, err := p.root.Hold(ctx, pooldir.Trash, unix.LOCK_EX)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
-	defer dir.Close()
-	lock, err := flock(ctx, dir, unix.LOCK_EX)
-	if err != nil {
-		return err
+	defer trash.Close()
+	for _, dead := range p.root.Dead() {
+		err = errors.Join(err, p.throwAway(dead.Path()))
+		dead.Close()
 	}
-	defer lock.Close()
-	for _, c := range p.deadChanges() {
-		err = errors.Join(err, p.throwAway(c.path()))
-		c.close()
-	}
-	if err := first(err, p.emptyTrash(ctx, dir)); err != nil {
+	if err := cmp.Or(err, p.emptyTrash(ctx)); err != nil {
 		return err
 	}
 	return p.rest(ctx)
 }
 
 // emptyTrash removes what the entries of the trash name, and then these.
-func (p *Pool) emptyTrash(ctx context.Context, dir *os.Root) error {
-	entries, err := namesIn(dir, ".")
+func (p *Pool) emptyTrash(ctx context.Context) error {
+	entries, err := pooldir.Names(p.root, pooldir.Trash)
 	if err != nil || len(entries) == 0 {
 		return err
 	}
@@ -56,7 +53,7 @@ func (p *Pool) emptyTrash(ctx context.Context, dir *os.Root) error {
 	ids := map[string][]string{}
 	var all []string
 	for _, entry := range entries {
-		list, e := p.idsIn(path.Join(trashDir, entry))
+		list, e := p.idsIn(path.Join(pooldir.Trash, entry))
 		if e != nil {
 			err = errors.Join(err, e)
 			continue
@@ -70,62 +67,28 @@ func (p *Pool) emptyTrash(ctx context.Context, dir *os.Root) error {
 		if slices.ContainsFunc(list, func(id string) bool { return failed[id] }) {
 			continue // the others are not to blame
 		}
-		err = errors.Join(err, p.root.RemoveAll(path.Join(trashDir, entry)))
+		err = errors.Join(err, p.root.RemoveAll(path.Join(pooldir.Trash, entry)))
 		p.step("trash emptied")
 	}
 	return err
 }
 
-// Pending tells whether there is anything for Sweep. Every change has a directory
-// while it runs, so one that died is seen here, whatever it left elsewhere.
-func (p *Pool) Pending() bool {
-	if names, err := namesIn(p.root, trashDir); err == nil && len(names) > 0 {
-		return true
-	}
-	dead := p.deadChanges()
-	for _, c := range dead {
-		c.close()
-	}
-	return len(dead) > 0
-}
-
-// deadChanges gives the changes whose owners died, locked.
-func (p *Pool) deadChanges() []*change {
-	names, err := namesIn(p.root, stagingDir)
-	if err != nil {
-		return nil
-	}
-	var dead []*change
-	for _, name := range names {
-		c := &change{pool: p, name: name}
-		if c.dir, err = p.root.OpenRoot(c.path()); err != nil {
-			continue
-		}
-		if c.lock, err = c.dir.Open("."); err == nil {
-			if unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				dead = append(dead, c)
-				continue
-			}
-			c.lock.Close()
-		}
-		c.dir.Close()
-	}
-	return dead
-}
+// Pending tells whether there is anything for Sweep.
+func (p *Pool) Pending() bool { return p.root.Pending() }
 
 // named gives the logical volumes that records name, and of which volume each is.
 // An unreadable record is an error: nobody knows what it named.
 func (p *Pool) named(ctx context.Context) (map[string]storage.Key, error) {
-	lock, err := flock(ctx, p.root, unix.LOCK_EX)
+	lock, err := p.root.Hold(ctx, ".", unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	named := map[string]storage.Key{}
-	for _, class := range classes {
-		names, err := namesIn(p.root, string(class))
+	for _, class := range pooldir.Classes() {
+		names, err := pooldir.Names(p.root, string(class))
 		if err != nil {
-			return nil, unavailable(err)
+			return nil, pooldir.Damaged(err)
 		}
 		for _, name := range names {
 			if err := ctx.Err(); err != nil {
@@ -216,14 +179,14 @@ func (p *Pool) remove(ctx context.Context, ids []string) map[string]error {
 func (p *Pool) removeOne(ctx context.Context, id string) error {
 	try := func() error {
 		_, err := lvm(ctx, "lvremove", "-An", "-f", "-y", "--", p.full(id))
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	err := try()
 	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, try)
+		err = holders.Outlast(ctx, try)
 	}
 	if fault.Is(err, fault.Busy) {
-		return fault.New(fault.Busy, "%q is in use by %s; it is removed when that ends", p.full(id), p.users(id))
+		return fault.New(fault.Busy, "%q %s; it is removed when that ends", p.full(id), p.inUse(id))
 	}
 	return err
 }
@@ -232,7 +195,7 @@ func (p *Pool) removeOne(ctx context.Context, id string) error {
 func (p *Pool) existing(ctx context.Context) (map[string]bool, error) {
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"-")
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	there := map[string]bool{}
 	for _, v := range list {
@@ -245,12 +208,12 @@ func (p *Pool) existing(ctx context.Context) (map[string]bool, error) {
 func (p *Pool) labelled(ctx context.Context, key storage.Key) ([]string, error) {
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"-")
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	var ids []string
 	for _, v := range list {
 		id := strings.TrimPrefix(v.Name, p.id+"-")
-		if validID(id) && slices.Contains(strings.Split(v.Tags, ","), tagVolume+key.String()) {
+		if pooldir.ValidID(id) && slices.Contains(strings.Split(v.Tags, ","), tagVolume+key.String()) {
 			ids = append(ids, id)
 		}
 	}

@@ -2,6 +2,7 @@ package lvm
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,18 +16,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/flock"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Usage measures a volume by the mappings in the thin pool's metadata, in chunks of
 // the pool. What a volume shares with nobody but its own snapshots is exclusive. The
 // metadata of the whole pool are read for that, and kept until they change.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Usage{}, err
 	}
 	// What was just written has no place in the pool yet.
@@ -37,7 +40,7 @@ func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
 	if err != nil {
 		return storage.Usage{}, err
 	}
-	own := p.sizeOf(v.key.String()) + p.sizeOf(path.Join(v.key.String(), metaDir))
+	own := p.sizeOf(v.key.String()) + p.sizeOf(path.Join(v.key.String(), pooldir.MetaDir))
 	for _, s := range rec.Snapshots {
 		own += p.sizeOf(path.Join(snapshotsDir, s.ID))
 	}
@@ -65,7 +68,7 @@ func oldestFirst(snapshots []snapshot, usage []storage.SnapshotUsage) {
 
 // sizeOf gives the bytes of the files in a directory of the pool's own volume.
 func (p *Pool) sizeOf(dir string) (total int64) {
-	names, err := namesIn(p.root, dir)
+	names, err := pooldir.Names(p.root, dir)
 	if err != nil {
 		return 0
 	}
@@ -123,7 +126,7 @@ type owner struct {
 func (p *Pool) owners(ctx context.Context) (map[int64]owner, error) {
 	list, err := lvs(ctx, p.vg, "lv_name=~^"+p.id+"-")
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	named, err := p.named(ctx)
 	if err != nil {
@@ -155,10 +158,10 @@ func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
 	// takes this lock. One that is there nevertheless was left by a dead program.
 	lock, err := os.Open(meta)
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	defer lock.Close()
-	if err := lockFile(ctx, lock, unix.LOCK_EX); err != nil {
+	if err := flock.Hold(ctx, lock, unix.LOCK_EX); err != nil {
 		return nil, err
 	}
 	const reserve, release = "reserve_metadata_snap", "release_metadata_snap"
@@ -181,7 +184,7 @@ func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
 	_, err = run.With(ctx, run.Options{Stdout: w}, "thin_dump", "-m", meta)
 	w.Close()
 	parseErr := <-parsed
-	return found, errors.Join(first(classify(err), parseErr), dmMessage(pool, release))
+	return found, errors.Join(cmp.Or(classify(err), parseErr), dmMessage(pool, release))
 }
 
 // extent is a run of chunks of the thin pool.

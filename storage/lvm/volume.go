@@ -1,9 +1,8 @@
 package lvm
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -42,20 +42,13 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root mounts the volume, or activates its disk, and says where it is. If that fails,
@@ -96,7 +89,7 @@ func (p *Pool) activateDisk(ctx context.Context, id string) error {
 	}
 	defer release()
 	_, err = p.activate(ctx, id)
-	return unavailable(err)
+	return pooldir.Damaged(err)
 }
 
 // change locks the volume and calls f to change it.
@@ -108,7 +101,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -119,7 +112,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot makes a thin snapshot, copies the metadata files and notes both in the
 // record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -162,26 +155,26 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 
 // keepMeta copies the metadata files of a volume for a snapshot.
 func (p *Pool) keepMeta(h *locked, id string) error {
-	files, err := h.dir.OpenRoot(metaDir)
+	files, err := h.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
 	defer files.Close()
 	place := path.Join(snapshotsDir, id)
 	if err := p.root.Mkdir(place, 0o700); err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	to, err := p.root.OpenRoot(place)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return copyFiles(files, to)
+	return pooldir.CopyMeta(files, to)
 }
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -200,27 +193,27 @@ func (v *volume) snapshot(ctx context.Context, name string) (id string, rec reco
 		return "", rec, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return "", rec, err
 	}
 	return rec.Snapshots[i].ID, rec, nil
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	id, _, err := v.snapshot(ctx, name)
 	if err != nil {
 		return nil, err
 	}
 	dir, err := v.pool.root.OpenRoot(path.Join(snapshotsDir, id))
-	return dir, unavailable(err)
+	return dir, pooldir.Damaged(err)
 }
 
 // SnapshotRoot mounts a snapshot, or activates its disk, until nobody uses it any
 // more. A file system that was not at rest is put right when it is mounted, which
 // writes to the snapshot and changes no file in it.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	id, rec, err := v.snapshot(ctx, name)
 	if err != nil {
 		return storage.Root{}, err
@@ -235,7 +228,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 // Restore makes a copy of the snapshot the volume's data. All snapshots stay; Sweep
 // removes what the volume had.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -245,7 +238,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 			return fault.New(fault.WrongState, "images are read-only")
 		}
 		p := v.pool
-		if err := first(p.idle(&h.rec), p.room(ctx)); err != nil {
+		if err := cmp.Or(p.idle(&h.rec), p.room(ctx)); err != nil {
 			return err
 		}
 		c, err := p.begin(ctx)
@@ -270,7 +263,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 
 // DeleteSnapshot drops a snapshot from the record. Sweep removes it.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -296,7 +289,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name in the record, and in the tag that
 // shows it.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

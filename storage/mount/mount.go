@@ -17,6 +17,12 @@ import (
 	"brig/instance/fault"
 )
 
+// Mounted tells whether something is mounted at dir, which is no link.
+func Mounted(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+}
+
 // Spec is what to mount. With Lower set it is an overlay of Lower (top layer
 // first) under Upper, with Work on Upper's file system; without Upper it is
 // read-only. Without Lower, Upper alone is the tree.

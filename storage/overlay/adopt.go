@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 	"brig/storage/treecopy"
 )
@@ -30,8 +32,8 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 // nobody changes a frozen layer, so layers of one id hold the same in every pool,
 // and disks go on naming each other.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
-	if err := first(storage.CheckName("snapshot", as.Name), storage.CheckName("snapshot", snapshotName)); err != nil {
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
+	if err := cmp.Or(storage.CheckName("snapshot", as.Name), storage.CheckName("snapshot", snapshotName)); err != nil {
 		return err
 	}
 	if !v.CanAdopt(from) {
@@ -78,13 +80,13 @@ func (v *volume) adopt(ctx context.Context, h *locked, a adoption, as storage.Sn
 	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	s := snapshot{ID: newID(), Snapshot: as, Layers: slices.Clone(a.snapshot.Layers)}
+	s := snapshot{ID: pooldir.NewID(), Snapshot: as, Layers: slices.Clone(a.snapshot.Layers)}
 	s.CreatedAt, s.ExpiresAt = as.CreatedAt.Round(0), as.ExpiresAt.Round(0)
-	if err := p.root.Rename(c.path(newSnapshot), path.Join(v.key.String(), snapshotsDir, s.ID)); err != nil {
+	if err := p.root.Rename(c.dir.Path(newSnapshot), path.Join(v.key.String(), snapshotsDir, s.ID)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
-	if err := syncDir(h.dir, snapshotsDir); err != nil {
+	if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 		return err
 	}
 	rec := h.rec.clone()
@@ -107,7 +109,7 @@ func (c *change) adoptFiles(a adoption, edit func(dir *os.Root) error) error {
 		return err
 	}
 	defer files.Close()
-	if err := copyMetas(files, to); err != nil {
+	if err := pooldir.CopyMeta(files, to); err != nil {
 		return err
 	}
 	if edit != nil {
@@ -159,7 +161,7 @@ func (c *change) bringLayers(ctx context.Context, from *Pool, layers []string, c
 			return nil, err
 		}
 	}
-	return release, syncDir(p.root, layersDir)
+	return release, pooldir.Sync(p.root, layersDir)
 }
 
 // hasLayer tells whether the pool has a layer.
@@ -179,7 +181,7 @@ func (c *change) putBrought(id string) error {
 	}
 	defer dir.Close()
 	fd := int(dir.Fd())
-	err = unix.Renameat2(fd, c.path(broughtLayer(id)), fd, path.Join(layersDir, id), unix.RENAME_NOREPLACE)
+	err = unix.Renameat2(fd, c.dir.Path(broughtLayer(id)), fd, path.Join(layersDir, id), unix.RENAME_NOREPLACE)
 	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}
@@ -201,7 +203,7 @@ func (p *Pool) sameLayer(from *Pool, id string, content storage.Content) error {
 	}
 	a, err1 := from.root.Lstat(inLayer(id, name))
 	b, err2 := p.root.Lstat(inLayer(id, name))
-	if err := first(err1, err2); err != nil {
+	if err := cmp.Or(err1, err2); err != nil {
 		return err
 	}
 	if a.Size() != b.Size() || !a.ModTime().Equal(b.ModTime()) {
@@ -226,11 +228,11 @@ func (c *change) copyLayer(ctx context.Context, from *Pool, id string, content s
 	if err := c.dir.Mkdir(to, 0o755); err != nil {
 		return err
 	}
-	source, target := from.path(layersDir, id, rootName), c.pool.path(c.path(to))
+	source, target := from.path(layersDir, id, rootName), c.pool.path(c.dir.Path(to))
 	if err := treecopy.Copy(ctx, source, target); err != nil {
 		return err
 	}
-	if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+	if err := unix.Syncfs(int(c.dir.File.Fd())); err != nil {
 		return err
 	}
 	want, err := treecopy.Digest(ctx, source)
@@ -276,7 +278,7 @@ func (c *change) copyDisk(ctx context.Context, from *Pool, id, name string) erro
 	if err := c.dir.Chtimes(path.Join(name, disk), st.ModTime(), st.ModTime()); err != nil {
 		return err
 	}
-	if err := errors.Join(target.Sync(), syncDir(c.dir, name)); err != nil {
+	if err := errors.Join(target.Sync(), pooldir.Sync(c.dir, name)); err != nil {
 		return err
 	}
 	same, err := treecopy.SameFile(ctx, source, target)
@@ -284,25 +286,4 @@ func (c *change) copyDisk(ctx context.Context, from *Pool, id, name string) erro
 		err = fault.New(fault.Internal, "the copy is not the same as its source")
 	}
 	return err
-}
-
-// copyMetas copies the metadata files of one directory to another. The caller syncs
-// them.
-func copyMetas(from, to *os.Root) error {
-	entries, err := readDir(from, ".")
-	if err != nil {
-		return err
-	}
-	if len(entries) > maxFiles {
-		return fault.New(fault.Invalid, "there are %d files, and metadata are at most %d", len(entries), maxFiles)
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			continue
-		}
-		if err := copyMeta(from, e.Name(), to, e.Name()); err != nil {
-			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
-		}
-	}
-	return nil
 }

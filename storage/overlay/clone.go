@@ -1,25 +1,21 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"os"
 	"path"
-
-	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Clone makes a writable volume over the layers of another. If that has an active
 // layer with changes in it, the layer is frozen first and the source gets a new
 // one, so that both share it.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(key)); err != nil {
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
+	if err := cmp.Or(from.Check(), p.root.CheckNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -30,7 +26,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +40,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 			return nil, err
 		}
 	}
-	if err := syncFiles(c.dir, path.Join(newVolume, metaDir)); err != nil {
+	if err := syncFiles(c.dir, path.Join(pooldir.NewVolume, pooldir.MetaDir)); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -56,13 +52,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	}
 	defer release()
 	return c.publish(key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // take fills the new volume with the metadata files of from and a record over its
@@ -86,7 +75,7 @@ func (c *change) takeFrozen(ctx context.Context, from storage.Source, to storage
 	if err != nil {
 		return rec, err
 	}
-	layers, files := source.Layers, path.Join(from.Key.String(), metaDir)
+	layers, files := source.Layers, path.Join(from.Key.String(), pooldir.MetaDir)
 	if from.Snapshot != "" {
 		i, err := source.find(from.Snapshot)
 		if err != nil {
@@ -95,7 +84,7 @@ func (c *change) takeFrozen(ctx context.Context, from storage.Source, to storage
 		layers = source.Snapshots[i].Layers
 		files = path.Join(from.Key.String(), snapshotsDir, source.Snapshots[i].ID)
 	}
-	if err := p.copyFiles(files, c.path(newVolume, metaDir)); err != nil {
+	if err := p.copyMeta(files, c.dir.Path(pooldir.NewVolume, pooldir.MetaDir)); err != nil {
 		return rec, err
 	}
 	if source.Flat && isFlat(to, source.Content) {
@@ -111,9 +100,9 @@ func (c *change) takeActive(ctx context.Context, from, to storage.Key, live *sto
 	if err != nil {
 		return rec, err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	f, err := c.freeze(ctx, h, live, func() error {
-		return p.copyFiles(path.Join(from.String(), metaDir), c.path(newVolume, metaDir))
+		return p.copyMeta(path.Join(from.String(), pooldir.MetaDir), c.dir.Path(pooldir.NewVolume, pooldir.MetaDir))
 	})
 	if err != nil {
 		return rec, err
@@ -139,51 +128,18 @@ func (c *change) standOn(content storage.Content, layers []string) (rec record, 
 	return rec, c.writeRecord(rec)
 }
 
-// Bounds of the metadata files of a volume.
-const (
-	maxFiles    = 64
-	maxFileSize = 128 << 20
-)
-
-// copyFiles copies the metadata files in the directory from into the directory
-// to. The caller syncs them, when all that belongs to a change is written.
-func (p *Pool) copyFiles(from, to string) error {
-	entries, err := readDir(p.root, from)
+// copyMeta copies the metadata files in the directory from into the directory to.
+// The caller syncs them, when all that belongs to a change is written.
+func (p *Pool) copyMeta(from, to string) error {
+	source, err := p.root.OpenRoot(from)
 	if err != nil {
 		return err
 	}
-	if len(entries) > maxFiles {
-		return fault.New(fault.Invalid, "%q holds %d files, and metadata are at most %d", from, len(entries), maxFiles)
-	}
-	for _, e := range entries {
-		if !e.Type().IsRegular() {
-			continue
-		}
-		if err := copyMeta(p.root, path.Join(from, e.Name()), p.root, path.Join(to, e.Name())); err != nil {
-			return fmt.Errorf("metadata file %q: %w", e.Name(), err)
-		}
-	}
-	return nil
-}
-
-func copyMeta(source *os.Root, from string, target *os.Root, to string) (err error) {
-	r, err := source.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	defer source.Close()
+	target, err := p.root.OpenRoot(to)
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	st, err := r.Stat()
-	if err != nil {
-		return err
-	}
-	if !st.Mode().IsRegular() || st.Size() > maxFileSize {
-		return fault.New(fault.Invalid, "it is not a file of at most %d bytes", maxFileSize)
-	}
-	w, err := target.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, st.Mode().Perm())
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	_, err = io.Copy(w, io.LimitReader(r, maxFileSize))
-	return err
+	defer target.Close()
+	return pooldir.CopyMeta(source, target)
 }

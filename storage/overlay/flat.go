@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/treecopy"
 )
 
@@ -30,15 +31,15 @@ func (c *change) copyFlat(ctx context.Context, from string) (id string, err erro
 		}
 	}
 	p := c.pool
-	if err := treecopy.Copy(ctx, p.path(layersDir, from, rootName), p.path(c.path(newLayer, rootName))); err != nil {
+	if err := treecopy.Copy(ctx, p.path(layersDir, from, rootName), p.path(c.dir.Path(newLayer, rootName))); err != nil {
 		return "", err
 	}
-	if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+	if err := unix.Syncfs(int(c.dir.File.Fd())); err != nil {
 		return "", err
 	}
 	p.step("tree copied")
-	id = newID()
-	return id, errors.Join(c.putLayer(id), syncDir(p.root, layersDir))
+	id = pooldir.NewID()
+	return id, errors.Join(c.putLayer(id), pooldir.Sync(p.root, layersDir))
 }
 
 // standFlat gives a new volume a flat record. Layers are those that it is to hold:

@@ -11,6 +11,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -37,7 +38,7 @@ func (c *change) flatten(ctx context.Context, content storage.Content, layers []
 func (c *change) flattenDisk(ctx context.Context, layers []string) ([]string, error) {
 	// Disks name the disk they stand on by its place beside them, so the new one is
 	// made where it will stay. Sweep knows it by this change if it comes to nothing.
-	id, lowest := newID(), layers[len(layers)-1]
+	id, lowest := pooldir.NewID(), layers[len(layers)-1]
 	c.unnamed = true
 	err := c.mergeDisks(ctx, id, layers[:len(layers)-1], lowest)
 	if fault.Is(err, fault.Unsupported) {
@@ -85,12 +86,12 @@ func (c *change) mergeDisks(ctx context.Context, id string, run []string, base s
 	if err := qcow2.Merge(ctx, to, from, beside(base, name), qcow2.FormatOf(name)); err != nil {
 		return err
 	}
-	return errors.Join(syncDir(p.root, dir), syncDir(p.root, layersDir))
+	return errors.Join(pooldir.Sync(p.root, dir), pooldir.Sync(p.root, layersDir))
 }
 
 // flattenTree merges the trees into one.
 func (c *change) flattenTree(ctx context.Context, layers []string) ([]string, error) {
-	id := newID()
+	id := pooldir.NewID()
 	err := c.mergeTrees(ctx, id, layers, len(layers)-1)
 	if fault.Is(err, fault.Unsupported) {
 		return layers, nil // a longer list is no harm yet
@@ -117,13 +118,13 @@ func (c *change) mergeTrees(ctx context.Context, id string, layers []string, run
 	if err != nil {
 		return fmt.Errorf("merging layers: %w", err)
 	}
-	if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+	if err := unix.Syncfs(int(c.dir.File.Fd())); err != nil {
 		return err
 	}
 	if err := c.putLayer(id); err != nil {
 		return err
 	}
-	return syncDir(c.pool.root, layersDir)
+	return pooldir.Sync(c.pool.root, layersDir)
 }
 
 // merge fills the new layer with what the first run of layers hold.
@@ -137,7 +138,7 @@ func (c *change) merge(ctx context.Context, layers []string, run int) error {
 		}
 		m.roots = append(m.roots, dirAt{layer: i, fd: fd})
 	}
-	to, err := openDir(unix.AT_FDCWD, c.pool.path(c.path(newLayer, rootName)))
+	to, err := openDir(unix.AT_FDCWD, c.pool.path(c.dir.Path(newLayer, rootName)))
 	if err != nil {
 		return err
 	}

@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"path"
 	"slices"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/holders"
+	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 	"brig/storage/treecopy"
 )
 
@@ -88,7 +89,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	}
 	if copied {
 		// Names and data of the copy, before a record relies on them.
-		if err := unix.Syncfs(int(c.lock.Fd())); err != nil {
+		if err := unix.Syncfs(int(c.dir.File.Fd())); err != nil {
 			return nil, err
 		}
 	}
@@ -96,7 +97,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 	if f.release, err = p.share(ctx); err != nil || !copied {
 		return f, err
 	}
-	id := newID()
+	id := pooldir.NewID()
 	if err := c.putLayer(id); err != nil {
 		f.release()
 		return nil, err
@@ -107,7 +108,7 @@ func (c *change) copyTree(ctx context.Context, h *locked, live *storage.Live) (_
 		f.release()
 		return nil, fault.New(fault.Exhausted, "it would stand on %d layers; stop it and take a snapshot, which merges them", len(f.layers))
 	}
-	return f, syncDir(p.root, layersDir)
+	return f, pooldir.Sync(p.root, layersDir)
 }
 
 // copyFrozen copies the tree and stops the writers for what they changed last. It
@@ -119,7 +120,7 @@ func (c *change) copyFrozen(ctx context.Context, h *locked, live *storage.Live) 
 		}
 	}
 	from := c.pool.path(layersDir, h.rec.Active, rootName)
-	copy := treecopy.NewAhead(from, c.pool.path(c.path(newLayer, rootName)))
+	copy := treecopy.NewAhead(from, c.pool.path(c.dir.Path(newLayer, rootName)))
 	if size, err := treecopy.Size(ctx, from); err != nil || size > aheadFrom {
 		if err := copy.Copy(ctx); err != nil {
 			return false, err
@@ -234,10 +235,6 @@ func (p *Pool) idle(rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU has the disk of a layer open for writing.
 func (p *Pool) written(id string) bool {
 	f, err := p.root.Open(inLayer(id, storage.DiskQcow2))
@@ -245,14 +242,5 @@ func (p *Pool) written(id string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, syscall.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
-}
-
-// noSpace tells whether err is that of a full file system.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+	return qcow2.Written(f)
 }

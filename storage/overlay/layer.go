@@ -2,6 +2,7 @@ package overlay
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +16,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -58,7 +60,7 @@ func (p *Pool) newActive(content storage.Content, layers []string) (id string, e
 	if limit := p.limit(content); len(layers) > limit {
 		return "", fault.New(fault.Exhausted, "it would stand on %d layers, and %d are possible; brig merges them by itself where the pool has room for that: free some space and try again in a while, or stop it first", len(layers), limit)
 	}
-	id = newID()
+	id = pooldir.NewID()
 	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {
 		return "", err
 	}
@@ -73,7 +75,7 @@ func (p *Pool) newActive(content storage.Content, layers []string) (id string, e
 		err = p.newTree(id, layers[0])
 	}
 	if err == nil {
-		err = syncDir(p.root, layersDir)
+		err = pooldir.Sync(p.root, layersDir)
 	}
 	if err != nil {
 		return "", err
@@ -110,7 +112,7 @@ func (p *Pool) newTree(id, below string) error {
 	if err := copyAttributes(int(from.Fd()), int(to.Fd())); err != nil {
 		return err
 	}
-	return syncDir(p.root, path.Join(layersDir, id))
+	return pooldir.Sync(p.root, path.Join(layersDir, id))
 }
 
 // newDisk makes an empty qcow2 file over the disk of the layer below.
@@ -128,7 +130,7 @@ func (p *Pool) newDisk(id, below string) error {
 		return err
 	}
 	err = qcow2.Create(f, size, beside(below, name), qcow2.FormatOf(name))
-	return errors.Join(err, f.Sync(), f.Close(), syncDir(p.root, path.Join(layersDir, id)))
+	return errors.Join(err, f.Sync(), f.Close(), pooldir.Sync(p.root, path.Join(layersDir, id)))
 }
 
 // diskSize is the size of the disk that the guest sees.
@@ -224,7 +226,7 @@ func copyAttributes(from, to int) error {
 // sameAttributes compares what copyAttributes copies, but for the times.
 func sameAttributes(a, b int) (bool, error) {
 	var x, y unix.Stat_t
-	if err := first(unix.Fstat(a, &x), unix.Fstat(b, &y)); err != nil {
+	if err := cmp.Or(unix.Fstat(a, &x), unix.Fstat(b, &y)); err != nil {
 		return false, err
 	}
 	if x.Mode != y.Mode || x.Uid != y.Uid || x.Gid != y.Gid {

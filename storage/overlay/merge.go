@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path"
@@ -208,7 +209,7 @@ func walk(dir int, name string) (w walked, err error) {
 		}
 		opaque, err1 := xattr(w.fd, opaqueXattr)
 		redirect, err2 := xattr(w.fd, redirectXattr)
-		if err := first(err1, err2); err != nil {
+		if err := cmp.Or(err1, err2); err != nil {
 			return w, err
 		}
 		switch {

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 
 	"brig/storage"
@@ -11,15 +12,15 @@ var _ storage.Owned = (*Pool)(nil)
 
 // Owner tells whose pool it is.
 func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
-	defer fail(&err, "cannot use pool %q", p.name)
+	defer storage.Fail(&err, "cannot use pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Owner{}, err
 	}
-	return owner.Read(p.root)
+	return owner.Read(p.root.Root)
 }
 
 // SetOwner notes whose pool it is.
 func (p *Pool) SetOwner(ctx context.Context, o storage.Owner) (err error) {
-	defer fail(&err, "cannot take over pool %q", p.name)
-	return first(ctx.Err(), owner.Write(p.root, o))
+	defer storage.Fail(&err, "cannot take over pool %q", p.name)
+	return cmp.Or(ctx.Err(), owner.Write(p.root.Root, o))
 }

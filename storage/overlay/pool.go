@@ -7,9 +7,8 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -24,21 +23,18 @@ import (
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/owner"
+	"brig/storage/pooldir"
 )
 
 // What is in a pool's directory beside the directories of the volume classes.
 const (
-	poolFile   = "pool.json"
-	layersDir  = "layers"
-	stagingDir = "staging"
-	trashDir   = "trash"
+	poolFile  = "pool.json"
+	layersDir = "layers"
 )
 
 // formatVersion is the layout that this driver writes. A pool with a larger one
 // was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options change a pool. The zero value is a pool named "default".
 type Options struct {
@@ -56,8 +52,7 @@ type Options struct {
 // any number of them, in any number of programs, may use one directory.
 type Pool struct {
 	dir  string
-	root *os.Root
-	at   *os.File // the same directory
+	root *pooldir.Dir
 	name string
 	must bool // be there
 	step func(string)
@@ -75,7 +70,7 @@ type header struct {
 // Open opens the pool in dir, and makes it if there is none yet: in a directory
 // that is missing or empty.
 func Open(dir string, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool in %q", dir)
+	defer storage.Fail(&err, "cannot open the pool in %q", dir)
 	if o.Name == "" {
 		o.Name = "default"
 	}
@@ -86,24 +81,10 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 		return nil, err
 	}
 	p := &Pool{dir: dir, name: o.Name, must: o.Existing, step: o.Step}
-	p.root, err = os.OpenRoot(dir)
-	if errors.Is(err, fs.ErrNotExist) && !o.Existing {
-		// Guests' set-user-id programs must be out of reach for the host's users.
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-		p.root, err = os.OpenRoot(dir)
+	if p.root, err = pooldir.OpenFolder(dir, !o.Existing); err != nil {
+		return nil, err
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.Unavailable, "%w: put it back, or mount its disk; if it is elsewhere now, forget this pool with brig storage delete --force, and adopt it there", err)
-	}
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err)
-	}
-	if p.at, err = p.root.Open("."); err == nil {
-		err = p.check()
-	}
-	if err != nil {
+	if err := p.check(); err != nil {
 		p.root.Close()
 		return nil, err
 	}
@@ -112,7 +93,8 @@ func Open(dir string, o Options) (_ *Pool, err error) {
 
 // check reads pool.json, or makes the pool.
 func (p *Pool) check() error {
-	b, err := p.root.ReadFile(poolFile)
+	var h header
+	err := p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		if p.must {
 			return fault.New(fault.Unavailable, "there is no pool in it: is a disk missing that has to be mounted there?")
@@ -121,10 +103,6 @@ func (p *Pool) check() error {
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err)
-	}
-	var h header
-	if err := json.Unmarshal(b, &h); err != nil {
-		return fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != "overlay" || h.Version > formatVersion {
 		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -135,17 +113,17 @@ func (p *Pool) check() error {
 // create makes the pool in a directory that holds nothing else. Two programs may
 // do so at once; the one that comes second finds what the first made.
 func (p *Pool) create() error {
-	known := []string{layersDir, stagingDir, trashDir}
-	for _, c := range classes {
+	known := []string{layersDir, pooldir.Staging, pooldir.Trash}
+	for _, c := range pooldir.Classes() {
 		known = append(known, string(c))
 	}
-	entries, err := readDir(p.root, ".")
+	names, err := pooldir.Names(p.root, ".")
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), poolFile) && !owner.Mine(e.Name()) && e.Name() != "lost+found" {
-			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", e.Name())
+	for _, name := range names {
+		if !slices.Contains(known, name) && !strings.HasPrefix(name, poolFile) && !owner.Mine(name) && name != "lost+found" {
+			return fault.New(fault.WrongState, "there is %q in it, and no pool: give an empty directory", name)
 		}
 	}
 	if err := p.checkFileSystem(); err != nil {
@@ -165,12 +143,12 @@ func (p *Pool) create() error {
 
 // writeHeader writes pool.json unless another program has done so meanwhile.
 func (p *Pool) writeHeader() error {
-	b, err := json.Marshal(header{Version: formatVersion, Driver: "overlay", UUID: newID() + newID()})
+	b, err := json.Marshal(header{Version: formatVersion, Driver: "overlay", UUID: pooldir.NewID() + pooldir.NewID()})
 	if err != nil {
 		return err
 	}
-	temporary := poolFile + "." + newID()
-	if err := writeFile(p.root, temporary, append(b, '\n')); err != nil {
+	temporary := poolFile + "." + pooldir.NewID()
+	if err := pooldir.Write(p.root, temporary, append(b, '\n')); err != nil {
 		return err
 	}
 	p.step("pool header")
@@ -178,7 +156,7 @@ func (p *Pool) writeHeader() error {
 	if errors.Is(err, fs.ErrExist) {
 		err = nil
 	}
-	return errors.Join(err, p.root.Remove(temporary), syncDir(p.root, "."))
+	return errors.Join(err, p.root.Remove(temporary), pooldir.Sync(p.root, "."))
 }
 
 // checkFileSystem refuses file systems on which overlayfs cannot write.
@@ -196,7 +174,7 @@ func (p *Pool) checkFileSystem() error {
 
 // Info describes the pool.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	var st unix.Statfs_t
 	if err := unix.Statfs(p.dir, &st); err != nil {
 		return storage.Info{}, fault.Wrap(fault.Unavailable, err)
@@ -217,28 +195,14 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
-	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
-		return nil, err
-	}
-	entries, err := readDir(p.root, string(class))
-	if err != nil {
-		return nil, fault.Wrap(fault.Unavailable, err)
-	}
-	var names []string
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") {
-			names = append(names, e.Name())
-		}
-	}
-	slices.Sort(names)
-	return names, ctx.Err()
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	return p.root.List(ctx, class)
 }
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -250,16 +214,16 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 
 // Rename gives a volume another name.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key)
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	release, err := p.share(ctx)
 	if err != nil {
 		return err
@@ -287,13 +251,13 @@ func (p *Pool) move(from string, to storage.Key) error {
 	case err != nil:
 		return fmt.Errorf("rename: %w", err)
 	}
-	return syncDir(p.root, string(to.Class))
+	return pooldir.Sync(p.root, string(to.Class))
 }
 
 // Delete removes a volume from sight.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot delete volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key)
@@ -303,7 +267,7 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	case err != nil:
 		return err
 	default:
-		defer h.close()
+		defer h.dir.Close()
 		if err := p.idle(&h.rec); err != nil {
 			return err
 		}
@@ -312,7 +276,7 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 		return err
 	}
 	p.step("deleted")
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // gonePrefix marks what is deleted but could not be moved to the trash, because
@@ -321,48 +285,12 @@ const gonePrefix = ".gone-"
 
 // discard takes the directory at path out of sight at once.
 func (p *Pool) discard(path string) error {
-	err := p.root.Rename(path, filepath.Join(trashDir, newID()))
+	err := p.root.Rename(path, filepath.Join(pooldir.Trash, pooldir.NewID()))
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		err = p.root.Rename(path, filepath.Join(filepath.Dir(path), gonePrefix+newID()))
+		err = p.root.Rename(path, filepath.Join(filepath.Dir(path), gonePrefix+pooldir.NewID()))
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return err
-}
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case errors.Is(*err, unix.ENOSPC), errors.Is(*err, unix.EDQUOT), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.EUCLEAN):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
 }

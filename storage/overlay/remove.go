@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/storage/pooldir"
 	"brig/storage/treecopy"
 )
 
@@ -23,23 +24,10 @@ type remover struct {
 // maxDepth is how deep the remover goes before it moves what is below up.
 const maxDepth = 64
 
-// trashed lists what is in the trash.
-func (p *Pool) trashed() []string {
-	entries, err := readDir(p.root, trashDir)
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
-	return names
-}
-
 // emptyTrash removes the named things from the trash. Others may do the same
 // beside it.
 func (p *Pool) emptyTrash(ctx context.Context, names []string) error {
-	d, err := p.root.Open(trashDir)
+	d, err := p.root.Open(pooldir.Trash)
 	if err != nil {
 		return err
 	}
@@ -49,7 +37,7 @@ func (p *Pool) emptyTrash(ctx context.Context, names []string) error {
 		name := r.moved[0]
 		r.moved = r.moved[1:]
 		if err := r.remove(r.trash, name, 0); err != nil {
-			return fmt.Errorf("removing %q: %w", path.Join(p.dir, trashDir, name), err)
+			return fmt.Errorf("removing %q: %w", path.Join(p.dir, pooldir.Trash, name), err)
 		}
 	}
 	return nil
@@ -65,21 +53,21 @@ func (r *remover) remove(dir int, name string, depth int) error {
 		return err
 	}
 	if depth == maxDepth {
-		id := newID()
+		id := pooldir.NewID()
 		if err := unix.Renameat(dir, name, r.trash, id); err != nil {
-			return ignoreMissing(err)
+			return pooldir.IgnoreMissing(err)
 		}
 		r.moved = append(r.moved, id)
 		return nil
 	}
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	defer unix.Close(fd)
 	names, err := treecopy.NamesIn(fd)
 	if err != nil {
-		return ignoreMissing(err) // somebody else has removed it since
+		return pooldir.IgnoreMissing(err) // somebody else has removed it since
 	}
 	for _, n := range names {
 		if err := r.remove(fd, n, depth+1); err != nil {
@@ -98,7 +86,7 @@ func unlink(dir int, name string, flags int) error {
 		clearFlags(dir, name)
 		err = unix.Unlinkat(dir, name, flags)
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // The inode flags that keep a file from being removed (linux/fs.h).

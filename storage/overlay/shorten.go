@@ -12,6 +12,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -39,7 +40,7 @@ func (v *volume) Long() bool {
 // Shorten merges layers while the volume is used, and asks to enter for the moment
 // in which the volume moves to the merged one.
 func (v *volume) Shorten(ctx context.Context, enter func(context.Context) (*storage.Live, func(), error)) (err error) {
-	defer fail(&err, "cannot merge the layers of volume %q", v.key)
+	defer storage.Fail(&err, "cannot merge the layers of volume %q", v.key)
 	err = errOvertaken
 	for try := 0; try < maxTries && errors.Is(err, errOvertaken); try++ {
 		err = v.shorten(ctx, enter)
@@ -101,8 +102,8 @@ func (c *change) mergeTop(ctx context.Context, key storage.Key) (merged, old []s
 	}
 	// A record of the change's own keeps all these layers, whatever becomes of the
 	// volume's snapshots.
-	id := newID()
-	meta, err := c.makeVolume()
+	id := pooldir.NewID()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -161,7 +162,7 @@ func run(sizes []int64) int {
 // diskUse is what the disk of a layer takes up.
 func (p *Pool) diskUse(id string) int64 {
 	var st unix.Stat_t
-	if unix.Fstatat(int(p.at.Fd()), inLayer(id, storage.DiskQcow2), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+	if unix.Fstatat(int(p.root.File.Fd()), inLayer(id, storage.DiskQcow2), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
 		return 0
 	}
 	return st.Blocks * 512

@@ -9,18 +9,21 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Sweep frees what nothing names any more. It works in an order in which it can
 // be stopped anywhere: the trash, which makes Pending true, is emptied last.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
-	trash := p.trashed()
-	for _, c := range p.deadChanges() {
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
+	trash := p.root.Trashed()
+	for _, dead := range p.root.Dead() {
 		// In the trash, its record keeps no layers. The lock goes at once: if this
 		// was one that was just being made, its owner waits for it, and tries again.
-		id, e := p.throwAway(c.path())
-		c.close()
+		id, e := p.root.ThrowAway(dead.Path())
+		dead.Close()
 		err = errors.Join(err, e)
 		trash = append(trash, id)
 	}
@@ -41,69 +44,29 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	return p.emptyTrash(ctx, trash)
 }
 
-// Pending tells whether there is anything for Sweep. Every change has a directory
-// while it runs, so one that died is seen here, whatever it left elsewhere.
-func (p *Pool) Pending() bool {
-	if len(p.trashed()) > 0 {
-		return true
-	}
-	dead := p.deadChanges()
-	for _, c := range dead {
-		c.close()
-	}
-	return len(dead) > 0
-}
-
-// throwAway moves a directory to the trash and gives its name there.
-func (p *Pool) throwAway(dir string) (string, error) {
-	id := newID()
-	return id, ignoreMissing(p.root.Rename(dir, path.Join(trashDir, id)))
-}
-
-// deadChanges gives the changes whose owners died, locked.
-func (p *Pool) deadChanges() []*change {
-	entries, err := readDir(p.root, stagingDir)
-	if err != nil {
-		return nil
-	}
-	var dead []*change
-	for _, e := range entries {
-		c := &change{pool: p, name: e.Name()}
-		if c.dir, err = p.root.OpenRoot(c.path()); err != nil {
-			continue
-		}
-		if c.lock, err = c.dir.Open("."); err == nil {
-			if unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				dead = append(dead, c)
-				continue
-			}
-			c.lock.Close()
-		}
-		c.dir.Close()
-	}
-	return dead
-}
+// Pending tells whether there is anything for Sweep.
+func (p *Pool) Pending() bool { return p.root.Pending() }
 
 // sweepVolumes throws away what died changes and deletions on a full file system
 // left in the directories of volumes: things marked as gone, and snapshots that
 // no record names.
 func (p *Pool) sweepVolumes(ctx context.Context) (trash []string, err error) {
 	throw := func(dir string) error {
-		id, err := p.throwAway(dir)
+		id, err := p.root.ThrowAway(dir)
 		trash = append(trash, id)
 		return err
 	}
-	for _, class := range classes {
-		entries, err := readDir(p.root, string(class))
+	for _, class := range pooldir.Classes() {
+		names, err := pooldir.Names(p.root, string(class))
 		if err != nil {
 			return trash, err
 		}
-		for _, e := range entries {
+		for _, name := range names {
 			if err := ctx.Err(); err != nil {
 				return trash, err
 			}
-			dir := path.Join(string(class), e.Name())
-			if strings.HasPrefix(e.Name(), gonePrefix) {
+			dir := path.Join(string(class), name)
+			if strings.HasPrefix(name, gonePrefix) {
 				err = throw(dir)
 			} else {
 				err = p.sweepSnapshots(dir, throw)
@@ -118,14 +81,14 @@ func (p *Pool) sweepVolumes(ctx context.Context) (trash []string, err error) {
 
 func (p *Pool) sweepSnapshots(dir string, throw func(dir string) error) error {
 	// Most volumes are left after this one look.
-	entries, err := readDir(p.root, path.Join(dir, snapshotsDir))
-	if err != nil || len(entries) == 0 {
-		return ignoreMissing(err)
+	names, err := pooldir.Names(p.root, path.Join(dir, snapshotsDir))
+	if err != nil || len(names) == 0 {
+		return pooldir.IgnoreMissing(err)
 	}
 	// Whoever takes a snapshot has the lock. It is not worth waiting for.
 	lock, err := p.root.Open(dir)
 	if err != nil {
-		return ignoreMissing(err)
+		return pooldir.IgnoreMissing(err)
 	}
 	defer lock.Close()
 	if unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil {
@@ -135,12 +98,12 @@ func (p *Pool) sweepSnapshots(dir string, throw func(dir string) error) error {
 	if err != nil {
 		return nil // it went away, or is damaged: then nothing of it is touched
 	}
-	if entries, err = readDir(p.root, path.Join(dir, snapshotsDir)); err != nil {
-		return ignoreMissing(err)
+	if names, err = pooldir.Names(p.root, path.Join(dir, snapshotsDir)); err != nil {
+		return pooldir.IgnoreMissing(err)
 	}
-	for _, e := range entries {
-		if !slices.ContainsFunc(rec.Snapshots, func(s snapshot) bool { return s.ID == e.Name() }) {
-			if err := throw(path.Join(dir, snapshotsDir, e.Name())); err != nil {
+	for _, name := range names {
+		if !slices.ContainsFunc(rec.Snapshots, func(s snapshot) bool { return s.ID == name }) {
+			if err := throw(path.Join(dir, snapshotsDir, name)); err != nil {
 				return err
 			}
 		}
@@ -165,7 +128,7 @@ func (p *Pool) collect(ctx context.Context) (trash []string, err error) {
 		return nil, err
 	}
 	for _, layer := range unused {
-		id, err := p.throwAway(path.Join(layersDir, layer))
+		id, err := p.root.ThrowAway(path.Join(layersDir, layer))
 		if err != nil {
 			return trash, err
 		}
@@ -178,7 +141,7 @@ func (p *Pool) collect(ctx context.Context) (trash []string, err error) {
 // unused gives the layers that no record names. An unreadable record is an error:
 // nobody knows what it named.
 func (p *Pool) unused(ctx context.Context) ([]string, error) {
-	entries, err := readDir(p.root, layersDir)
+	names, err := pooldir.Names(p.root, layersDir)
 	if err != nil {
 		return nil, err
 	}
@@ -189,9 +152,9 @@ func (p *Pool) unused(ctx context.Context) ([]string, error) {
 		}
 	})
 	var unused []string
-	for _, e := range entries {
-		if !used[e.Name()] {
-			unused = append(unused, e.Name())
+	for _, name := range names {
+		if !used[name] {
+			unused = append(unused, name)
 		}
 	}
 	return unused, err
@@ -200,24 +163,24 @@ func (p *Pool) unused(ctx context.Context) ([]string, error) {
 // records reads every record, those of changes included, which come first: a
 // record moves from a change to a class.
 func (p *Pool) records(ctx context.Context, f func(dir string, rec *record)) error {
-	dirs := []string{stagingDir}
-	for _, class := range classes {
+	dirs := []string{pooldir.Staging}
+	for _, class := range pooldir.Classes() {
 		dirs = append(dirs, string(class))
 	}
 	for _, parent := range dirs {
-		entries, err := readDir(p.root, parent)
+		names, err := pooldir.Names(p.root, parent)
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
+		for _, name := range names {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			dir := path.Join(parent, e.Name())
-			if parent == stagingDir {
-				dir = path.Join(dir, newVolume)
+			dir := path.Join(parent, name)
+			if parent == pooldir.Staging {
+				dir = path.Join(dir, pooldir.NewVolume)
 			}
-			if strings.HasPrefix(e.Name(), ".") {
+			if strings.HasPrefix(name, ".") {
 				continue
 			}
 			rec, err := p.read(dir)

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -17,7 +18,7 @@ import (
 // those the ones that nobody else needs. Each layer is walked once, however many
 // snapshots stand on it.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {
@@ -171,7 +172,7 @@ func (m *meter) measure(dir string) (int64, error) {
 
 func (m *meter) below(dir int) (int64, error) {
 	var st unix.Stat_t
-	if err := first(m.ctx.Err(), unix.Fstat(dir, &st)); err != nil {
+	if err := cmp.Or(m.ctx.Err(), unix.Fstat(dir, &st)); err != nil {
 		return 0, err
 	}
 	total := st.Blocks * 512

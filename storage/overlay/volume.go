@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -12,6 +13,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -39,20 +41,13 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root says where the data is. After a machine was told to go on in another disk
@@ -114,7 +109,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -125,7 +120,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot freezes the active layer and notes the layers under a name. One saved
 // record does both.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -133,7 +128,7 @@ func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 		if _, err := h.rec.find(name); err == nil {
 			return fault.New(fault.AlreadyExists, "there is a snapshot %q already", name)
 		}
-		s := snapshot{ID: newID(), Snapshot: storage.Snapshot{
+		s := snapshot{ID: pooldir.NewID(), Snapshot: storage.Snapshot{
 			Name: name, Description: o.Description, CreatedAt: o.CreatedAt.Round(0), ExpiresAt: o.ExpiresAt.Round(0), Auto: o.Auto,
 		}}
 		if s.CreatedAt.IsZero() {
@@ -153,7 +148,7 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 		return err
 	}
 	f, err := c.freeze(ctx, h, live, func() error {
-		return p.copyFiles(path.Join(key.String(), metaDir), c.path(newSnapshot))
+		return p.copyMeta(path.Join(key.String(), pooldir.MetaDir), c.dir.Path(newSnapshot))
 	})
 	if err != nil {
 		return err
@@ -165,11 +160,11 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 	if err := h.dir.Mkdir(snapshotsDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := p.root.Rename(c.path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
+	if err := p.root.Rename(c.dir.Path(newSnapshot), path.Join(key.String(), snapshotsDir, s.ID)); err != nil {
 		return err
 	}
 	p.step("snapshot in place")
-	if err := syncDir(h.dir, snapshotsDir); err != nil {
+	if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 		return err
 	}
 	s.Layers = f.layers
@@ -179,7 +174,7 @@ func (p *Pool) snapshot(ctx context.Context, key storage.Key, h *locked, s snaps
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -193,13 +188,13 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.root.OpenRoot(path.Join(v.key.String(), snapshotsDir, rec.Snapshots[i].ID))
@@ -207,13 +202,13 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 
 // SnapshotRoot gives the layers of a snapshot.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return storage.Root{}, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	layers := rec.Snapshots[i].Layers
@@ -225,7 +220,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 
 // Restore puts a new active layer over the snapshot's layers.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -273,7 +268,7 @@ func (p *Pool) restore(ctx context.Context, h *locked, layers []string) error {
 
 // DeleteSnapshot drops a snapshot. Its layers stay as long as others need them.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -287,10 +282,10 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 			return err
 		}
 		p.step("snapshot discarded")
-		if err := syncDir(h.dir, snapshotsDir); err != nil {
+		if err := pooldir.Sync(h.dir, snapshotsDir); err != nil {
 			return err
 		}
-		if err := p.save(ctx, h, rec); err != nil && !noSpace(err) {
+		if err := p.save(ctx, h, rec); err != nil && !storage.NoSpace(err) {
 			return err
 		}
 		h.rec = rec
@@ -300,7 +295,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 
 // RenameSnapshot gives a snapshot another name.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

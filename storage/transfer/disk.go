@@ -26,10 +26,7 @@ type disk struct{ raw bool }
 
 // check refuses a disk whose files are not what they should be before QEMU sees
 // them.
-func check(r storage.Root) error {
-	_, err := chain(r)
-	return err
-}
+func check(r storage.Root) error { return qcow2.CheckDisk(r.DiskPath, r.DiskFormat) }
 
 // chain gives the files of a disk, top first.
 func chain(r storage.Root) ([]qcow2.Link, error) {

@@ -1,6 +1,7 @@
 package treecopy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"path"
@@ -93,7 +94,7 @@ func compareEntry(ctx context.Context, t trees, name, where string) error {
 	}
 	same, err := sameXattrs(t.from, name, t.to, name)
 	if err != nil || !same {
-		return first(wrapPath("attributes of", where, err), differs(where, "attributes"))
+		return cmp.Or(wrapPath("attributes of", where, err), differs(where, "attributes"))
 	}
 	switch kind {
 	case unix.S_IFLNK:
@@ -102,7 +103,7 @@ func compareEntry(ctx context.Context, t trees, name, where string) error {
 		same, err = t.sameData(ctx, name)
 	}
 	if err != nil || !same {
-		return first(wrapPath("read", where, err), differs(where, "data"))
+		return cmp.Or(wrapPath("read", where, err), differs(where, "data"))
 	}
 	return nil
 }
@@ -120,14 +121,4 @@ func (t trees) sameData(ctx context.Context, name string) (bool, error) {
 	}
 	defer b.Close()
 	return SameFile(ctx, a, b)
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -5,16 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // change is one change in progress, in a directory of its own below staging. The
@@ -26,8 +24,7 @@ import (
 type change struct {
 	pool     *Pool
 	name     string // of the directory, and of the dataset and the snapshot that the change makes
-	dir      *os.Root
-	lock     *os.File
+	dir      *pooldir.Held
 	objects  []string
 	done     bool // the change has happened
 	wasteful bool // it has let something go, which Sweep is to destroy
@@ -36,40 +33,26 @@ type change struct {
 // cleanupTime is how long a failed change may take to remove what it made.
 const cleanupTime = 30 * time.Second
 
-// Names in a change's directory.
-const (
-	objectsFile = "objects.json"
-	newVolume   = "volume"
-)
+// objectsFile is in a change's directory.
+const objectsFile = "objects.json"
 
 // begin starts a change that makes or lets go objects. The caller ends it.
 func (p *Pool) begin(ctx context.Context, objects ...string) (*change, error) {
-	for {
-		c := &change{pool: p, name: newID()}
-		if err := p.insist(func() error { return p.root.Mkdir(c.path(), 0o700) }); err != nil {
-			return nil, unavailable(err)
-		}
-		var err error
-		if c.dir, err = p.root.OpenRoot(c.path()); errors.Is(err, fs.ErrNotExist) {
-			continue // Sweep came between
-		} else if err != nil {
-			return nil, err
-		}
-		if c.lock, err = flock(ctx, c.dir, unix.LOCK_EX); err != nil {
-			c.dir.Close()
-			return nil, err
-		}
-		if _, err := p.root.Lstat(c.path()); err != nil {
-			c.close()
-			continue
-		}
-		if err := c.touch(objects...); err != nil {
-			c.end()
-			return nil, err
-		}
-		p.step("change begun")
-		return c, nil
+	c := &change{pool: p}
+	err := p.insist(func() (err error) {
+		c.dir, err = p.root.Stage(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
+	c.name = c.dir.ID()
+	if err := c.touch(objects...); err != nil {
+		c.end()
+		return nil, err
+	}
+	p.step("change begun")
+	return c, nil
 }
 
 // touch notes objects before they are made or let go. It writes nothing if they are
@@ -96,45 +79,26 @@ func (c *change) touch(objects ...string) error {
 	return c.pool.insist(func() error { return c.dir.Rename(objectsFile+".new", objectsFile) })
 }
 
-// path is a path in the change's directory, relative to the pool.
-func (c *change) path(parts ...string) string {
-	return path.Join(append([]string{stagingDir, c.name}, parts...)...)
-}
-
 // end takes away what is left of the change. What a failed one made is destroyed
 // at once if it can be; what a successful one let go waits for Sweep.
 func (c *change) end() {
-	defer c.close()
+	defer c.dir.Close()
 	p := c.pool
 	ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 	defer cancel()
 	if c.wasteful || !c.done && p.destroy(ctx, c.objects) != nil {
-		p.throwAway(c.path())
+		p.throwAway(c.dir.Path())
 		return
 	}
-	p.root.RemoveAll(c.path())
-}
-
-// close unlocks the change's directory.
-func (c *change) close() {
-	c.lock.Close()
-	c.dir.Close()
+	p.root.RemoveAll(c.dir.Path())
 }
 
 // throwAway moves a directory to the trash.
 func (p *Pool) throwAway(dir string) error {
-	return ignoreMissing(p.insist(func() error { return p.root.Rename(dir, path.Join(trashDir, newID())) }))
-}
-
-// makeVolume makes the directory of the new volume and opens that of its metadata
-// files.
-func (c *change) makeVolume() (meta *os.Root, err error) {
-	for _, name := range []string{newVolume, path.Join(newVolume, metaDir)} {
-		if err := c.dir.Mkdir(name, 0o700); err != nil {
-			return nil, err
-		}
-	}
-	return c.dir.OpenRoot(path.Join(newVolume, metaDir))
+	return p.insist(func() error {
+		_, err := p.root.ThrowAway(dir)
+		return err
+	})
 }
 
 // stage writes the record of the new volume. It needs no sync before the command
@@ -144,7 +108,7 @@ func (c *change) stage(rec record) error {
 	if err != nil {
 		return err
 	}
-	if err := c.dir.WriteFile(path.Join(newVolume, recordFile), b, 0o600); err != nil {
+	if err := c.dir.WriteFile(path.Join(pooldir.NewVolume, recordFile), b, 0o600); err != nil {
 		return err
 	}
 	c.pool.step("new record written")
@@ -154,7 +118,7 @@ func (c *change) stage(rec record) error {
 // publish makes the new volume visible, after the command that made everything of
 // it durable.
 func (c *change) publish(ctx context.Context, key storage.Key, rec record) (storage.Volume, error) {
-	if err := c.pool.move(ctx, c.path(newVolume), key); err != nil {
+	if err := c.pool.move(ctx, c.dir.Path(pooldir.NewVolume), key); err != nil {
 		return nil, err
 	}
 	c.done = true
@@ -170,11 +134,11 @@ func (c *change) save(h *locked, rec record, command func() error) error {
 	if err != nil {
 		return err
 	}
-	write := writeFile
+	write := func() error { return pooldir.Write(c.dir, recordFile, b) }
 	if command != nil {
-		write = func(dir *os.Root, name string, b []byte) error { return dir.WriteFile(name, b, 0o600) }
+		write = func() error { return c.dir.WriteFile(recordFile, b, 0o600) }
 	}
-	if err := c.pool.insist(func() error { return write(c.dir, recordFile, b) }); err != nil {
+	if err := c.pool.insist(write); err != nil {
 		return err
 	}
 	c.pool.step("record written")
@@ -183,31 +147,16 @@ func (c *change) save(h *locked, rec record, command func() error) error {
 			return err
 		}
 	}
-	if err := c.pool.insist(func() error { return rename(c.dir, recordFile, h.dir, recordFile) }); err != nil {
+	if err := c.pool.insist(func() error { return pooldir.Move(c.dir, recordFile, h.dir, recordFile) }); err != nil {
 		return err
 	}
 	h.rec = rec
 	c.done = true
-	if err := syncDir(h.dir, "."); err != nil {
+	if err := pooldir.Sync(h.dir, "."); err != nil {
 		return err
 	}
 	c.pool.step("record saved")
 	return nil
-}
-
-// rename moves a file from one open directory to another.
-func rename(from *os.Root, name string, to *os.Root, newName string) error {
-	src, err := from.Open(".")
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	dst, err := to.Open(".")
-	if err != nil {
-		return err
-	}
-	defer dst.Close()
-	return unix.Renameat(int(src.Fd()), name, int(dst.Fd()), newName)
 }
 
 // objectsIn reads what a change that is over, or a deleted volume, has left: the
@@ -220,16 +169,13 @@ func (p *Pool) objectsIn(dir string) ([]string, error) {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	b, err := p.root.ReadFile(path.Join(dir, objectsFile))
+	var objects []string
+	err = p.root.ReadRecord(path.Join(dir, objectsFile), &objects)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil // it came no further
 	}
 	if err != nil {
 		return nil, err
-	}
-	var objects []string
-	if err := json.Unmarshal(b, &objects); err != nil {
-		return nil, fault.New(fault.Unavailable, "%q is damaged: %w", path.Join(dir, objectsFile), err)
 	}
 	for _, o := range objects {
 		if !validObject(o) {
@@ -244,5 +190,5 @@ func (p *Pool) objectsIn(dir string) ([]string, error) {
 func validObject(object string) bool {
 	class, id, _ := strings.Cut(object, "/")
 	id, snapshot, isSnapshot := strings.Cut(id, "@")
-	return (storage.Key{Class: storage.Class(class), Name: "x"}).Check() == nil && validID(id) && (!isSnapshot || validID(snapshot))
+	return (storage.Key{Class: storage.Class(class), Name: "x"}).Check() == nil && pooldir.ValidID(id) && (!isSnapshot || pooldir.ValidID(snapshot))
 }

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,13 +12,16 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
+	"brig/storage/qcow2"
 )
 
 // Clone makes a clone of a snapshot: the one that is named, an image's own, or one
 // that is taken for it and goes with the clone.
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone %q to volume %q", sourceName(from), key)
-	if err := first(from.Check(), p.checkNew(ctx, key)); err != nil {
+	defer storage.Fail(&err, "cannot clone %q to volume %q", from, key)
+	if err := cmp.Or(from.Check(), p.root.CheckNew(ctx, key)); err != nil {
 		return nil, err
 	}
 	if key.Class == storage.Images {
@@ -27,13 +31,13 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 	if err != nil {
 		return nil, err
 	}
-	defer source.close()
+	defer source.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer c.end()
-	meta, err := c.makeVolume()
+	meta, err := c.dir.MakeVolume()
 	if err != nil {
 		return nil, err
 	}
@@ -55,20 +59,13 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 			return nil, err
 		}
 	}
-	if err := first(ctx.Err(), c.stage(rec)); err != nil {
+	if err := cmp.Or(ctx.Err(), c.stage(rec)); err != nil {
 		return nil, err
 	}
 	if err := c.cloneDataset(ctx, origin, key, &rec); err != nil {
 		return nil, err
 	}
 	return c.publish(ctx, key, rec)
-}
-
-func sourceName(from storage.Source) string {
-	if from.Snapshot == "" {
-		return from.Key.String()
-	}
-	return from.Key.String() + "/" + from.Snapshot
 }
 
 // origin gives the snapshot to clone, and copies the metadata files that belong to
@@ -85,14 +82,14 @@ func (c *change) origin(ctx context.Context, source *locked, from storage.Source
 			return "", err
 		}
 		defer files.Close()
-		return rec.object(&rec.Snapshots[i]), copyFiles(files, meta)
+		return rec.object(&rec.Snapshots[i]), pooldir.CopyMeta(files, meta)
 	}
-	files, err := source.dir.OpenRoot(metaDir)
+	files, err := source.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return "", err
 	}
 	defer files.Close()
-	if err := copyFiles(files, meta); err != nil {
+	if err := pooldir.CopyMeta(files, meta); err != nil {
 		return "", err
 	}
 	if rec.Base != "" {
@@ -140,16 +137,16 @@ func (p *Pool) freeze(ctx context.Context, rec *record, live *storage.Live, take
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return first(p.flush(rec), take())
+		return cmp.Or(p.flush(rec), take())
 	}
-	return first(p.flush(rec), take())
+	return cmp.Or(p.flush(rec), take())
 }
 
 // flush writes what programs changed through memory maps, which a snapshot would
 // miss.
 func (p *Pool) flush(rec *record) error {
 	point := p.mountPoint(rec.dataset())
-	if !mounted(point) {
+	if !mount.Mounted(point) {
 		return nil // then nobody here has a map of a file in it
 	}
 	d, err := os.Open(point)
@@ -179,10 +176,6 @@ func (p *Pool) idle(ctx context.Context, rec *record) error {
 	return nil
 }
 
-// writeByte is the byte of a disk file that QEMU locks while it may write to it
-// (RAW_LOCK_PERM_BASE + BLK_PERM_WRITE in its file-posix.c).
-const writeByte = 100 + 1
-
 // written tells whether a QEMU, wherever it has the dataset mounted, has a disk
 // open for writing.
 func written(dir *os.Root, disk string) bool {
@@ -191,11 +184,7 @@ func written(dir *os.Root, disk string) bool {
 		return false
 	}
 	defer f.Close()
-	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: writeByte, Len: 1}
-	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &lock); err != nil {
-		return errors.Is(err, unix.EAGAIN)
-	}
-	return lock.Type != unix.F_UNLCK
+	return qcow2.Written(f)
 }
 
 // snapshotMeta opens the metadata files in a snapshot.
@@ -205,24 +194,24 @@ func (p *Pool) snapshotMeta(ctx context.Context, object string) (*os.Root, error
 		return nil, gone(err)
 	}
 	defer data.Close()
-	return data.OpenRoot(metaDir)
+	return data.OpenRoot(pooldir.MetaDir)
 }
 
 // writeMeta puts a copy of the metadata files into the dataset, so that the
 // snapshot that follows holds them.
 func writeMeta(files, data *os.Root) error {
-	if err := data.RemoveAll(metaDir); err != nil {
+	if err := data.RemoveAll(pooldir.MetaDir); err != nil {
 		return err
 	}
-	if err := data.Mkdir(metaDir, 0o700); err != nil {
+	if err := data.Mkdir(pooldir.MetaDir, 0o700); err != nil {
 		return err
 	}
-	to, err := data.OpenRoot(metaDir)
+	to, err := data.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
 	defer to.Close()
-	return copyFiles(files, to)
+	return pooldir.CopyMeta(files, to)
 }
 
 // diskName is the file of a disk in its dataset.

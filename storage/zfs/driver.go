@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,6 +20,9 @@ import (
 	"brig/instance/run"
 	"brig/instance/size"
 	"brig/storage"
+	"brig/storage/holders"
+	"brig/storage/mount"
+	"brig/storage/pooldir"
 )
 
 // Driver makes and opens pools: in a dataset that is there or can be made, or in a
@@ -185,9 +189,9 @@ func makeFile(path, text string) error {
 const minFile = 256 << 20
 
 func destroyZpool(name, made, file string) error {
-	err := ignoreMissing(classify((&gozfs.Zpool{Name: name}).Destroy()))
+	err := pooldir.IgnoreMissing(classify((&gozfs.Zpool{Name: name}).Destroy()))
 	if err == nil && made == madeFile {
-		err = ignoreMissing(os.Remove(file))
+		err = pooldir.IgnoreMissing(os.Remove(file))
 	}
 	return err
 }
@@ -265,7 +269,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 	if made == madeZpool || made == madeFile {
 		top = r.Config[keyZpool]
 	}
-	if err := ignoreMissing(onlyBrigs(ctx, top, dataset)); err != nil {
+	if err := pooldir.IgnoreMissing(onlyBrigs(ctx, top, dataset)); err != nil {
 		return err
 	}
 	if err := unmountAll(dir); err != nil {
@@ -277,14 +281,14 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 			return destroyZpool(top, made, r.Config[keySource])
 		case madeDataset:
 			_, err := zfs(ctx, "destroy", "-r", dataset)
-			return ignoreMissing(err)
+			return pooldir.IgnoreMissing(err)
 		}
 		return unmake(ctx, dataset, dir)
 	}
 	err := destroy()
 	if fault.Is(err, fault.Busy) {
 		// Every instance that runs has a copy of all mounts that there were.
-		err = patient(ctx, func() error { release(within(top)); return destroy() })
+		err = holders.Outlast(ctx, func() error { release(within(top)); return destroy() })
 	}
 	return err
 }
@@ -312,11 +316,11 @@ func onlyBrigs(ctx context.Context, top, dataset string) error {
 // that is a pool already, of this host or another one, stays as it is. It tells
 // whether the dataset was there, and the pool's identity.
 func Make(ctx context.Context, dataset, dir string) (uuid string, wasThere bool, err error) {
-	defer fail(&err, "cannot make a pool in dataset %q", dataset)
+	defer storage.Fail(&err, "cannot make a pool in dataset %q", dataset)
 	if err := checkDataset(dataset); err != nil {
 		return "", false, err
 	}
-	uuid = newID() + newID()
+	uuid = pooldir.NewID() + pooldir.NewID()
 	common := []string{"canmount=noauto", "mountpoint=legacy", propPool + "=" + uuid, propVersion + "=" + strconv.Itoa(formatVersion)}
 	for _, p := range inherited {
 		common = append(common, p)
@@ -367,7 +371,7 @@ func abandon(dataset, dir string, wasThere bool) error {
 		return unmake(ctx, dataset, dir)
 	}
 	_, err := zfs(ctx, "destroy", "-r", dataset)
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // look tells whether a dataset is a pool, or may become one: it must be empty.
@@ -391,7 +395,7 @@ func look(ctx context.Context, dataset string) (isPool bool, err error) {
 		return false, mountError(ctx, dataset, err)
 	}
 	defer root.Close()
-	names, err := namesIn(root, ".")
+	names, err := pooldir.Names(root, ".")
 	if err == nil && len(names) > 0 {
 		err = fault.New(fault.WrongState, "there are files in it, such as %q: give one that is empty", names[0])
 	}
@@ -400,7 +404,7 @@ func look(ctx context.Context, dataset string) (isPool bool, err error) {
 
 // layOut makes what a pool consists of; pool.json, last, makes it one.
 func layOut(ctx context.Context, dataset, dir, uuid string) error {
-	for _, class := range classes {
+	for _, class := range pooldir.Classes() {
 		if _, err := zfs(ctx, "create", "-o", "canmount=off", dataset+"/"+string(class)); err != nil {
 			return err
 		}
@@ -413,12 +417,13 @@ func layOut(ctx context.Context, dataset, dir, uuid string) error {
 		return err
 	}
 	p := &Pool{dataset: dataset, dir: dir, step: func(string) {}}
-	if p.root, err = p.mountAt(ctx, dataset, filepath.Join(dir, ownMount), 0); err != nil {
+	root, err := p.mountAt(ctx, dataset, filepath.Join(dir, ownMount), 0)
+	if err != nil {
 		return err
 	}
-	defer p.root.Close()
-	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir} {
-		if err := p.root.Mkdir(name, 0o700); err != nil {
+	defer root.Close()
+	for _, name := range []string{string(storage.Images), string(storage.Instances), string(storage.Custom), pooldir.Staging, pooldir.Trash} {
+		if err := root.Mkdir(name, 0o700); err != nil {
 			return err
 		}
 	}
@@ -426,13 +431,13 @@ func layOut(ctx context.Context, dataset, dir, uuid string) error {
 	if err != nil {
 		return err
 	}
-	return first(p.root.Chmod(".", 0o700), writeFile(p.root, poolFile, append(b, '\n')), syncDir(p.root, "."))
+	return cmp.Or(root.Chmod(".", 0o700), pooldir.Write(root, poolFile, append(b, '\n')), pooldir.Sync(root, "."))
 }
 
 // unmake empties a dataset that was there before it was a pool.
 func unmake(ctx context.Context, dataset, dir string) error {
-	for _, class := range classes {
-		if _, err := zfs(ctx, "destroy", "-r", dataset+"/"+string(class)); ignoreMissing(err) != nil {
+	for _, class := range pooldir.Classes() {
+		if _, err := zfs(ctx, "destroy", "-r", dataset+"/"+string(class)); pooldir.IgnoreMissing(err) != nil {
 			return err
 		}
 	}
@@ -444,7 +449,7 @@ func unmake(ctx context.Context, dataset, dir string) error {
 		return mountError(ctx, dataset, err)
 	}
 	defer root.Close()
-	for _, name := range []string{poolFile, hostFile, string(storage.Images), string(storage.Instances), string(storage.Custom), stagingDir, trashDir} {
+	for _, name := range []string{poolFile, hostFile, string(storage.Images), string(storage.Instances), string(storage.Custom), pooldir.Staging, pooldir.Trash} {
 		if err := root.RemoveAll(name); err != nil {
 			return err
 		}
@@ -482,12 +487,12 @@ func unmountAll(dir string) error {
 	}
 	points = append(points, volumes, filepath.Join(dir, ownMount), dir)
 	for _, point := range points {
-		if point != dir && mounted(point) {
+		if point != dir && mount.Mounted(point) {
 			if err := unix.Unmount(point, unix.UMOUNT_NOFOLLOW); err != nil {
-				return fault.New(fault.Busy, "%q is in use by %s", point, usersAt(point))
+				return fault.New(fault.Busy, "%q %s", point, usersAt(point))
 			}
 		}
-		if err := ignoreMissing(os.Remove(point)); err != nil {
+		if err := pooldir.IgnoreMissing(os.Remove(point)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	gozfs "github.com/mistifyio/go-zfs/v4"
 
 	"brig/instance/fault"
+	"brig/storage/holders"
+	"brig/storage/pooldir"
 )
 
 // dropSnapshot destroys a snapshot, or lets ZFS do it when its last clone is gone.
@@ -27,38 +30,38 @@ func (p *Pool) remove(ctx context.Context, object string, how gozfs.DestroyFlag)
 	p.unmount(object)
 	name := p.full(object)
 	d := &gozfs.Dataset{Name: name}
-	try := func() error { return first(ctx.Err(), classify(d.Destroy(how))) }
+	try := func() error { return cmp.Or(ctx.Err(), classify(d.Destroy(how))) }
 	err := try()
 	if fault.Is(err, fault.Busy) {
-		err = patient(ctx, func() error {
+		err = holders.Outlast(ctx, func() error {
 			release(one(name))
 			return try()
 		})
 	}
 	if fault.Is(err, fault.Busy) {
-		return fault.New(fault.Busy, "%q is in use by %s; it is destroyed when that ends", name, users(name))
+		return fault.New(fault.Busy, "%q %s; it is destroyed when that ends", name, users(name))
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // users says who has an object mounted, or files of it open.
 func users(name string) string {
-	list := holders(one(name))
+	list := holders.Namespaces(one(name))
 	if root, err := openDetached(name); err == nil {
 		list = append(list, openers(root)...)
 		root.Close()
 	}
-	return describe(list)
+	return inUse(list)
 }
 
 // usersAt says who uses what is mounted at a directory.
 func usersAt(point string) string {
 	root, err := os.OpenRoot(point)
 	if err != nil {
-		return describe(nil)
+		return inUse(nil)
 	}
 	defer root.Close()
-	return describe(openers(root))
+	return inUse(openers(root))
 }
 
 // dropDatasets destroys datasets that no volume is in any more, if nothing needs
@@ -108,14 +111,14 @@ func (p *Pool) dropDatasets(ctx context.Context, datasets []string) map[string]e
 // promote makes a clone the owner of the snapshots that it was made from. One that
 // is gone by now is no error: somebody else is the heir then.
 func (p *Pool) promote(ctx context.Context, clone string) error {
-	err := patient(ctx, func() error {
+	err := holders.Outlast(ctx, func() error {
 		_, err := zfs(ctx, "promote", clone)
 		return err
 	})
 	if err == nil {
 		p.step("clone promoted")
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // remains is what is left of a dataset.
@@ -135,7 +138,7 @@ func (p *Pool) inspect(ctx context.Context, datasets []string) (map[string]*rema
 		args = append(args, p.full(dataset))
 	}
 	out, err := zfs(ctx, args...)
-	if err := ignoreMissing(err); err != nil {
+	if err := pooldir.IgnoreMissing(err); err != nil {
 		return nil, err
 	}
 	return parseRemains(out, p.dataset)
@@ -176,7 +179,7 @@ func parseRemains(out, pool string) (map[string]*remains, error) {
 			r.heir = heir
 			continue
 		}
-		r.kept, r.foreign = f[0], r.foreign || !validID(id)
+		r.kept, r.foreign = f[0], r.foreign || !pooldir.ValidID(id)
 	}
 	return found, nil
 }
@@ -197,7 +200,7 @@ func (p *Pool) strip(ctx context.Context, dataset string, s *remains) error {
 	if err == nil {
 		p.step("dataset stripped")
 	}
-	return ignoreMissing(err)
+	return pooldir.IgnoreMissing(err)
 }
 
 // destroyDataset destroys a dataset that has no snapshots.

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // hostFile is in a pool's own dataset and tells which host's brig uses the pool.
@@ -48,7 +50,7 @@ func (p *Pool) claim() error {
 		return nil
 	}
 	var user host
-	b, err := p.readFile(hostFile, maxHost)
+	b, err := p.root.Read(hostFile, maxHost)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fault.Wrap(fault.Unavailable, err)
 	}
@@ -61,8 +63,8 @@ func (p *Pool) claim() error {
 	if b, err = json.Marshal(own); err != nil {
 		return err
 	}
-	err = errors.Join(writeFile(p.root, hostFile+".new", append(b, '\n')), p.root.Rename(hostFile+".new", hostFile))
-	if errors.Is(err, unix.EROFS) || noSpace(err) || errors.Is(err, fs.ErrNotExist) {
+	err = errors.Join(pooldir.Write(p.root, hostFile+".new", append(b, '\n')), p.root.Rename(hostFile+".new", hostFile))
+	if errors.Is(err, unix.EROFS) || storage.NoSpace(err) || errors.Is(err, fs.ErrNotExist) {
 		return nil // it can be read at least, or another command of this host was quicker
 	}
 	return err

@@ -15,7 +15,7 @@ const limits = "by refquota: what a volume holds, what it shares with its image 
 // SetLimit keeps the data of the volume from growing beyond max bytes. It holds for
 // its clones too, and after a restore.
 func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
-	defer fail(&err, "cannot limit the size of volume %q", v.key)
+	defer storage.Fail(&err, "cannot limit the size of volume %q", v.key)
 	if max < 0 {
 		return fault.New(fault.Invalid, "a size of %d bytes makes no sense", max)
 	}
@@ -43,7 +43,7 @@ func (v *volume) SetLimit(ctx context.Context, max int64) (err error) {
 
 // Limit gives the limit and what counts against it.
 func (v *volume) Limit(ctx context.Context) (_ storage.Limit, err error) {
-	defer fail(&err, "cannot tell the limit of volume %q", v.key)
+	defer storage.Fail(&err, "cannot tell the limit of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return storage.Limit{}, err

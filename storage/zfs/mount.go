@@ -4,16 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/storage/holders"
+	"brig/storage/mount"
 )
 
 // mountAt mounts a dataset or a snapshot at a directory, unless it is mounted there, and opens
@@ -23,8 +23,8 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string, flags uintpt
 	if err := os.MkdirAll(target, 0o700); err != nil {
 		return nil, err
 	}
-	err := patient(ctx, func() error {
-		if mounted(target) {
+	err := holders.Outlast(ctx, func() error {
+		if mount.Mounted(target) {
 			return nil
 		}
 		err := unix.Mount(dataset, target, "zfs", flags, "")
@@ -42,37 +42,6 @@ func (p *Pool) mountAt(ctx context.Context, dataset, target string, flags uintpt
 // mountPoint is where a dataset or a snapshot of a volume is mounted.
 func (p *Pool) mountPoint(object string) string {
 	return filepath.Join(p.dir, volumeMount, path.Base(object))
-}
-
-// mounted tells whether something is mounted at dir. Every dataset has a directory
-// of its own, whose name it alone has.
-func mounted(dir string) bool {
-	var here, above unix.Stat_t
-	return unix.Lstat(dir, &here) == nil && unix.Lstat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
-}
-
-// How long a dataset that is being unmounted, or looked at by somebody else for a
-// moment, is waited for.
-const (
-	maxPatience = 3 * time.Second
-	minWait     = 200 * time.Microsecond
-	maxWait     = 50 * time.Millisecond
-)
-
-// patient calls f again for a while as long as it finds something busy.
-func patient(ctx context.Context, f func() error) error {
-	deadline := time.Now().Add(maxPatience)
-	for wait := minWait; ; wait = min(2*wait, maxWait) {
-		err := f()
-		if err == nil || !errors.Is(err, unix.EBUSY) && !fault.Is(err, fault.Busy) || time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
 }
 
 // mountError says why a dataset or a snapshot cannot be mounted, and what to do.
@@ -103,7 +72,7 @@ const noModule = "the kernel has no ZFS: install zfs-dkms (of Debian's contrib) 
 func (p *Pool) detached(ctx context.Context, object string) (*os.Root, error) {
 	dataset := p.full(object)
 	var root *os.Root
-	err := patient(ctx, func() (err error) {
+	err := holders.Outlast(ctx, func() (err error) {
 		root, err = openDetached(dataset)
 		return err
 	})
@@ -137,7 +106,7 @@ func openDetached(dataset string) (*os.Root, error) {
 // open opens the dataset of a volume where it is mounted, or else detached. It
 // tells whether it was mounted.
 func (p *Pool) open(ctx context.Context, dataset string) (root *os.Root, used bool, err error) {
-	if point := p.mountPoint(dataset); mounted(point) {
+	if point := p.mountPoint(dataset); mount.Mounted(point) {
 		root, err = os.OpenRoot(point)
 		return root, true, err
 	}
@@ -149,16 +118,8 @@ func (p *Pool) open(ctx context.Context, dataset string) (root *os.Root, used bo
 // out when it is destroyed.
 func (p *Pool) unmount(object string) {
 	point := p.mountPoint(object)
-	if mounted(point) {
+	if mount.Mounted(point) {
 		unix.Unmount(point, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
 	os.Remove(point)
-}
-
-// ignoreMissing makes nothing of an error that says that something is not there.
-func ignoreMissing(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || fault.Is(err, fault.NotFound) {
-		return nil
-	}
-	return err
 }

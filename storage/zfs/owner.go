@@ -1,6 +1,7 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
 	"strings"
 
@@ -13,17 +14,17 @@ var _ storage.Owned = (*Pool)(nil)
 
 // Owner tells whose pool it is.
 func (p *Pool) Owner(ctx context.Context) (_ storage.Owner, err error) {
-	defer fail(&err, "cannot use pool %q", p.name)
+	defer storage.Fail(&err, "cannot use pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Owner{}, err
 	}
-	return owner.Read(p.root)
+	return owner.Read(p.root.Root)
 }
 
 // SetOwner notes whose pool it is.
 func (p *Pool) SetOwner(ctx context.Context, o storage.Owner) (err error) {
-	defer fail(&err, "cannot take over pool %q", p.name)
-	return first(ctx.Err(), owner.Write(p.root, o))
+	defer storage.Fail(&err, "cannot take over pool %q", p.name)
+	return cmp.Or(ctx.Err(), owner.Write(p.root.Root, o))
 }
 
 // Adopt gives the configuration of the pool that is in the dataset source, or in the
@@ -37,7 +38,7 @@ func (d Driver) Adopt(ctx context.Context, r storage.Record) (_ map[string]strin
 	if !strings.Contains(dataset, "/") {
 		dataset += "/" + childOfZpool
 	}
-	defer fail(&err, "cannot adopt the pool in dataset %q", dataset)
+	defer storage.Fail(&err, "cannot adopt the pool in dataset %q", dataset)
 	isPool, err := look(ctx, dataset)
 	if err != nil {
 		return nil, err

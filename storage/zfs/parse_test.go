@@ -12,6 +12,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/holders"
 )
 
 func TestClassesOfWhatZFSSays(t *testing.T) {
@@ -164,23 +165,32 @@ func TestSpaceOfAVolume(t *testing.T) {
 	}
 }
 
-func TestMountPoints(t *testing.T) {
+func TestMountsThatFit(t *testing.T) {
 	const mountinfo = `22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/root rw
 40 22 0:41 / /run/brig/pools/p/volumes/a rw shared:9 - zfs tank/brig/instances/a rw,xattr,posixacl
 41 22 0:41 /rootfs /mnt/with\040space rw - zfs tank/brig/instances/a rw
 42 22 0:42 / /run/b rw - zfs tank/brig/instances/ab rw
 43 22 0:43 / /run/c rw - tmpfs tank/brig/instances/a rw
-broken line
 `
-	got := parseMountPoints([]byte(mountinfo), one("tank/brig/instances/a"))
-	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
-		t.Errorf("parseMountPoints = %q, want %q", got, want)
-	}
-	got = parseMountPoints([]byte(mountinfo), within("tank/brig/instances/a"))
-	if want := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}; !slices.Equal(got, want) {
-		t.Errorf("parseMountPoints within = %q, want %q", got, want)
-	}
-	if got := parseMountPoints([]byte(mountinfo), within("tank/brig")); len(got) != 3 {
-		t.Errorf("parseMountPoints within the pool = %q, want 3", got)
+	all := holders.ParseMounts([]byte(mountinfo))
+	here := []string{"/mnt/with space", "/run/brig/pools/p/volumes/a"}
+	for _, c := range []struct {
+		what string
+		fits func(holders.Mount) bool
+		want []string
+	}{
+		{"one", one("tank/brig/instances/a"), here},
+		{"within a volume", within("tank/brig/instances/a"), here},
+		{"within the pool", within("tank/brig"), append([]string{"/run/b"}, here...)},
+	} {
+		var got []string
+		for _, m := range all {
+			if c.fits(m) {
+				got = append(got, m.Point)
+			}
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s fits %q, want %q", c.what, got, c.want)
+		}
 	}
 }

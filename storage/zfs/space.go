@@ -7,6 +7,9 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Space that the pool's own dataset has for itself, so that things can be deleted
@@ -23,7 +26,7 @@ const (
 func (p *Pool) insist(f func() error) error {
 	const tries = 3
 	err := f()
-	for try := 0; noSpace(err) && try < tries; try++ {
+	for try := 0; storage.NoSpace(err) && try < tries; try++ {
 		ctx, cancel := context.WithTimeout(context.Background(), cleanupTime)
 		syncErr := p.sync(ctx)
 		cancel()
@@ -38,13 +41,13 @@ func (p *Pool) insist(f func() error) error {
 // sync puts all that was written to the zpool on disk.
 func (p *Pool) sync(ctx context.Context) error {
 	_, err := zpool(ctx, "sync", p.zpool())
-	return unavailable(err)
+	return pooldir.Damaged(err)
 }
 
 // readOnly tells whether nothing can be written: the zpool was imported so.
 func (p *Pool) readOnly() bool {
 	var st unix.Statfs_t
-	return unix.Fstatfs(int(p.at.Fd()), &st) == nil && st.Flags&unix.ST_RDONLY != 0
+	return unix.Fstatfs(int(p.root.File.Fd()), &st) == nil && st.Flags&unix.ST_RDONLY != 0
 }
 
 // zpool is the name of the zpool that the pool is in.
@@ -57,7 +60,7 @@ func (p *Pool) zpool() string {
 // for the pool's own dataset.
 func (p *Pool) reclaim(ctx context.Context) error {
 	if _, err := zpool(ctx, "wait", "-t", "free", p.zpool()); err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	return p.reserve(ctx)
 }
@@ -65,7 +68,7 @@ func (p *Pool) reclaim(ctx context.Context) error {
 // reserve makes sure that the pool's own dataset can grow on a full pool.
 func (p *Pool) reserve(ctx context.Context) error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(int(p.at.Fd()), &st); err != nil {
+	if err := unix.Fstatfs(int(p.root.File.Fd()), &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: p.dataset, Err: err}
 	}
 	used := int64(st.Blocks-st.Bfree) * st.Bsize

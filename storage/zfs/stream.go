@@ -8,6 +8,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/storage"
+	"brig/storage/pooldir"
 	"brig/storage/qcow2"
 )
 
@@ -25,7 +26,7 @@ func (v *volume) CanAdopt(from storage.Volume) bool {
 
 // Adopt takes a snapshot of a clone of the other volume's snapshot.
 func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName string, as storage.Snapshot, edit func(dir *os.Root) error) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q over as %q of volume %q", snapshotName, from.Key(), as.Name, v.key)
 	if !v.CanAdopt(from) {
 		return fault.New(fault.Unsupported, "it is in another pool")
 	}
@@ -58,10 +59,10 @@ func (v *volume) Adopt(ctx context.Context, from storage.Volume, snapshotName st
 func (p *Pool) edit(ctx context.Context, dataset string, edit func(dir *os.Root) error) error {
 	data, err := p.detached(ctx, dataset)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
 	defer data.Close()
-	meta, err := data.OpenRoot(metaDir)
+	meta, err := data.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
@@ -112,7 +113,7 @@ func (v *volume) StreamFormat() string { return "zfs" }
 
 // Send runs zfs send.
 func (v *volume) Send(ctx context.Context, snapshotName, base string, w *os.File) (err error) {
-	defer fail(&err, "cannot send snapshot %q of volume %q", snapshotName, v.key)
+	defer storage.Fail(&err, "cannot send snapshot %q of volume %q", snapshotName, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return err
@@ -145,7 +146,7 @@ func noBase(err error, base string) error {
 
 // Receive runs zfs receive, into a dataset of its own: a clone of the base.
 func (v *volume) Receive(ctx context.Context, base string, r *os.File, as storage.Snapshot) (err error) {
-	defer fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
+	defer storage.Fail(&err, "cannot receive snapshot %q of volume %q", as.Name, v.key)
 	origin := ""
 	if base != "" {
 		rec, err := v.pool.load(v.key)
@@ -192,14 +193,14 @@ func (p *Pool) checkReceived(ctx context.Context, object string, rec *record) er
 		return err
 	}
 	defer data.Close()
-	name, err := takeData(data, rec.Content)
+	name, err := pooldir.CheckFilled(data, rec.Content)
 	if err != nil {
 		return err
 	}
 	if rec.Content == storage.Disk && qcow2.FormatOf(name) != rec.Format {
 		return fault.New(fault.Unsupported, "the disk in it is %q and not %s", name, rec.Format)
 	}
-	if st, err := data.Lstat(metaDir); err != nil || !st.IsDir() {
+	if st, err := data.Lstat(pooldir.MetaDir); err != nil || !st.IsDir() {
 		return fault.New(fault.Invalid, "there are no metadata files in it")
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Sweep destroys what the entries of the trash let go and no record names. It
@@ -18,25 +19,20 @@ import (
 // takes away what it merely does not know: a pool's own dataset may have been
 // rolled back by hand. It can be stopped anywhere.
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot sweep pool %q", p.name)
+	defer storage.Fail(&err, "cannot sweep pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	dir, err := p.root.OpenRoot(trashDir)
+	trash, err := p.root.Hold(ctx, pooldir.Trash, unix.LOCK_EX)
 	if err != nil {
-		return unavailable(err)
+		return pooldir.Damaged(err)
 	}
-	defer dir.Close()
-	lock, err := flock(ctx, dir, unix.LOCK_EX)
-	if err != nil {
-		return err
+	defer trash.Close()
+	for _, dead := range p.root.Dead() {
+		err = errors.Join(err, p.throwAway(dead.Path()))
+		dead.Close()
 	}
-	defer lock.Close()
-	for _, c := range p.deadChanges() {
-		err = errors.Join(err, p.throwAway(c.path()))
-		c.close()
-	}
-	entries, listErr := namesIn(dir, ".")
+	entries, listErr := pooldir.Names(trash, ".")
 	if err := errors.Join(err, listErr); err != nil || len(entries) == 0 {
 		return err
 	}
@@ -47,7 +43,7 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	objects := map[string][]string{}
 	var all []string
 	for _, entry := range entries {
-		list, e := p.objectsIn(path.Join(trashDir, entry))
+		list, e := p.objectsIn(path.Join(pooldir.Trash, entry))
 		if e != nil {
 			err = errors.Join(err, e)
 			continue
@@ -61,62 +57,28 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 		if slices.ContainsFunc(list, func(o string) bool { return failed[o] }) {
 			continue // the others are not to blame
 		}
-		err = errors.Join(err, p.root.RemoveAll(path.Join(trashDir, entry)))
+		err = errors.Join(err, p.root.RemoveAll(path.Join(pooldir.Trash, entry)))
 		p.step("trash emptied")
 	}
 	return errors.Join(err, p.reclaim(ctx))
 }
 
-// Pending tells whether there is anything for Sweep. Every change has a directory
-// while it runs, so one that died is seen here, whatever it left elsewhere.
-func (p *Pool) Pending() bool {
-	if names, err := namesIn(p.root, trashDir); err == nil && len(names) > 0 {
-		return true
-	}
-	dead := p.deadChanges()
-	for _, c := range dead {
-		c.close()
-	}
-	return len(dead) > 0
-}
-
-// deadChanges gives the changes whose owners died, locked.
-func (p *Pool) deadChanges() []*change {
-	names, err := namesIn(p.root, stagingDir)
-	if err != nil {
-		return nil
-	}
-	var dead []*change
-	for _, name := range names {
-		c := &change{pool: p, name: name}
-		if c.dir, err = p.root.OpenRoot(c.path()); err != nil {
-			continue
-		}
-		if c.lock, err = c.dir.Open("."); err == nil {
-			if unix.Flock(int(c.lock.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-				dead = append(dead, c)
-				continue
-			}
-			c.lock.Close()
-		}
-		c.dir.Close()
-	}
-	return dead
-}
+// Pending tells whether there is anything for Sweep.
+func (p *Pool) Pending() bool { return p.root.Pending() }
 
 // named gives the objects that records name, and of which volume each is. An
 // unreadable record is an error: nobody knows what it named.
 func (p *Pool) named(ctx context.Context) (map[string]storage.Key, error) {
-	lock, err := flock(ctx, p.root, unix.LOCK_EX)
+	lock, err := p.root.Hold(ctx, ".", unix.LOCK_EX)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	named := map[string]storage.Key{}
-	for _, class := range classes {
-		names, err := namesIn(p.root, string(class))
+	for _, class := range pooldir.Classes() {
+		names, err := pooldir.Names(p.root, string(class))
 		if err != nil {
-			return nil, unavailable(err)
+			return nil, pooldir.Damaged(err)
 		}
 		for _, name := range names {
 			if err := ctx.Err(); err != nil {
@@ -195,7 +157,7 @@ func (p *Pool) relabel(dataset string, key storage.Key) {
 func (p *Pool) labelled(ctx context.Context, key storage.Key) ([]string, error) {
 	out, err := zfs(ctx, "list", "-Hp", "-r", "-t", "filesystem,snapshot", "-o", "name,"+propVolume, p.full(string(key.Class)))
 	if err != nil {
-		return nil, unavailable(err)
+		return nil, pooldir.Damaged(err)
 	}
 	var objects []string
 	for line := range strings.Lines(out) {

@@ -9,13 +9,14 @@ import (
 	"strings"
 
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // Usage measures a volume: what its datasets and their snapshots take up, and of
 // that what nobody shares. Data that several snapshots share with each other and
 // with no clone are counted as exclusive, since they go with the volume.
 func (v *volume) Usage(ctx context.Context) (_ storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", v.key)
+	defer storage.Fail(&err, "cannot measure volume %q", v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {
@@ -142,12 +143,12 @@ func parseSpace(out string) (map[string]*space, error) {
 
 // recordSize gives the bytes of a volume's record and metadata files.
 func (p *Pool) recordSize(key storage.Key) (total int64) {
-	for _, dir := range []string{key.String(), path.Join(key.String(), metaDir)} {
+	for _, dir := range []string{key.String(), path.Join(key.String(), pooldir.MetaDir)} {
 		root, err := p.root.OpenRoot(dir)
 		if err != nil {
 			continue
 		}
-		names, _ := namesIn(root, ".")
+		names, _ := pooldir.Names(root, ".")
 		for _, name := range names {
 			if st, err := root.Lstat(name); err == nil {
 				total += st.Size()

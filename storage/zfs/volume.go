@@ -1,9 +1,8 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
 // volume is a handle: the record on disk is read anew where it matters.
@@ -43,20 +43,13 @@ func (v *volume) Content() storage.Content {
 }
 
 func (v *volume) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", v.key)
-	dir, err := v.pool.root.OpenRoot(path.Join(v.key.String(), metaDir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fault.New(fault.NotFound, "there is no volume %q", v.key)
-	}
-	return dir, err
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", v.key)
+	return v.pool.root.OpenMeta(v.key)
 }
 
 func (v *volume) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", v.key)
-	if !fs.ValidPath(name) {
-		return nil, fault.New(fault.Invalid, "%q is not the name of a file", name)
-	}
-	return v.pool.readFile(path.Join(v.key.String(), metaDir, name), most)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", v.key)
+	return v.pool.root.ReadMeta(v.key, name, most)
 }
 
 // Root mounts the volume's dataset if it is not mounted, and says where. If that
@@ -67,7 +60,7 @@ func (v *volume) Root() storage.Root {
 }
 
 func (v *volume) Mount(ctx context.Context) (err error) {
-	defer fail(&err, "cannot mount volume %q", v.key)
+	defer storage.Fail(&err, "cannot mount volume %q", v.key)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -90,7 +83,7 @@ func (v *volume) mount(ctx context.Context) (record, error) {
 	if err == nil {
 		err = data.Close()
 	}
-	return rec, first(missing, gone(err))
+	return rec, cmp.Or(missing, gone(err))
 }
 
 // rootAt is the root of a volume or a snapshot that is mounted at point.
@@ -114,7 +107,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	err = f(h)
 	v.mu.Lock()
 	v.last = h.rec
@@ -125,7 +118,7 @@ func (v *volume) change(ctx context.Context, f func(h *locked) error) error {
 // Snapshot takes a snapshot of the dataset, with a copy of the metadata files in
 // it, and notes it in the record.
 func (v *volume) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, v.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -154,7 +147,7 @@ func (p *Pool) takeSnapshot(ctx context.Context, h *locked, s snapshot, live *st
 	if err := c.touch(object); err != nil {
 		return err
 	}
-	files, err := h.dir.OpenRoot(metaDir)
+	files, err := h.dir.OpenRoot(pooldir.MetaDir)
 	if err != nil {
 		return err
 	}
@@ -195,7 +188,7 @@ func snapshotLabels(s *snapshot) []string {
 
 // Snapshots lists the snapshots, oldest first.
 func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", v.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
@@ -209,13 +202,13 @@ func (v *volume) Snapshots(ctx context.Context) (_ []storage.Snapshot, err error
 }
 
 func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot open snapshot %q of volume %q", name, v.key)
 	rec, err := v.pool.load(v.key)
 	if err != nil {
 		return nil, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return nil, err
 	}
 	return v.pool.snapshotMeta(ctx, rec.object(&rec.Snapshots[i]))
@@ -223,14 +216,14 @@ func (v *volume) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 
 // SnapshotRoot mounts a snapshot, which stays until it is deleted.
 func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot look into snapshot %q of volume %q", name, v.key)
 	p := v.pool
 	rec, err := p.load(v.key)
 	if err != nil {
 		return storage.Root{}, err
 	}
 	i, err := rec.find(name)
-	if err := first(err, ctx.Err()); err != nil {
+	if err := cmp.Or(err, ctx.Err()); err != nil {
 		return storage.Root{}, err
 	}
 	object := rec.object(&rec.Snapshots[i])
@@ -245,7 +238,7 @@ func (v *volume) SnapshotRoot(ctx context.Context, name string) (_ storage.Root,
 // Restore makes a clone of the snapshot the volume's dataset. The old one stays
 // for its snapshots, newer ones included; Sweep frees the rest of it.
 func (v *volume) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", v.key, name)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -279,7 +272,7 @@ func (v *volume) Restore(ctx context.Context, name string) (err error) {
 // DeleteSnapshot drops a snapshot from the record. Sweep destroys it, or ZFS does
 // when its last clone is gone.
 func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, v.key)
 	return v.change(ctx, func(h *locked) error {
 		i, err := h.rec.find(name)
 		if err != nil {
@@ -306,7 +299,7 @@ func (v *volume) DeleteSnapshot(ctx context.Context, name string) (err error) {
 // RenameSnapshot gives a snapshot another name in the record, and in the property
 // that shows it.
 func (v *volume) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, v.key, to)
 	if err := storage.CheckName("snapshot", to); err != nil {
 		return err
 	}

@@ -10,13 +10,10 @@
 package zfs
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -26,14 +23,11 @@ import (
 
 	"brig/instance/fault"
 	"brig/storage"
+	"brig/storage/pooldir"
 )
 
-// What is in a pool's own dataset beside the directories of the volume classes.
-const (
-	poolFile   = "pool.json"
-	stagingDir = "staging"
-	trashDir   = "trash"
-)
+// poolFile is in a pool's own dataset, beside what package pooldir knows of.
+const poolFile = "pool.json"
 
 // Directories below Options.Dir, where datasets are mounted.
 const (
@@ -44,8 +38,6 @@ const (
 // formatVersion is the layout that this driver writes. A pool with a larger one
 // was made by a newer brig and is left alone.
 const formatVersion = 1
-
-var classes = []storage.Class{storage.Images, storage.Instances, storage.Custom}
 
 // Options say which pool to open. Dataset and Dir are needed.
 type Options struct {
@@ -64,8 +56,7 @@ type Pool struct {
 	name    string
 	dataset string
 	dir     string
-	root    *os.Root // of the pool's own dataset
-	at      *os.File // the same directory
+	root    *pooldir.Dir // of the pool's own dataset
 	step    func(string)
 	uuid    string
 }
@@ -82,8 +73,8 @@ type header struct {
 // Open opens a pool that Make made. If its dataset is mounted already, no program
 // is run for that.
 func Open(ctx context.Context, o Options) (_ *Pool, err error) {
-	defer fail(&err, "cannot open the pool in dataset %q", o.Dataset)
-	if err := first(checkDataset(o.Dataset), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open the pool in dataset %q", o.Dataset)
+	if err := cmp.Or(checkDataset(o.Dataset), ctx.Err()); err != nil {
 		return nil, err
 	}
 	if o.Name == "" {
@@ -96,17 +87,17 @@ func Open(ctx context.Context, o Options) (_ *Pool, err error) {
 		return nil, err
 	}
 	p := &Pool{name: o.Name, dataset: o.Dataset, dir: o.Dir, step: o.Step}
-	if p.root, err = p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0); err != nil {
+	root, err := p.mountAt(ctx, p.dataset, filepath.Join(p.dir, ownMount), 0)
+	if err != nil {
 		if fault.Is(err, fault.NotFound) {
 			return nil, fault.New(fault.Unavailable, "%w", errNoDataset)
 		}
 		return nil, err
 	}
-	if p.at, err = p.root.Open("."); err != nil {
-		p.root.Close()
+	if p.root, err = pooldir.Open(root); err != nil {
 		return nil, err
 	}
-	if err := first(p.checkHeader(), p.claim()); err != nil {
+	if err := cmp.Or(p.checkHeader(), p.claim()); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -118,19 +109,16 @@ var errNoDataset = errors.New("there is no such dataset")
 
 // Close lets go of the pool's dataset. The volumes that were opened from it are
 // of no more use.
-func (p *Pool) Close() error { return errors.Join(p.at.Close(), p.root.Close()) }
+func (p *Pool) Close() error { return p.root.Close() }
 
 func (p *Pool) checkHeader() error {
-	b, err := p.root.ReadFile(poolFile)
+	var h header
+	err := p.root.ReadRecord(poolFile, &h)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.WrongState, "the dataset is not one of brig's: it has no %s", poolFile)
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unavailable, err)
-	}
-	var h header
-	if err := json.Unmarshal(b, &h); err != nil {
-		return fault.New(fault.Unavailable, "%s is damaged: %w", poolFile, err)
 	}
 	if h.Driver != driverName || h.Version > formatVersion {
 		return fault.New(fault.Unsupported, "it is a pool of driver %q in format %d, which this brig does not know", h.Driver, h.Version)
@@ -144,24 +132,24 @@ const driverName = "zfs"
 
 // Info describes the pool.
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot tell about pool %q", p.name)
+	defer storage.Fail(&err, "cannot tell about pool %q", p.name)
 	if err := ctx.Err(); err != nil {
 		return storage.Info{}, err
 	}
 	switch z, err := gozfs.GetZpool(p.zpool()); {
 	case err != nil:
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	case slices.Contains([]string{gozfs.ZpoolFaulted, gozfs.ZpoolUnavail, "SUSPENDED"}, z.Health):
 		return storage.Info{}, fault.New(fault.Unavailable, "zpool %q is %s; see zpool status", p.zpool(), z.Health)
 	}
 	own, err := gozfs.GetDataset(p.dataset)
 	if err != nil {
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	}
 	// What is kept for the pool's own dataset is not free for volumes.
 	volumes, err := gozfs.GetDataset(p.full(string(storage.Instances)))
 	if err != nil {
-		return storage.Info{}, unavailable(classify(err))
+		return storage.Info{}, pooldir.Damaged(classify(err))
 	}
 	return storage.Info{
 		Name:         p.name,
@@ -185,22 +173,14 @@ func capabilities() storage.Capabilities {
 
 // List names the volumes of a class.
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
-	if err := (storage.Key{Class: class, Name: "x"}).Check(); err != nil {
-		return nil, err
-	}
-	names, err := namesIn(p.root, string(class))
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	slices.Sort(names)
-	return names, ctx.Err()
+	defer storage.Fail(&err, "cannot list the volumes %q of pool %q", class, p.name)
+	return p.root.List(ctx, class)
 }
 
 // Open gives a volume.
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot open volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return nil, err
 	}
 	rec, err := p.load(key)
@@ -213,16 +193,16 @@ func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err
 // Rename gives a volume another name. Its datasets keep theirs; the property that
 // shows the volume's name follows.
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
-	if err := first(key.Check(), to.Check(), ctx.Err()); err != nil {
+	if err := cmp.Or(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
 	if err != nil {
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	c, err := p.begin(ctx)
 	if err != nil {
 		return err
@@ -263,14 +243,14 @@ func (p *Pool) move(ctx context.Context, from string, to storage.Key) error {
 	case err != nil:
 		return err
 	}
-	return syncDir(p.root, string(to.Class))
+	return pooldir.Sync(p.root, string(to.Class))
 }
 
 // Delete removes a volume from sight: its record goes to the trash, which tells
 // Sweep what to destroy.
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
-	if err := first(key.Check(), ctx.Err()); err != nil {
+	defer storage.Fail(&err, "cannot delete volume %q", key)
+	if err := cmp.Or(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
 	h, err := p.lockVolume(ctx, key, unix.LOCK_EX)
@@ -280,17 +260,17 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 	case err != nil:
 		return err
 	}
-	defer h.close()
+	defer h.dir.Close()
 	if err := p.idle(ctx, &h.rec); err != nil {
 		return err
 	}
-	err = p.insist(func() error { return p.root.Rename(key.String(), path.Join(trashDir, newID())) })
+	err = p.insist(func() error { return p.root.Rename(key.String(), path.Join(pooldir.Trash, pooldir.NewID())) })
 	if err != nil {
 		return err
 	}
 	p.step("deleted")
 	p.unmount(h.rec.dataset())
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // deleteDamaged deletes a volume whose record cannot be read, which is how one
@@ -305,71 +285,21 @@ func (p *Pool) deleteDamaged(ctx context.Context, key storage.Key) error {
 		return err
 	}
 	defer c.end()
-	if err := p.root.Rename(key.String(), c.path("damaged")); err != nil {
+	if err := p.root.Rename(key.String(), c.dir.Path("damaged")); err != nil {
 		return err
 	}
 	c.wasteful = true
-	return syncDir(p.root, string(key.Class))
+	return pooldir.Sync(p.root, string(key.Class))
 }
 
 // full gives the name of an object of this pool for the zfs command.
 func (p *Pool) full(object string) string { return p.dataset + "/" + object }
-
-// newID makes a name that nothing else has.
-func newID() string {
-	var b [8]byte
-	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
-}
-
-// first gives the first error.
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// fail adds what could not be done to *err, and its class when the cause tells.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal {
-		switch {
-		case noSpace(*err), errors.Is(*err, unix.EMFILE):
-			class = fault.Exhausted
-		case errors.Is(*err, unix.EROFS), errors.Is(*err, unix.EIO), errors.Is(*err, unix.ESTALE):
-			class = fault.Unavailable
-		case errors.Is(*err, unix.EACCES), errors.Is(*err, unix.EPERM):
-			class = fault.Forbidden
-		}
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
-}
-
-// noSpace tells whether err is that of a full pool.
-func noSpace(err error) bool {
-	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-}
 
 // gone says that a volume's dataset or snapshot is not where its record says, if
 // err says so. Other volumes are not concerned.
 func gone(err error) error {
 	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
 		return fault.New(fault.Unavailable, "somebody destroyed or renamed what holds its data: bring it back by zfs rename, or delete the volume: %w", err)
-	}
-	return err
-}
-
-// unavailable says that the pool is not as it has to be, if err says that something
-// is missing in it.
-func unavailable(err error) error {
-	if fault.Is(err, fault.NotFound) || errors.Is(err, fs.ErrNotExist) {
-		return fault.New(fault.Unavailable, "the pool is gone or damaged: %w", err)
 	}
 	return err
 }

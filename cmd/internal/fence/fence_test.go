@@ -47,7 +47,7 @@ var rules = []struct {
 	// Drivers and sources.
 	{"storage/mount/...", []string{"storage/mount/..."}},
 	{"storage/holders", nil},
-	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/qcow2", "storage/treecopy", "$own/..."}},
+	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/pooldir", "storage/qcow2", "storage/treecopy", "$own/..."}},
 	{"images/...", []string{"images", "images/rootfs/...", "instance", "$own/..."}},
 	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
 	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},

@@ -49,7 +49,7 @@ func New(dir string) (*Pool, error) {
 type state struct{ meta, data string }
 
 func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
-	defer fail(&err, "cannot describe the pool in memory")
+	defer storage.Fail(&err, "cannot describe the pool in memory")
 	var st unix.Statfs_t
 	if err := errors.Join(ctx.Err(), unix.Statfs(p.dir, &st)); err != nil {
 		return storage.Info{}, err
@@ -63,7 +63,7 @@ func (p *Pool) Info(ctx context.Context) (_ storage.Info, err error) {
 }
 
 func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err error) {
-	defer fail(&err, "cannot list the %s", class)
+	defer storage.Fail(&err, "cannot list the %s", class)
 	if err := errors.Join(ctx.Err(), storage.Key{Class: class, Name: "any"}.Check()); err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func (p *Pool) List(ctx context.Context, class storage.Class) (_ []string, err e
 }
 
 func (p *Pool) Open(ctx context.Context, key storage.Key) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot open volume %q", key)
+	defer storage.Fail(&err, "cannot open volume %q", key)
 	if err := errors.Join(ctx.Err(), key.Check()); err != nil {
 		return nil, err
 	}
@@ -102,7 +102,7 @@ func (p *Pool) find(key storage.Key) (*volume, error) {
 }
 
 func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Content, fill func(dir *os.Root) error) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot create volume %q", key)
+	defer storage.Fail(&err, "cannot create volume %q", key)
 	switch {
 	case key.Check() != nil:
 		return nil, key.Check()
@@ -137,7 +137,7 @@ func (p *Pool) Create(ctx context.Context, key storage.Key, content storage.Cont
 }
 
 func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, o storage.CloneOptions) (_ storage.Volume, err error) {
-	defer fail(&err, "cannot clone volume %q to %q", from.Key, key)
+	defer storage.Fail(&err, "cannot clone volume %q to %q", from.Key, key)
 	if err := errors.Join(from.Check(), key.Check()); err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func copyState(ctx context.Context, from, to state, live *storage.Live) (err err
 }
 
 func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err error) {
-	defer fail(&err, "cannot rename volume %q to %q", key, name)
+	defer storage.Fail(&err, "cannot rename volume %q to %q", key, name)
 	to := storage.Key{Class: key.Class, Name: name}
 	if err := errors.Join(key.Check(), to.Check(), ctx.Err()); err != nil {
 		return err
@@ -279,7 +279,7 @@ func (p *Pool) Rename(ctx context.Context, key storage.Key, name string) (err er
 }
 
 func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
-	defer fail(&err, "cannot delete volume %q", key)
+	defer storage.Fail(&err, "cannot delete volume %q", key)
 	if err := errors.Join(key.Check(), ctx.Err()); err != nil {
 		return err
 	}
@@ -304,7 +304,7 @@ func (p *Pool) drop(s state) {
 }
 
 func (p *Pool) Sweep(ctx context.Context) (err error) {
-	defer fail(&err, "cannot free what was deleted")
+	defer storage.Fail(&err, "cannot free what was deleted")
 	p.mu.Lock()
 	waste := maps.Clone(p.waste)
 	for dir := range waste {
@@ -332,16 +332,4 @@ func (p *Pool) Pending() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.waste) > 0
-}
-
-// fail says what was tried, and gives an error of the kernel its class.
-func fail(err *error, format string, args ...any) {
-	if *err == nil {
-		return
-	}
-	class := fault.Of(*err)
-	if class == fault.Internal && errors.Is(*err, unix.ENOSPC) {
-		class = fault.Exhausted
-	}
-	*err = fault.New(class, format+": %w", append(args, *err)...)
 }

@@ -77,7 +77,7 @@ func (h *handle) at(snapshot string) (s state, err error) {
 }
 
 func (h *handle) Dir() (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of volume %q", h.key)
+	defer storage.Fail(&err, "cannot open the metadata of volume %q", h.key)
 	s, err := h.at("")
 	if err != nil {
 		return nil, err
@@ -86,7 +86,7 @@ func (h *handle) Dir() (_ *os.Root, err error) {
 }
 
 func (h *handle) ReadMeta(name string, most int64) (_ []byte, err error) {
-	defer fail(&err, "cannot read the metadata of volume %q", h.key)
+	defer storage.Fail(&err, "cannot read the metadata of volume %q", h.key)
 	s, err := h.at("")
 	if err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ func (h *handle) Root() storage.Root {
 }
 
 func (h *handle) Snapshot(ctx context.Context, name string, o storage.SnapshotOptions) (err error) {
-	defer fail(&err, "cannot take snapshot %q of volume %q", name, h.key)
+	defer storage.Fail(&err, "cannot take snapshot %q of volume %q", name, h.key)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (h *handle) Snapshot(ctx context.Context, name string, o storage.SnapshotOp
 }
 
 func (h *handle) Snapshots(ctx context.Context) (list []storage.Snapshot, err error) {
-	defer fail(&err, "cannot list the snapshots of volume %q", h.key)
+	defer storage.Fail(&err, "cannot list the snapshots of volume %q", h.key)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -169,7 +169,7 @@ func (h *handle) Snapshots(ctx context.Context) (list []storage.Snapshot, err er
 }
 
 func (h *handle) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err error) {
-	defer fail(&err, "cannot open the metadata of snapshot %q of volume %q", name, h.key)
+	defer storage.Fail(&err, "cannot open the metadata of snapshot %q of volume %q", name, h.key)
 	s, err := h.named(ctx, name)
 	if err != nil {
 		return nil, err
@@ -178,7 +178,7 @@ func (h *handle) SnapshotDir(ctx context.Context, name string) (_ *os.Root, err 
 }
 
 func (h *handle) SnapshotRoot(ctx context.Context, name string) (_ storage.Root, err error) {
-	defer fail(&err, "cannot find snapshot %q of volume %q", name, h.key)
+	defer storage.Fail(&err, "cannot find snapshot %q of volume %q", name, h.key)
 	s, err := h.named(ctx, name)
 	return storage.Root{Upper: s.data}, err
 }
@@ -191,7 +191,7 @@ func (h *handle) named(ctx context.Context, name string) (state, error) {
 }
 
 func (h *handle) Restore(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot restore volume %q to snapshot %q", h.key, name)
+	defer storage.Fail(&err, "cannot restore volume %q to snapshot %q", h.key, name)
 	if err := storage.CheckName("snapshot", name); err != nil {
 		return err
 	}
@@ -215,7 +215,7 @@ func (h *handle) Restore(ctx context.Context, name string) (err error) {
 }
 
 func (h *handle) DeleteSnapshot(ctx context.Context, name string) (err error) {
-	defer fail(&err, "cannot delete snapshot %q of volume %q", name, h.key)
+	defer storage.Fail(&err, "cannot delete snapshot %q of volume %q", name, h.key)
 	if err := cmp.Or(ctx.Err(), storage.CheckName("snapshot", name)); err != nil {
 		return err
 	}
@@ -231,7 +231,7 @@ func (h *handle) DeleteSnapshot(ctx context.Context, name string) (err error) {
 }
 
 func (h *handle) RenameSnapshot(ctx context.Context, name, to string) (err error) {
-	defer fail(&err, "cannot rename snapshot %q of volume %q to %q", name, h.key, to)
+	defer storage.Fail(&err, "cannot rename snapshot %q of volume %q to %q", name, h.key, to)
 	if err := cmp.Or(ctx.Err(), storage.CheckName("snapshot", name), storage.CheckName("snapshot", to)); err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (h *handle) RenameSnapshot(ctx context.Context, name, to string) (err error
 
 // Usage counts files: no volume or snapshot shares anything.
 func (h *handle) Usage(ctx context.Context) (u storage.Usage, err error) {
-	defer fail(&err, "cannot measure volume %q", h.key)
+	defer storage.Fail(&err, "cannot measure volume %q", h.key)
 	var now state
 	var snapshots []snapshot
 	err = h.with(func(v *volume) error {
