@@ -59,6 +59,9 @@ func Run(t *testing.T, d Driver) {
 		t.Skip("needs root: mounts volumes")
 	}
 	d.cases = &cases{whole: t, run: tally.Run{Driver: d.Name}, lacked: map[string]bool{}, parts: map[string]bool{}}
+	if d.Place != nil {
+		d.cases.give(d.Place(t)) // and skip if there is no room for pools here
+	}
 	for _, test := range []struct {
 		name string
 		run  func(*testing.T, Driver)
