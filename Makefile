@@ -32,7 +32,7 @@ build: ## Build bin/brig, bin/brig-keeper and bin/brig-guest
 	$(go) build -trimpath -o bin/ ./cmd/brig ./cmd/brig-keeper
 	CGO_ENABLED=0 $(go) build -trimpath -ldflags='-s -w' -o bin/ ./cmd/brig-guest
 
-test: ## Install what tests need and run all of them
+test: ## Install what tests need and run all of them; BRIG_LAB=0 leaves out those in the lab's guest
 	@.ci/setup build run test
 	@$(MAKE) --no-print-directory build
 	@.ci/test
@@ -46,7 +46,7 @@ lab: ## Build the guest that tests of ZFS, LVM, cgroup v2 and KVM run in
 	@.ci/setup build run test
 	PATH="$$(dirname $(go)):$$PATH" $(go) run ./cmd/internal/lab build
 
-lab-test: ## Run only the tests of the packages that need that guest
+lab-test: ## Run only the tests in that guest, and all of each: takes hours
 	@.ci/setup build run test
 	@.ci/test --lab
 

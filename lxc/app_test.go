@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"brig/instance"
 	"brig/lxc/config"
@@ -43,7 +42,7 @@ func guestProgram(t *testing.T) string {
 // waitStopped waits until m has ended by itself and gives how.
 func waitStopped(t *testing.T, d *Driver, m *instance.Machine) instance.State {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var s instance.State
 	err := until(ctx, func() (bool, error) {
@@ -73,7 +72,7 @@ func TestAppEndsWithItsExitCode(t *testing.T) {
 		t.Errorf("the console's log is %q, %v; want %q", log, err, want)
 	}
 	// Its last cgroup goes behind its back.
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	c, _ := d.cgroup(m)
 	until(ctx, func() (bool, error) {
@@ -93,7 +92,7 @@ func TestAppGetsItsStopSignal(t *testing.T) {
 		StopSignal: "SIGUSR1",
 	})
 	d := started(t, m)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	log := filepath.Join(m.LogDir, config.ConsoleLog)
 	if err := until(ctx, func() (bool, error) {
@@ -112,7 +111,7 @@ func TestAppGetsItsStopSignal(t *testing.T) {
 	if r := try(t, d, m, sh("printf $$")); r.code != 0 || r.out == "1" {
 		t.Errorf("Exec = %+v", r)
 	}
-	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: 20 * time.Second}); err != nil {
+	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: patience}); err != nil {
 		t.Fatal(err)
 	}
 	if s := d.State(m); s.ExitCode == nil || *s.ExitCode != 9 {
@@ -124,7 +123,7 @@ func TestAppGetsItsStopSignal(t *testing.T) {
 func TestIdleAppStopsAndKilledAppSaysSo(t *testing.T) {
 	m := app(t, instance.Process{Idle: true})
 	d := started(t, m)
-	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: 20 * time.Second}); err != nil {
+	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: patience}); err != nil {
 		t.Fatal(err)
 	}
 	if s := d.State(m); s.ExitCode == nil || *s.ExitCode != 0 {

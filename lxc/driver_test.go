@@ -21,6 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// patience is how long tests wait for what takes a moment: the processor may be an
+// emulated one, and busy.
+const patience = 2 * time.Minute
+
 // debianTree gives the directory of a Debian tree, which the environment names:
 // making one takes a minute and a mirror.
 func debianTree(t testing.TB) string {
@@ -157,7 +161,7 @@ func sh(script string) instance.Command {
 
 func waitRunning(t *testing.T, d *Driver, m *instance.Machine) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := d.WaitReady(ctx, m); err != nil {
 		t.Fatal(err)
@@ -175,7 +179,7 @@ func TestUnprivilegedDebianRunsAndStopsGracefully(t *testing.T) {
 	waitRunning(t, d, m)
 
 	s := d.State(m)
-	if s.Status != instance.Running || s.PID == 0 || s.Health != "ready" || time.Since(s.StartedAt) > time.Minute || time.Since(s.StartedAt) < 0 {
+	if s.Status != instance.Running || s.PID == 0 || s.Health != "ready" || time.Since(s.StartedAt) > patience || time.Since(s.StartedAt) < 0 {
 		t.Errorf("State = %+v", s)
 	}
 	var st unix.Stat_t
@@ -192,7 +196,7 @@ func TestUnprivilegedDebianRunsAndStopsGracefully(t *testing.T) {
 		t.Errorf("second Start = %v, want wrong-state", err)
 	}
 
-	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: 30 * time.Second}); err != nil {
+	if err := d.Stop(t.Context(), m, instance.StopOptions{Timeout: patience}); err != nil {
 		t.Fatal(err)
 	}
 	if s := d.State(m); s.Status != instance.Stopped || s.ExitCode == nil || *s.ExitCode != 0 {
@@ -230,7 +234,7 @@ func TestRebootFromInside(t *testing.T) {
 		t.Fatalf("%+v", boot)
 	}
 	try(t, d, m, instance.Command{Args: []string{"systemctl", "reboot"}})
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err := until(ctx, func() (bool, error) {
 		s := d.State(m)

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -216,7 +215,7 @@ func typed(t *testing.T, d *Driver, m *instance.Machine, c instance.Command, whe
 	var out bytes.Buffer
 	stdout, done := collect(t, &notify{w: &out, on: when, do: func() { do(input) }})
 	c.Stdin, c.Stdout = in, stdout
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	code, err := d.Exec(ctx, m, c)
 	stdout.Close()

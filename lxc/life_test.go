@@ -202,7 +202,7 @@ func TestConsole(t *testing.T) {
 	m := little(t)
 	m.Boot.Init = []string{"/usr/bin/sh", "-c", "echo hello; while read line; do echo got $line; stty size; done"}
 	d := started(t, m)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	in, input, err := os.Pipe()
 	if err != nil {
@@ -252,7 +252,7 @@ func TestConsoleLogIsBounded(t *testing.T) {
 	m.Boot.Init = []string{"/usr/bin/sh", "-c", "yes brig | head -c 5000000; echo; echo end; exec sleep 1000000"}
 	started(t, m)
 	log := filepath.Join(m.LogDir, config.ConsoleLog)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err := until(ctx, func() (bool, error) {
 		data, err := os.ReadFile(log)

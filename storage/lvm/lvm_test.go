@@ -22,16 +22,13 @@ import (
 	"brig/storage/storagetest/lab"
 )
 
-// slow are the parts of the suite that take more than they tell anew here: the races
-// and deaths of disks go the way of those of trees. All of it is run by
+// TestLab runs the tests of this package where there is a device mapper. The rest is
+// run by
 //
 //	go run ./cmd/internal/lab test brig/storage/lvm
 //
 // with BRIG_TEST_BIN naming a folder with the programs and the probe, and for the
 // virtual machine BRIG_TEST_CACHE one with kernels, as the tests of cmd/brig leave it.
-const slow = "^TestDisks$/^Races|^TestDisks$/^Crashes$|^TestTrees$/^Crashes$/^(clone-snapshot|delete|delete-snapshot|rename|rename-snapshot)$"
-
-// TestLab runs the tests of this package where there is a device mapper.
 func TestLab(t *testing.T) {
 	if lab.Inside() {
 		t.Skip("is in the lab")
@@ -47,7 +44,7 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.short", "-test.timeout=40m", "-test.skip=" + slow}}},
+		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.parallel=2"}}},
 		Disks: []int64{4 << 30, 4 << 30},
 		Trees: map[string]string{"bin": bin},
 		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},
@@ -93,6 +90,7 @@ func driver(name string, content storage.Content) storagetest.Driver {
 	return storagetest.Driver{
 		Name:    name,
 		Content: content,
+		Twin:    content == storage.Disk,
 		Limits:  content == storage.Tree,
 		Grows:   content == storage.Disk,
 		Capabilities: storage.Capabilities{

@@ -13,13 +13,18 @@ import (
 	"brig/storage"
 )
 
-// racers is how many goroutines run against each other.
-const racers = 16
+// racers is how many goroutines run against each other, and fewRacers with
+// -test.short.
+const racers, fewRacers = 16, 4
 
 // race calls f at once from many goroutines, each with a pool of its own as other
 // programs would have, and gives their errors.
 func race(t *testing.T, p *pool, f func(p *pool, i int) error) []error {
 	t.Helper()
+	racers := racers
+	if p.driver.shortened(t) {
+		racers = fewRacers
+	}
 	pools := make([]*pool, racers)
 	for i := range pools {
 		pools[i] = p.again(t)
@@ -74,7 +79,7 @@ func testRaces(t *testing.T, d Driver) {
 		t.Errorf("operations side by side = %v", err)
 	}
 	p.holds(t, web, map[string]string{"a": "web"})
-	for i := range racers {
+	for i := range errs {
 		key := instance(fmt.Sprintf("c%d-renamed", i))
 		if i%4 == 0 {
 			_, err := p.Open(ctx, key)

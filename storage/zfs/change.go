@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,9 +55,18 @@ func (p *Pool) begin(ctx context.Context, objects ...string) (*change, error) {
 	return c, nil
 }
 
-// touch notes objects before they are made or let go.
+// touch notes objects before they are made or let go. It writes nothing if they are
+// noted already.
 func (c *change) touch(objects ...string) error {
-	c.objects = append(c.objects, objects...)
+	known := len(c.objects)
+	for _, o := range objects {
+		if !slices.Contains(c.objects, o) {
+			c.objects = append(c.objects, o)
+		}
+	}
+	if len(c.objects) == known {
+		return nil
+	}
 	b, err := json.Marshal(c.objects)
 	if err != nil {
 		return err

@@ -42,6 +42,14 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 		return nil, err
 	}
 	defer meta.Close()
+	rec := record{Class: key.Class, Content: source.rec.Content, Format: source.rec.Format, Limit: source.rec.Limit, Data: c.name}
+	objects := []string{rec.dataset()}
+	if from.Snapshot == "" && source.rec.Base == "" {
+		objects = append(objects, source.rec.dataset()+"@"+c.name) // which origin takes
+	}
+	if err := c.touch(objects...); err != nil {
+		return nil, err
+	}
 	origin, err := c.origin(ctx, source, from, o.Live, meta)
 	if err != nil {
 		return nil, err
@@ -51,7 +59,6 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 			return nil, err
 		}
 	}
-	rec := record{Class: key.Class, Content: source.rec.Content, Format: source.rec.Format, Limit: source.rec.Limit, Data: c.name}
 	if err := cmp.Or(ctx.Err(), c.stage(rec)); err != nil {
 		return nil, err
 	}
@@ -62,7 +69,7 @@ func (p *Pool) Clone(ctx context.Context, from storage.Source, key storage.Key, 
 }
 
 // origin gives the snapshot to clone, and copies the metadata files that belong to
-// it.
+// it. The caller has noted the one that is taken for it, which has the change's name.
 func (c *change) origin(ctx context.Context, source *locked, from storage.Source, live *storage.Live, meta *os.Root) (string, error) {
 	p, rec := c.pool, &source.rec
 	if from.Snapshot != "" {
@@ -89,9 +96,6 @@ func (c *change) origin(ctx context.Context, source *locked, from storage.Source
 		return rec.dataset() + "@" + rec.Base, nil
 	}
 	object := rec.dataset() + "@" + c.name
-	if err := c.touch(object); err != nil {
-		return "", err
-	}
 	if err := p.freeze(ctx, rec, live, func() error { return p.snapshot(ctx, object) }); err != nil {
 		return "", err
 	}

@@ -8,18 +8,11 @@ import (
 	"brig/storage/storagetest/lab"
 )
 
-// slow are the cases of the suite that take most of its time where a processor is
-// emulated: each step to be killed at, and each race, is dozens of runs of zfs.
-// Killing restores, where snapshots could be lost, stays, for trees. What a disk has
-// in common with a tree is tried with one of them. All of it runs by
-// go run ./cmd/internal/lab test brig/storage/zfs.
-const slow = "^Test(Trees|Disks)$/^(Races|RacesForOneName|Cancellation|Names)$|" +
-	"^TestTrees$/^CloneOutlivesItsSource$|" +
-	"^TestTrees$/^Crashes$/^(create|clone|clone-snapshot|snapshot|delete-snapshot|rename-snapshot|rename|delete|sweep)$|" +
-	"^TestDisks$/^(Contract|Create|Clone|Snapshots|Usage|Crashes|Full)$"
+// measuring are the tests that need a machine to themselves. Make bench runs them.
+const measuring = "^(TestFigures|TestThousandthSnapshot|TestDiskFormats)$"
 
 // TestLab runs the tests of this package where there is ZFS, without those that
-// measure and those that are slow.
+// measure.
 func TestLab(t *testing.T) {
 	if lab.Inside() {
 		t.Skip("is in the lab")
@@ -35,7 +28,7 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/zfs", Args: []string{"-test.short", "-test.timeout=40m", "-test.skip=" + slow}}},
+		Tests: []lab.Binary{{Package: "brig/storage/zfs", Args: []string{"-test.parallel=2", "-test.skip=" + measuring}}},
 		Disks: []int64{4 << 30, 1 << 30},
 		Trees: map[string]string{"bin": bin},
 		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},

@@ -47,6 +47,7 @@ func driver(name string, content storage.Content) storagetest.Driver {
 		Name:    name,
 		Content: content,
 		Limits:  true,
+		Twin:    content == storage.Disk,
 		Capabilities: storage.Capabilities{
 			Contents:      []storage.Content{storage.Tree, storage.Disk},
 			InstantClone:  true,

@@ -203,7 +203,7 @@ func (m *machine) compileOne(ctx context.Context, module string, b Binary, dst s
 	}
 	var stderr strings.Builder
 	in.Stderr = &stderr
-	if _, err := run.With(ctx, in, goTool(), "test", "-c", "-o", filepath.Join(dst, testProgram), b.Package); err != nil {
+	if _, err := run.With(ctx, in, goTool(), "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(dst, testProgram), b.Package); err != nil {
 		return fmt.Errorf("%w\n%s", err, stderr.String())
 	}
 	data := filepath.Join(strings.TrimSpace(string(out)), "testdata")

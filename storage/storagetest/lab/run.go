@@ -16,8 +16,13 @@ import (
 	"brig/storage/storagetest/tally"
 )
 
-// Env is the environment variable that turns tests in the guest off, by 0.
+// Env is the environment variable that says what runs in the guest: by 0 nothing, by
+// Full everything, and else what leaves out what takes long.
 const Env = "BRIG_LAB"
+
+// Full as the value of Env has tests take the time they need. Without it they are
+// told to be short.
+const Full = "full"
 
 // place is where the suite of pool drivers ran, in the table of all its runs.
 const place = "lab guest"
@@ -41,6 +46,13 @@ func Run(t *testing.T, o Options) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, end.Add(-reserve))
 		defer cancel()
+		// What hangs inside should be the first to tell where.
+		if left := time.Until(end) - booting; left > booting {
+			o.Tests = with(o.Tests, "-test.timeout="+left.Round(time.Second).String())
+		}
+	}
+	if os.Getenv(Env) != Full {
+		o.Tests = with(o.Tests, "-test.short")
 	}
 	if os.Getenv(tally.Env) != "" {
 		o.Env = append(slices.Clone(o.Env), tally.Env+"="+tally.Print)
@@ -62,6 +74,15 @@ func Run(t *testing.T, o Options) {
 	}
 }
 
+// with gives the same tests with one more argument.
+func with(tests []Binary, arg string) []Binary {
+	tests = slices.Clone(tests)
+	for i := range tests {
+		tests[i].Args = append(slices.Clone(tests[i].Args), arg)
+	}
+	return tests
+}
+
 // note notes how the suites of pool drivers ended, which the tests printed.
 func (r Result) note() error {
 	runs, err := tally.Printed(r.Output, place)
@@ -71,8 +92,12 @@ func (r Result) note() error {
 	return err
 }
 
-// reserve is the time left to tell what happened when a test runs out of time.
-const reserve = 10 * time.Second
+// reserve is the time left to tell what happened when a test runs out of time, and
+// booting is more than what compiling and booting take before it.
+const (
+	reserve = 10 * time.Second
+	booting = 2 * time.Minute
+)
 
 // outcome is the line for a test, or a part of one.
 var outcome = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+)`)

@@ -27,7 +27,8 @@ type Run struct {
 	Driver      string `json:"driver"`
 	Place       string `json:"place,omitempty"` // where it ran; empty: on this host
 	Passed      int    `json:"passed"`
-	Unsupported int    `json:"unsupported"` // asserted to be so
+	Shortened   int    `json:"shortened,omitempty"` // of those passed, how many did a part of what they do
+	Unsupported int    `json:"unsupported"`         // asserted to be so
 	Failed      int    `json:"failed"`
 	Skipped     int    `json:"skipped"`
 }
@@ -102,13 +103,13 @@ func Read(dir string) ([]Run, error) {
 
 // Table shows runs, one a line.
 func Table(runs []Run) string {
-	rows := [][]string{{"driver", "where", "passed", "asserted unsupported", "failed", "skipped"}}
+	rows := [][]string{{"driver", "where", "passed", "of them in part", "asserted unsupported", "failed", "skipped"}}
 	for _, r := range runs {
 		place := r.Place
 		if place == "" {
 			place = "this host"
 		}
-		rows = append(rows, []string{r.Driver, place, strconv.Itoa(r.Passed), strconv.Itoa(r.Unsupported), strconv.Itoa(r.Failed), strconv.Itoa(r.Skipped)})
+		rows = append(rows, []string{r.Driver, place, strconv.Itoa(r.Passed), strconv.Itoa(r.Shortened), strconv.Itoa(r.Unsupported), strconv.Itoa(r.Failed), strconv.Itoa(r.Skipped)})
 	}
 	width := make([]int, len(rows[0]))
 	for _, row := range rows {

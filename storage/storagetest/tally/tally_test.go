@@ -10,7 +10,7 @@ import (
 func TestNotedIsReadAndShown(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv(tally.Env, dir)
-	zfs := tally.Run{Driver: "zfs", Place: "lab guest", Passed: 3, Failed: 1}
+	zfs := tally.Run{Driver: "zfs", Place: "lab guest", Passed: 3, Shortened: 2, Failed: 1}
 	overlay := tally.Run{Driver: "overlay", Passed: 31, Unsupported: 1}
 	for _, r := range []tally.Run{zfs, overlay} {
 		if err := tally.Note(r); err != nil {
@@ -21,9 +21,9 @@ func TestNotedIsReadAndShown(t *testing.T) {
 	if err != nil || !slices.Equal(got, []tally.Run{overlay, zfs}) {
 		t.Errorf("Read = %+v, %v, want overlay and zfs", got, err)
 	}
-	want := "driver   where      passed  asserted unsupported  failed  skipped\n" +
-		"overlay  this host      31                     1       0        0\n" +
-		"zfs      lab guest       3                     0       1        0\n"
+	want := "driver   where      passed  of them in part  asserted unsupported  failed  skipped\n" +
+		"overlay  this host      31                0                     1       0        0\n" +
+		"zfs      lab guest       3                2                     0       1        0\n"
 	if table := tally.Table(got); table != want {
 		t.Errorf("Table =\n%swant\n%s", table, want)
 	}

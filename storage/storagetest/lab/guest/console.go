@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -18,17 +19,30 @@ const grace = 5 * time.Second
 
 func drained() time.Time { return time.Now().Add(grace) }
 
-// openPort opens the port for events, which udev names when it gets to it.
+// openPort opens the port for events, which the kernel knows before udev names it.
 func openPort() (*os.File, error) {
-	path := filepath.Join("/dev/virtio-ports", plan.Port)
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(time.Minute); ; <-tick.C {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err == nil || time.Now().After(end) {
-			return f, err
+	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		got, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if strings.TrimSpace(string(got)) == plan.Port {
+			return os.OpenFile(filepath.Join("/dev", filepath.Base(filepath.Dir(name))), os.O_WRONLY, 0)
 		}
 	}
+	return nil, fmt.Errorf("there is no port %q", plan.Port)
+}
+
+// settle waits until udev has named all devices, which takes long on a busy host.
+func settle() error {
+	if out, err := exec.Command("udevadm", "settle", "--timeout=600").CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot wait for udev: %w: %s", err, out)
+	}
+	return nil
 }
 
 // shell runs a shell on the console until it ends.

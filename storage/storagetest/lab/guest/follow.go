@@ -48,6 +48,9 @@ func do(tell *teller) error {
 	if p.Shell != nil {
 		return shell(*p.Shell)
 	}
+	if err := settle(); err != nil {
+		return err
+	}
 	for i, c := range p.Commands {
 		code, err := tell.run(i, c)
 		if err != nil {
