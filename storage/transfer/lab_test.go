@@ -24,7 +24,7 @@ func TestLab(t *testing.T) {
 		t.Skip("boots a machine")
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=InLab", "-test.timeout=20m"}}},
+		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=InLab"}}},
 	})
 }
 
@@ -97,20 +97,24 @@ func TestPairsInLab(t *testing.T) {
 		content  storage.Content
 		from, to string
 		quick    bool
+		short    bool // also where time is short
 	}{
-		{storage.Tree, "zfs", "zfs", true},
-		{storage.Tree, "zfs", "zfs-far", true},
-		{storage.Disk, "zfs", "zfs-far", true},
-		{storage.Tree, "zfs", "overlay", false},
-		{storage.Tree, "btrfs", "zfs", false},
-		{storage.Disk, "overlay", "zfs", false},
-		{storage.Tree, "lvm", "lvm", true},
-		{storage.Tree, "overlay", "lvm", false},
-		{storage.Disk, "lvm", "lvm", true},
-		{storage.Disk, "lvm", "overlay", false},
-		{storage.Disk, "overlay", "lvm", false},
+		{storage.Tree, "zfs", "zfs", true, false},
+		{storage.Tree, "zfs", "zfs-far", true, true},
+		{storage.Disk, "zfs", "zfs-far", true, false},
+		{storage.Tree, "zfs", "overlay", false, false},
+		{storage.Tree, "btrfs", "zfs", false, false},
+		{storage.Disk, "overlay", "zfs", false, false},
+		{storage.Tree, "lvm", "lvm", true, false},
+		{storage.Tree, "overlay", "lvm", false, true},
+		{storage.Disk, "lvm", "lvm", true, false},
+		{storage.Disk, "lvm", "overlay", false, false},
+		{storage.Disk, "overlay", "lvm", false, false},
 	} {
 		t.Run(string(c.content)+"/"+c.from+"/"+c.to, func(t *testing.T) {
+			if testing.Short() && !c.short {
+				t.Skip("takes long")
+			}
 			all := map[string]func() storage.Pool{
 				"overlay": func() storage.Pool { return newPool(t) },
 				"btrfs":   func() storage.Pool { return btrfsPool(t) },
@@ -134,6 +138,9 @@ func TestPairsInLab(t *testing.T) {
 func TestZFSAfterRestoreInLab(t *testing.T) {
 	if !lab.Inside() {
 		t.Skip("runs in the lab")
+	}
+	if testing.Short() {
+		t.Skip("takes long")
 	}
 	ctx := t.Context()
 	from, to := newZFS(t, zpool(t, "one"), "a"), newZFS(t, zpool(t, "two"), "b")
