@@ -67,7 +67,10 @@ func richLayer(t *testing.T, r *instancetest.Rig) []byte {
 	w := tar.NewWriter(&b)
 	add := func(hdr tar.Header, content []byte) {
 		hdr.Size, hdr.ModTime, hdr.Format = int64(len(content)), time.Unix(1e9, 0), tar.FormatPAX
-		if hdr.Typeflag == 0 {
+		switch {
+		case strings.HasSuffix(hdr.Name, "/"):
+			hdr.Typeflag = tar.TypeDir
+		case hdr.Typeflag == 0:
 			hdr.Typeflag = tar.TypeReg
 		}
 		if err := w.WriteHeader(&hdr); err != nil {
@@ -80,7 +83,7 @@ func richLayer(t *testing.T, r *instancetest.Rig) []byte {
 	for _, f := range instancetest.ProbeFiles(t, r.Bin) {
 		add(tar.Header{Name: f.Name, Mode: f.Mode}, f.Data)
 	}
-	add(tar.Header{Name: "verified/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	add(tar.Header{Name: "verified/", Mode: 0o755}, nil)
 	add(tar.Header{Name: "verified/byte", Mode: 0o644}, []byte("one"))
 	add(tar.Header{Name: "verified/capable", Mode: 0o755, PAXRecords: map[string]string{
 		"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",

@@ -2,7 +2,9 @@
 // system on the whole of a sparse raw file, which brig boots directly with a
 // kernel of its own or of the image. It does so with mkfs.ext4, without mounting
 // anything. Owners, modes, hard links, devices, extended attributes and access
-// lists are those of the tree; times keep whole seconds.
+// lists are those of the tree; times of change keep whole seconds, and other times
+// are the disk's. Trees that were unpacked from one image give the same disk, byte
+// for byte, as long as their file systems list attributes in the same order.
 package disk
 
 import (

@@ -5,8 +5,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -75,10 +77,15 @@ func keepXattr(name string) bool {
 		strings.HasPrefix(name, "security.")
 }
 
-// xattrs calls set for each attribute the header has and an image may have. A
+// xattrs calls set for each attribute the header has and an image may have, in
+// order: file systems keep it, and so does a disk that is made of the tree. A
 // file system without user attributes is fine; losing a capability is not.
 func xattrs(hdr *tar.Header, set func(name string, value []byte) error) error {
-	for record, value := range hdr.PAXRecords {
+	if len(hdr.PAXRecords) == 0 {
+		return nil
+	}
+	for _, record := range slices.Sorted(maps.Keys(hdr.PAXRecords)) {
+		value := hdr.PAXRecords[record]
 		name, ok := strings.CutPrefix(record, xattrRecord)
 		if !ok || !keepXattr(name) {
 			continue
