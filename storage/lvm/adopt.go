@@ -83,7 +83,7 @@ func poolIn(ctx context.Context, vg, own string) (string, error) {
 	}
 	var ids []string
 	for _, v := range list {
-		if id := strings.TrimSuffix(v.Name, "-"+ownVolume); poolName.MatchString(id) && (own == "" || own == v.Name) {
+		if id := strings.TrimSuffix(v.Name, "-"+ownVolume); isPoolName(id) && (own == "" || own == v.Name) {
 			ids = append(ids, id)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
@@ -160,15 +159,25 @@ func tags(key storage.Key, snapshot string) []string {
 	return args
 }
 
-// Names of volume groups, of thin pools and of brig's own pools in them. LVM has
-// names of its own for parts of volumes, which are nobody else's.
-var (
-	lvmName  = regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_+.-]{0,59}$`)
-	poolName = regexp.MustCompile(`^brig[0-9a-f]{8}$`)
-)
+// isLVMName tells whether s can be the name of a volume group or of a thin pool. LVM
+// has names of its own for parts of volumes, which are nobody else's.
+func isLVMName(s string) bool {
+	return s != "" && len(s) <= 60 && onlyOf(s[:1], letters) && onlyOf(s, letters+"+.-")
+}
+
+const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_"
+
+// isPoolName tells whether s is the name of a pool of brig's in a volume group.
+func isPoolName(s string) bool {
+	id, ok := strings.CutPrefix(s, "brig")
+	return ok && len(id) == 8 && onlyOf(id, "0123456789abcdef")
+}
+
+// onlyOf tells whether s has no other bytes than those.
+func onlyOf(s, those string) bool { return strings.Trim(s, those) == "" }
 
 func checkLVMName(what, name string) error {
-	if !lvmName.MatchString(name) || name == "." || name == ".." {
+	if !isLVMName(name) || name == "." || name == ".." {
 		return fault.New(fault.Invalid, "cannot use the %s %q: its name has 1 to 60 letters, digits and the signs + _ . -", what, name)
 	}
 	return nil

@@ -57,7 +57,7 @@ type Options struct {
 
 // check refuses names that could mean something else to the commands.
 func (o Options) check() error {
-	if !poolName.MatchString(o.ID) {
+	if !isPoolName(o.ID) {
 		return fault.New(fault.Invalid, "%q is no pool's id", o.ID)
 	}
 	return cmp.Or(checkLVMName("volume group", o.VG), checkLVMName("thin pool", o.Thin))
