@@ -298,7 +298,7 @@ func filesOf(t *testing.T, r *instancetest.Rig, name, snapshot string) string {
 	dir := t.TempDir()
 	r.Must(t, "snapshot", "mount", name+"/"+snapshot, dir)
 	defer r.Must(t, "snapshot", "unmount", dir)
-	out, err := exec.Command("sh", "-c", `tar -C "$0" --sort=name --numeric-owner --xattrs -c . | sha256sum`, dir).Output()
+	out, err := exec.Command("sh", "-c", `tar -C "$0" --sort=name --numeric-owner --xattrs --format=posix --pax-option=exthdr.name=%d/%f,delete=atime,delete=ctime -c . | sha256sum`, dir).Output()
 	if err != nil {
 		t.Fatalf("reading %s/%s: %v", name, snapshot, err)
 	}
