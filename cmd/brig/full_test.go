@@ -226,7 +226,7 @@ func TestFullBelowAFile(t *testing.T) {
 	r.Must(t, "sweep")
 	fillFolder(t, r)
 	r.Fails(t, 7, []string{"full"}, "snapshot", "create", "big")
-	r.Fails(t, 7, []string{"space"}, "create", app, "another", "-s", "small")
+	r.Fails(t, 7, []string{"full"}, "create", app, "another", "-s", "small")
 	if lines := r.List(t); lines["well"].Status != "Stopped" || lines["web"].Status != "Running" {
 		t.Errorf("list with a full disk below a pool: %+v", lines)
 	}

@@ -165,14 +165,11 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err := os.MkdirAll(m.At, 0o700); err != nil {
 		return err
 	}
-	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
-	if err != nil {
-		// It may have to write for that.
-		if err := m.releaseBelow(); err != nil {
-			return err
-		}
-		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
+	// Mounting writes, too.
+	if err := m.releaseBelow(); err != nil {
+		return err
 	}
+	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
 	if err != nil && mounted {
 		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME|unix.MS_RDONLY, "")
 	}
