@@ -399,13 +399,6 @@ type Resizer interface {
 	Resize(ctx context.Context, max int64) error
 }
 
-// Reliever is a Pool that may need space for deleting which it does not have itself.
-type Reliever interface {
-	// Relieve makes what is kept for that usable, if space is short. Who deletes
-	// something with other methods than Delete and DeleteSnapshot calls it first.
-	Relieve(ctx context.Context) error
-}
-
 // Usage of a volume in bytes, as the file system counts it. What is not exclusive
 // is shared with other volumes.
 type Usage struct {

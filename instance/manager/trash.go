@@ -252,11 +252,6 @@ func (m *Manager) throwAway(ctx context.Context, a deleteArgs) error {
 
 // toTrash gives a volume its name in the trash, and a note.
 func toTrash(ctx context.Context, pool storage.Pool, volume storage.Volume, name string, note deletion) error {
-	if r, ok := pool.(storage.Reliever); ok {
-		if err := r.Relieve(ctx); err != nil {
-			return err
-		}
-	}
 	err := writeNote(volume, note)
 	if fault.Is(err, fault.Exhausted) {
 		// Without a note it counts as deleted when the next sweep sees it.

@@ -102,7 +102,7 @@ func (d Driver) Release(ctx context.Context, r storage.Record) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(pooldir.IgnoreMissing(os.Remove(medium.At)), medium.dropBelow())
+	return pooldir.IgnoreMissing(os.Remove(medium.At))
 }
 
 // Destroy removes what is in a pool, and the file if it is in one. A device

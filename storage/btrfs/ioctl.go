@@ -98,7 +98,6 @@ const (
 	iocGroupCreate  = dirWrite | 16<<16 | magic | 42
 	iocGroupLimit   = dirRead | 48<<16 | magic | 43
 	iocSetLabel     = dirWrite | 256<<16 | magic | 50
-	iocTrim         = 3<<30 | 24<<16 | 'X'<<8 | 121 // FITRIM
 	iocSubvolInfo   = dirRead | 504<<16 | magic | 60
 )
 

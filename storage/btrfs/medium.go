@@ -146,10 +146,7 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if device != nil {
 		device.Close()
 	}
-	if err == nil && mounted && !m.failed() {
-		return m.reserveBelow()
-	}
-	if err != nil {
+	if err != nil || mounted && !m.failed() {
 		return err
 	}
 	if mounted && unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW) != nil {
@@ -165,10 +162,6 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err := os.MkdirAll(m.At, 0o700); err != nil {
 		return err
 	}
-	// Mounting writes, too.
-	if err := m.releaseBelow(); err != nil {
-		return err
-	}
 	err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME, "")
 	if err != nil && mounted {
 		err = unix.Mount(device.Name(), m.At, "btrfs", unix.MS_NOATIME|unix.MS_RDONLY, "")
@@ -176,8 +169,8 @@ func (m Medium) Mount(ctx context.Context) (err error) {
 	if err != nil {
 		return fault.New(fault.Unavailable, "mount: %w; the kernel's log may say more", err)
 	}
-	if err := m.reserveBelow(); err != nil || !m.Adopt {
-		return err
+	if !m.Adopt {
+		return nil
 	}
 	return m.label()
 }
@@ -318,9 +311,6 @@ func (m Medium) Unmount(ctx context.Context) (err error) {
 	}
 	defer device.Close()
 	if mounted, err := m.mounted(device); !mounted || err != nil {
-		return err
-	}
-	if err := m.dropBelow(); err != nil {
 		return err
 	}
 	err = unix.Unmount(m.At, unix.UMOUNT_NOFOLLOW)

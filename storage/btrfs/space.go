@@ -1,7 +1,7 @@
 package btrfs
 
 import (
-	"context"
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
@@ -32,12 +32,13 @@ func (p *Pool) statfs() (st unix.Statfs_t, err error) {
 	if err := unix.Fstatfs(int(d.Fd()), &st); err != nil || p.medium == "" {
 		return st, err
 	}
-	b, ok := Medium{Source: p.medium}.below()
-	if !ok {
+	var file unix.Stat_t
+	var below unix.Statfs_t
+	if err := cmp.Or(unix.Stat(p.medium, &file), unix.Statfs(p.medium, &below)); err != nil || file.Mode&unix.S_IFMT != unix.S_IFREG {
 		return st, nil
 	}
 	used := int64(st.Blocks-st.Bfree) * st.Bsize
-	free := b.usable() + max(b.blocks-used, 0)
+	free := int64(below.Bavail)*below.Bsize + max(file.Blocks*512-used, 0)
 	st.Bavail = min(st.Bavail, uint64(free/st.Bsize))
 	return st, nil
 }
@@ -91,9 +92,6 @@ func (p *Pool) makeReserve() error {
 func (p *Pool) releaseReserve() error {
 	if p.room() == nil {
 		return nil
-	}
-	if err := p.Relieve(context.Background()); err != nil {
-		return err
 	}
 	return pooldir.IgnoreMissing(p.root.Remove(reserveFile))
 }

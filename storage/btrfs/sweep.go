@@ -31,7 +31,7 @@ func (p *Pool) Sweep(ctx context.Context) (err error) {
 	if e := ctx.Err(); e != nil {
 		return e
 	}
-	return errors.Join(err, r.wait(), p.trim(), p.makeReserve())
+	return errors.Join(err, r.wait(), p.makeReserve())
 }
 
 // Pending tells whether there is anything for Sweep.
