@@ -64,6 +64,9 @@ func (d *Driver) Start(ctx context.Context, m *instance.Machine) error {
 	if err := os.MkdirAll(m.RunDir, 0o700); err != nil {
 		return fmt.Errorf("cannot start %q: %w", m.Name, err)
 	}
+	if m.Kernel == nil && m.Firmware == "" {
+		return fault.New(fault.Unsupported, "cannot start %q: it has no kernel to boot, and its disk does not boot by itself: import a kernel with brig kernel import", m.Name)
+	}
 	if m.Kernel == nil {
 		if err := firmware.Prepare(m.RunDir, m.Firmware, "/usr/share"); err != nil {
 			return fmt.Errorf("cannot start %q: %w", m.Name, err)

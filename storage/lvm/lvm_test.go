@@ -22,6 +22,10 @@ import (
 	"brig/storage/storagetest/lab"
 )
 
+// short are the tests for where time is short: what the suite says of trees and of disks
+// first of all.
+const short = "^Test(Trees|Disks)$/^(Contract|Snapshots|RestoreKeepsNewer)$"
+
 // TestLab runs the tests of this package where there is a device mapper. The rest is
 // run by
 //
@@ -44,7 +48,7 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.parallel=2"}}},
+		Tests: []lab.Binary{{Package: "brig/storage/lvm", Short: short, Args: []string{"-test.parallel=2"}}},
 		Disks: []int64{4 << 30, 4 << 30},
 		Trees: map[string]string{"bin": bin},
 		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},

@@ -11,6 +11,10 @@ import (
 // measuring are the tests that need a machine to themselves. Make bench runs them.
 const measuring = "^(TestFigures|TestThousandthSnapshot|TestDiskFormats)$"
 
+// short are the tests for where time is short: a pet's life, pools in trouble, and what
+// the suite says of trees first of all.
+const short = "^(TestPets|TestBadPools|TestTrees)$/^(Contract|Clone|Snapshots|RestoreKeepsNewer|Usage)$"
+
 // TestLab runs the tests of this package where there is ZFS, without those that
 // measure.
 func TestLab(t *testing.T) {
@@ -28,7 +32,7 @@ func TestLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/zfs", Args: []string{"-test.parallel=2", "-test.skip=" + measuring}}},
+		Tests: []lab.Binary{{Package: "brig/storage/zfs", Short: short, Args: []string{"-test.parallel=2", "-test.skip=" + measuring}}},
 		Disks: []int64{4 << 30, 1 << 30},
 		Trees: map[string]string{"bin": bin},
 		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},

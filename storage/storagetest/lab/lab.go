@@ -50,6 +50,7 @@ type Options struct {
 type Binary struct {
 	Package string   // its import path
 	Run     string   // which tests, as for go test -run; empty: all
+	Short   string   // the same where time is short; empty: those of Run
 	Args    []string // more arguments, such as -test.short
 }
 

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -53,6 +54,9 @@ func Run(t *testing.T, o Options) {
 	}
 	if os.Getenv(Env) != Full {
 		o.Tests = with(o.Tests, "-test.short")
+		for i, b := range o.Tests {
+			o.Tests[i].Run = cmp.Or(b.Short, b.Run)
+		}
 	}
 	if os.Getenv(tally.Env) != "" {
 		o.Env = append(slices.Clone(o.Env), tally.Env+"="+tally.Print)
