@@ -199,6 +199,11 @@ func TestImageVerify(t *testing.T) {
 	if err := unix.Unmount(dir, 0); err != nil {
 		t.Fatal(err)
 	}
+	// It is written to until the last namespace that had the mount has let go of it.
+	instancetest.Await(t, "the loop device to be free", func() bool {
+		out, err := exec.Command("losetup", "-j", disk).Output()
+		return err == nil && len(out) == 0
+	})
 	if got := verifyImage(t, r, 1, "rich", "--form", "vm").told("disk", "virtual-machine"); got != damaged {
 		t.Errorf("of a damaged disk: %s", got)
 	}
