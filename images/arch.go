@@ -25,6 +25,8 @@ func Architecture(name string) string {
 		return "aarch64"
 	case "armhf", "arm":
 		return "armv7l"
+	case "armel":
+		return "armv6l"
 	case "i386", "386":
 		return "i686"
 	case "ppc64el":

@@ -170,25 +170,5 @@ func oneLine(s string) string {
 
 // architecture is what the metadata says, as uname -m would.
 func (m Metadata) architecture() string {
-	return Architecture(oneLine(cmp.Or(m.top["architecture"], m.properties["architecture"])))
-}
-
-// Architecture gives the name that uname -m has for one of Debian's, and any
-// other as it is.
-func Architecture(name string) string {
-	switch name {
-	case "amd64":
-		return "x86_64"
-	case "arm64":
-		return "aarch64"
-	case "armhf":
-		return "armv7l"
-	case "armel":
-		return "armv6l"
-	case "i386":
-		return "i686"
-	case "ppc64el":
-		return "ppc64le"
-	}
-	return name
+	return images.Architecture(oneLine(cmp.Or(m.top["architecture"], m.properties["architecture"])))
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"brig/images"
-	"brig/images/incus"
 	"brig/instance/fault"
 )
 
@@ -235,7 +234,7 @@ func (p product) names() []string {
 // answers tells whether the product is what name means on an architecture. A name
 // may end with one, which then counts.
 func (p product) answers(name, arch string) bool {
-	own := incus.Architecture(p.Arch)
+	own := images.Architecture(p.Arch)
 	for _, n := range p.names() {
 		if name == n && own == arch || name == n+"/"+strings.ToLower(p.Arch) {
 			return true
@@ -246,7 +245,7 @@ func (p product) answers(name, arch string) bool {
 
 // record is the image of files as the index describes it.
 func (p product) record(name string, v version, f files) images.Image {
-	arch := incus.Architecture(p.Arch)
+	arch := images.Architecture(p.Arch)
 	title := fmt.Sprintf("%s %s %s", p.OS, cmp.Or(p.ReleaseTitle, p.Release), p.Arch)
 	if p.Variant != "" && p.Variant != "default" {
 		title += " " + p.Variant

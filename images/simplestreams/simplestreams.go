@@ -18,7 +18,6 @@ import (
 	"strings"
 
 	"brig/images"
-	"brig/images/incus"
 	"brig/images/web"
 	"brig/instance/fault"
 )
@@ -239,7 +238,7 @@ func (s *Source) search(ctx context.Context, ref images.Ref, o images.ResolveOpt
 	words := strings.Fields(strings.ToLower(name))
 	list := []images.Image{}
 	for _, p := range all {
-		if arch != "all" && incus.Architecture(p.Arch) != arch {
+		if arch != "all" && images.Architecture(p.Arch) != arch {
 			continue
 		}
 		for _, roots := range [][]string{treeTypes(true), diskTypes} {
