@@ -63,7 +63,7 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit 
 	// What cannot work is refused before an image is fetched for it. A name may
 	// be taken only by what a killed command left.
 	m.tidy(ctx)
-	if err := m.nameIsFree(ctx, spec.Name); err != nil {
+	if err := m.nameWillBeFree(ctx, doing, spec.Name); err != nil {
 		return nil, err
 	}
 	if err := driver.Check(ctx); err != nil {
@@ -197,6 +197,25 @@ func initOf(image *images.Image) (init, env []string) {
 		return []string{path}, nil
 	}
 	return nil, nil
+}
+
+// nameWillBeFree is nameIsFree for a name that a killed command may still seem to work
+// on: the kernel takes a moment to let go of its lock, if it was just starting another
+// program. Then that is waited for, and what the command left is recovered.
+func (m *Manager) nameWillBeFree(ctx context.Context, doing, name string) error {
+	err := m.nameIsFree(ctx, name)
+	if !fault.Is(err, fault.AlreadyExists) {
+		return err
+	}
+	if concerned, _, e := m.concerning([]string{name}); e != nil || len(concerned) == 0 {
+		return errors.Join(err, e)
+	}
+	held, err := m.lock(ctx, doing, name)
+	if err != nil {
+		return err
+	}
+	held.Release()
+	return m.nameIsFree(ctx, name)
 }
 
 func (m *Manager) nameIsFree(ctx context.Context, name string) error {

@@ -48,6 +48,10 @@ func TestAbandon(t *testing.T) {
 		"folder": {"source": folder},
 	} {
 		t.Run(name, func(t *testing.T) {
+			// Another case may have destroyed the pool in it.
+			if err := os.MkdirAll(folder, 0o700); err != nil {
+				t.Fatal(err)
+			}
 			for _, made := range []bool{false, true} {
 				plan := storage.Record{Name: name, Driver: "btrfs", Config: config}
 				var err error

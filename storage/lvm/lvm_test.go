@@ -22,9 +22,8 @@ import (
 	"brig/storage/storagetest/lab"
 )
 
-// short are the tests for where time is short: what the suite says of trees and of disks
-// first of all.
-const short = "^Test(Trees|Disks)$/^(Contract|Snapshots|RestoreKeepsNewer)$"
+// short are the tests for where time is short: what is neither a race nor a death.
+const short = "^Test(Trees|Disks)$/^(Contract|Names|Create|Clone|Snapshots|SnapshotsKeepTheirFields|RestoreKeepsNewer|Usage|UsageOfSnapshots|Limits|Grow|ReopenHalfWay|Full)$"
 
 // TestLab runs the tests of this package where there is a device mapper. The rest is
 // run by

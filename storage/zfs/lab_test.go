@@ -11,9 +11,9 @@ import (
 // measuring are the tests that need a machine to themselves. Make bench runs them.
 const measuring = "^(TestFigures|TestThousandthSnapshot|TestDiskFormats)$"
 
-// short are the tests for where time is short: a pet's life, pools in trouble, and what
-// the suite says of trees first of all.
-const short = "^(TestPets|TestBadPools|TestTrees)$/^(Contract|Clone|Snapshots|RestoreKeepsNewer|Usage)$"
+// short are the tests for where time is short: a pet's life, pools in trouble, and of
+// the suite what is neither a race nor a death.
+const short = "^(TestPets|TestBadPools|TestTrees|TestDisks)$/^(Contract|Names|Create|Clone|Snapshots|SnapshotsKeepTheirFields|RestoreKeepsNewer|Usage|UsageOfSnapshots|Limits|ReopenHalfWay|Full)$"
 
 // TestLab runs the tests of this package where there is ZFS, without those that
 // measure.
