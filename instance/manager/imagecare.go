@@ -248,19 +248,31 @@ func (m *Manager) hasDisk(ctx context.Context, fingerprint string) (bool, error)
 }
 
 // careLater has CareForImages done beside this process if there is anything to do.
-func (m *Manager) careLater() error {
+func (m *Manager) careLater(ctx context.Context) error {
 	if m.cfg.Care == nil {
 		return nil
 	}
 	list, damaged := m.cfg.Images.List()
-	if !slices.ContainsFunc(list, func(image images.Image) bool { return m.mayGo(&image) || m.due(&image) }) {
-		return errors.Join(damaged...)
+	wanted, err := m.wantsCare(ctx, list)
+	if err != nil || !wanted {
+		return errors.Join(append(damaged, err)...)
 	}
 	return m.cfg.Care()
 }
 
-// mayGo tells whether an image would be useless if no instance were made from it.
-func (m *Manager) mayGo(image *images.Image) bool { return m.useless(image, nil) != "" }
+// wantsCare tells whether CareForImages has anything to do. Instances are looked at only
+// if it depends on them.
+func (m *Manager) wantsCare(ctx context.Context, list []images.Image) (bool, error) {
+	if slices.ContainsFunc(list, func(image images.Image) bool { return m.due(&image) }) {
+		return true, nil
+	}
+	list = slices.DeleteFunc(list, func(image images.Image) bool { return m.useless(&image, nil) == "" })
+	if len(list) == 0 {
+		return false, nil
+	}
+	used, err := m.usedImages(ctx)
+	return slices.ContainsFunc(list, func(image images.Image) bool { return m.useless(&image, used) != "" }), err
+}
 
 // due tells whether to look for a newer image.
 func (m *Manager) due(image *images.Image) bool {
@@ -280,13 +292,10 @@ func (m *Manager) CareForImages(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	if slices.ContainsFunc(list, func(image images.Image) bool { return m.mayGo(&image) }) {
-		pruned, err := m.pruneImages(ctx, PruneOptions{})
-		errs = append(errs, err)
-		for _, p := range pruned {
-			errs = append(errs, p.Err)
-		}
+	pruned, err := m.pruneImages(ctx, PruneOptions{})
+	errs := []error{err}
+	for _, p := range pruned {
+		errs = append(errs, p.Err)
 	}
 	for _, image := range list {
 		if m.due(&image) {

@@ -30,12 +30,27 @@ func TestCachedImagesExpire(t *testing.T) {
 	if err := k.cfg.Images.SetAlias("base", named); err != nil {
 		t.Fatal(err)
 	}
+	// No instance is made from any but the last, whose name a newer one took.
+	old := put("5", func(im *images.Image) { im.References = nil })
+	k.instance(t, "web", map[string]string{})
+	volume, err := k.pool.Open(t.Context(), instanceKey("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := loadSpec(volume, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Image.Fingerprint = old
+	if err := saveSpec(volume, spec); err != nil {
+		t.Fatal(err)
+	}
 	left := func() (s string) {
 		list, damaged := k.cfg.Images.List()
 		if damaged != nil {
 			t.Fatal(damaged)
 		}
-		for d := byte('1'); d <= '4'; d++ {
+		for d := byte('1'); d <= '5'; d++ {
 			for _, image := range list {
 				if image.Fingerprint[0] == d {
 					s += string(d)
@@ -47,7 +62,7 @@ func TestCachedImagesExpire(t *testing.T) {
 	for _, c := range []struct {
 		after time.Duration
 		want  string
-	}{{cacheTime - time.Minute, "1234"}, {2 * time.Minute, "234"}, {24 * time.Hour, "34"}, {1000 * time.Hour, "34"}} {
+	}{{cacheTime - time.Minute, "12345"}, {2 * time.Minute, "2345"}, {24 * time.Hour, "345"}, {1000 * time.Hour, "345"}} {
 		k.clock = k.clock.Add(c.after)
 		before := left()
 		started = 0

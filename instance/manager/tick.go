@@ -59,7 +59,7 @@ func (m *Manager) Tick(ctx context.Context) error {
 	wg.Wait()
 	errs = append(errs, t.tickVolumes(ctx))
 	m.sweepLater()
-	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx), m.careLater())...)
+	return errors.Join(append(errs, m.cfg.Looker.Tidy(ctx), m.careLater(ctx))...)
 }
 
 // instances names the instances in all pools that can be used; the error tells

@@ -13,8 +13,9 @@ import (
 	"brig/storage"
 )
 
-// Adopt gives the configuration of a pool that is there. Source names the pool's own volume (VG/brigXXXXXXXX-pool), or where
-// there is one pool, its volume group, its device or its file.
+// Adopt gives the configuration of a pool that is there. Source names the pool's own
+// volume, VG/POOL-pool, or, where there is one pool, its volume group, its device or its
+// file.
 func (d Driver) Adopt(ctx context.Context, r storage.Record) (map[string]string, error) {
 	config := maps.Clone(r.Config)
 	for key := range config {
