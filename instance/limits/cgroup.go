@@ -2,6 +2,7 @@ package limits
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 
 	"brig/instance/fault"
@@ -40,12 +41,33 @@ func Settings(config map[string]string, id string, h Host, v2 bool) ([]Setting, 
 		return nil, err
 	}
 	if v2 {
-		return l.v2(writeSet(cpus)), nil
+		return l.v2(WriteSet(cpus)), nil
 	}
 	if cpus == nil {
 		cpus = h.CPUs // v1 has no word for all
 	}
-	return l.v1(writeSet(cpus)), nil
+	return l.v1(WriteSet(cpus)), nil
+}
+
+// Any tells whether a configuration has a limit that a cgroup makes true.
+func Any(config map[string]string) bool {
+	return slices.ContainsFunc(keys, func(key string) bool { _, ok := config[key]; return ok })
+}
+
+var keys = []string{KeyCPU, KeyCPUAllowance, KeyCPUPriority, KeyMemory, KeyMemoryEnforce, KeyMemorySwap, KeyProcesses}
+
+// Given is what Settings gives of the limits that are set, for a cgroup that is new:
+// a file that is as it should be, or is not there, is no matter then.
+func Given(config map[string]string, id string, h Host, v2 bool) ([]Setting, error) {
+	all, err := Settings(config, id, h, v2)
+	if err != nil {
+		return nil, err
+	}
+	none, err := Settings(nil, id, h, v2)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all, func(s Setting) bool { return slices.Contains(none, s) }), nil
 }
 
 // values are the parsed limits.

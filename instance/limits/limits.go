@@ -51,7 +51,7 @@ func ParseCPU(v string) (CPU, error) {
 		}
 		return CPU{Count: n}, nil
 	}
-	set, err := parseSet(v)
+	set, err := ParseSet(v)
 	if err != nil || len(set) > MaxCPUs {
 		return CPU{}, bad
 	}
@@ -61,8 +61,8 @@ func ParseCPU(v string) (CPU, error) {
 // maxCPU bounds the number of a processor.
 const maxCPU = 8191
 
-// parseSet reads the kernel's way to write a set of processors.
-func parseSet(v string) ([]int, error) {
+// ParseSet reads the kernel's way to write a set of processors.
+func ParseSet(v string) ([]int, error) {
 	var set []int
 	for part := range strings.SplitSeq(v, ",") {
 		first, last, isRange := strings.Cut(part, "-")
@@ -179,7 +179,7 @@ func (c CPU) pick(id string, host []int) ([]int, error) {
 	case c.Set != nil:
 		for _, n := range c.Set {
 			if !slices.Contains(host, n) {
-				return nil, fault.New(fault.Unsupported, "%s names processor %d, which this host does not have; it has %s", KeyCPU, n, writeSet(host))
+				return nil, fault.New(fault.Unsupported, "%s names processor %d, which this host does not have; it has %s", KeyCPU, n, WriteSet(host))
 			}
 		}
 		return c.Set, nil
@@ -197,8 +197,8 @@ func (c CPU) pick(id string, host []int) ([]int, error) {
 	return picked, nil
 }
 
-// writeSet writes a set of processors in the kernel's way.
-func writeSet(set []int) string {
+// WriteSet writes a set of processors in the kernel's way.
+func WriteSet(set []int) string {
 	var parts []string
 	for i := 0; i < len(set); {
 		j := i
