@@ -17,7 +17,7 @@ go = "$$(.ci/toolchain)"
 export GOTOOLCHAIN = local
 
 .DEFAULT_GOAL = build
-.PHONY: help first-pet build test bench lab lab-test lab-shell install uninstall fmt fmt-check vet clean
+.PHONY: help first-pet build test fuzz bench torture lab lab-test lab-shell install uninstall fmt fmt-check vet clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -37,20 +37,28 @@ test: ## Install what tests need and run all of them; BRIG_LAB=0 leaves out thos
 	@$(MAKE) --no-print-directory build
 	@.ci/test
 
+fuzz: ## Run every fuzz target for FUZZTIME (1m) each; FUZZ is a pattern of their names
+	@.ci/setup build run test
+	@.ci/fuzz
+
 bench: ## Measure brig beside the raw tools it stands on
 	@.ci/setup build run test
 	@$(MAKE) --no-print-directory build
 	$(go) run ./cmd/internal/bench
 
+torture: ## Run random commands and kill them at random: N=3000 kills, SEED=7 repeats a run
+	@.ci/setup build run test
+	$(go) test -count=1 -timeout 12h -v -run '^TestTorture$$' ./cmd/internal/torture -kills $(or $(N),1000) -seed $(or $(SEED),0)
+
 lab: ## Build the guest that tests of ZFS, LVM, cgroup v2 and KVM run in
 	@.ci/setup build run test
 	PATH="$$(dirname $(go)):$$PATH" $(go) run ./cmd/internal/lab build
 
-lab-test: ## Run only the tests in that guest, and all of each: takes hours
+lab-test: ## Run only the tests in that guest, and all of each: takes hours for ZFS
 	@.ci/setup build run test
 	@.ci/test --lab
 
-lab-shell: ## A root shell in that guest, with two empty disks; PACKAGES="./lxc" adds compiled tests
+lab-shell: ## A root shell in that guest, with two empty disks; PACKAGES="./lxc" adds compiled tests, "-user" first takes the quick kernel for LVM
 	@.ci/setup build run test
 	PATH="$$(dirname $(go)):$$PATH" $(go) run ./cmd/internal/lab shell $(PACKAGES)
 
@@ -62,18 +70,22 @@ install: build ## Install below PREFIX (/usr/local), itself below DESTDIR
 	bin/brig completion bash >$(sharedir)/bash-completion/completions/brig
 	bin/brig completion zsh >$(sharedir)/zsh/site-functions/_brig
 	bin/brig completion fish >$(sharedir)/fish/vendor_completions.d/brig.fish
+	install -d $(sharedir)/man/man1
+	$(go) run ./cmd/internal/man $(sharedir)/man/man1
 	install -D -m 644 -t $(sharedir)/doc/brig README.md LICENSE
 	install -d $(unitdir)
-	sed 's|@PREFIX@|$(PREFIX)|g' cmd/brig/systemd/brig-tick.service >$(unitdir)/brig-tick.service
+	for unit in brig-tick brig-boot; do \
+		sed 's|@PREFIX@|$(PREFIX)|g' cmd/brig/systemd/$$unit.service >$(unitdir)/$$unit.service || exit 1; done
 	install -m 644 cmd/brig/systemd/brig-tick.timer $(unitdir)/brig-tick.timer
-	@if $(systemd); then systemctl daemon-reload && systemctl enable --now brig-tick.timer; fi
+	@if $(systemd); then systemctl daemon-reload && systemctl enable --now brig-tick.timer brig-boot.service; fi
 
 uninstall: ## Remove what make install put there; instances stay
-	@if $(systemd); then systemctl disable --now brig-tick.timer || true; fi
-	rm -f $(unitdir)/brig-tick.service $(unitdir)/brig-tick.timer
+	@if $(systemd); then systemctl disable --now brig-tick.timer || true; systemctl disable brig-boot.service || true; fi
+	rm -f $(unitdir)/brig-tick.service $(unitdir)/brig-tick.timer $(unitdir)/brig-boot.service
 	rm -f $(bindir)/brig $(libdir)/brig-keeper $(libdir)/brig-guest \
 		$(sharedir)/bash-completion/completions/brig $(sharedir)/zsh/site-functions/_brig \
 		$(sharedir)/fish/vendor_completions.d/brig.fish $(sharedir)/doc/brig/README.md $(sharedir)/doc/brig/LICENSE
+	rm -f $(sharedir)/man/man1/brig.1 $(sharedir)/man/man1/brig-*.1
 	rmdir --ignore-fail-on-non-empty $(libdir) $(sharedir)/doc/brig $(unitdir)
 	@if $(systemd); then systemctl daemon-reload; fi
 

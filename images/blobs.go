@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/instance/flock"
 )
@@ -165,7 +166,7 @@ func openPartial(path string) (*os.File, error) {
 	const flags = os.O_RDWR | os.O_CREATE | unix.O_NOFOLLOW
 	f, err := os.OpenFile(path, flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+		if err = durable.MkdirAll(filepath.Dir(path), 0o700); err == nil {
 			f, err = os.OpenFile(path, flags, 0o600)
 		}
 	}
@@ -244,8 +245,9 @@ func (w *BlobWriter) Verify() error {
 	return nil
 }
 
-// Commit verifies the blob and makes it visible, durably. ReadAt still works
-// until Close.
+// Commit verifies the blob and makes it visible. It becomes durable with the image
+// that needs it: one that is damaged by a power cut before that is noticed by its
+// digest and fetched again. ReadAt still works until Close.
 func (w *BlobWriter) Commit() error {
 	if w.done {
 		return nil
@@ -253,7 +255,7 @@ func (w *BlobWriter) Commit() error {
 	if err := w.Verify(); err != nil {
 		return err
 	}
-	if err := publish(w.f, w.store.blobPath(w.digest)); err != nil {
+	if err := place(w.f, w.store.blobPath(w.digest)); err != nil {
 		return fmt.Errorf("cannot store blob %s: %w", w.digest, classify(err))
 	}
 	w.done = true
@@ -273,6 +275,32 @@ func (w *BlobWriter) Close() error {
 	w.lock.Discard()
 	w.lock = nil
 	return err
+}
+
+// flush makes the blobs of an image durable, as far as they are kept. Those that came
+// before the files of the image were flushed are already, and cost nothing.
+func (s *Store) flush(img Image) error {
+	config := sha256.Sum256(img.Config)
+	digests := []string{"sha256:" + img.Fingerprint, "sha256:" + hex.EncodeToString(config[:]), img.Tree}
+	for _, l := range img.Layers {
+		digests = append(digests, l.Digest)
+	}
+	for _, d := range digests {
+		if CheckDigest(d) != nil {
+			continue // it has none
+		}
+		f, err := os.Open(s.blobPath(d))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			err = errors.Join(f.Sync(), f.Close())
+		}
+		if err != nil {
+			return classify(err)
+		}
+	}
+	return syncDir(filepath.Dir(s.blobPath("sha256:" + img.Fingerprint)))
 }
 
 // Use keeps all blobs from being swept until release is called: between finding
@@ -300,7 +328,7 @@ func (s *Store) temporary() (*flock.Lock, *os.File, error) {
 	dir := filepath.Join(s.dir, "tmp")
 	f, err := os.CreateTemp(dir, "")
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(dir, 0o700); err == nil {
+		if err = durable.MkdirAll(dir, 0o700); err == nil {
 			f, err = os.CreateTemp(dir, "")
 		}
 	}

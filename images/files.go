@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 )
 
@@ -60,19 +61,23 @@ func (s *Store) write(path string, data []byte, at time.Time) error {
 	return nil
 }
 
-// publish gives a finished temporary file its place.
+// publish gives a finished temporary file its place, durably.
 func publish(f *os.File, path string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := place(f, path); err != nil {
 		return err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	return syncDir(filepath.Dir(path))
+}
+
+// place gives a finished temporary file its place.
+func place(f *os.File, path string) error {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return os.Rename(f.Name(), path)
 }
 
 func remove(path string) error {

@@ -42,7 +42,7 @@ type Image struct {
 	Aliases      []string          `json:"aliases"`    // local names
 	Description  string            `json:"description"`
 	Architecture string            `json:"architecture"` // x86_64, aarch64
-	Size         int64             `json:"size"`         // bytes, compressed, as fetched
+	Size         int64             `json:"size"`         // bytes, compressed, as fetched; of what was made here, of its files
 	CreatedAt    time.Time         `json:"created_at"`   // by its maker
 	UploadedAt   time.Time         `json:"uploaded_at"`  // into this store
 	LastUsedAt   time.Time         `json:"last_used_at"`

@@ -14,13 +14,17 @@ import (
 //	oci:DIR[:TAG]             scheme "oci"
 //	oci-archive:FILE[:TAG]    scheme "oci-archive"
 //	docker-archive:FILE[:REF] scheme "docker-archive"
+//	containers-storage:NAME   scheme "containers-storage", what podman has
 //	simplestreams:URL:NAME    scheme "simplestreams", for servers that are no remote
 //	web-base, 3f2a9c          no remote: a local alias or fingerprint
 type Ref struct {
 	Remote string // name of a remote; empty for a scheme or a local name
-	Scheme string // docker, oci, oci-archive, docker-archive, simplestreams; empty otherwise
+	Scheme string // docker, oci, oci-archive, docker-archive, containers-storage, simplestreams; empty otherwise
 	Name   string
 }
+
+// ContainersStorage is the scheme of images that podman and its like keep on this host.
+const ContainersStorage = "containers-storage"
 
 // ParseRef takes s apart. It does not look whether a remote exists.
 func ParseRef(s string) (Ref, error) {
@@ -43,13 +47,22 @@ func ParseRef(s string) (Ref, error) {
 		return Ref{Name: s}, nil
 	}
 	switch head {
-	case "oci", "oci-archive", "docker-archive", ProtocolSimplestreams:
+	case "oci", "oci-archive", "docker-archive", ContainersStorage, ProtocolSimplestreams:
 		return nonEmpty(Ref{Scheme: head, Name: name}, s)
 	}
 	if head == "" {
 		return Ref{}, fault.New(fault.Invalid, "cannot use the image name %q: the remote before the colon is empty", s)
 	}
 	return nonEmpty(Ref{Remote: head, Name: name}, s)
+}
+
+// OnHost tells whether the reference means what is on this host by its scheme.
+func (r Ref) OnHost() bool {
+	switch r.Scheme {
+	case "oci", "oci-archive", "docker-archive", ContainersStorage:
+		return true
+	}
+	return false
 }
 
 func nonEmpty(r Ref, s string) (Ref, error) {

@@ -112,7 +112,7 @@ func LoopbackHost(host string) bool {
 // the files of archives have absolute paths.
 func Canonical(ref Ref) (string, error) {
 	switch ref.Scheme {
-	case ProtocolSimplestreams:
+	case ProtocolSimplestreams, ContainersStorage:
 		return ref.String(), nil
 	case "":
 		e, err := FindRemote(ref.Remote)

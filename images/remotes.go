@@ -78,7 +78,7 @@ func protocolOf(ref Ref) (string, error) {
 }
 
 // Sources are the sources by protocol; OCI also serves the schemes docker, oci,
-// oci-archive and docker-archive. It is itself the Source of every Ref.
+// oci-archive, docker-archive and containers-storage. It is itself the Source of every Ref.
 type Sources map[string]Source
 
 // Resolve asks the source that ref names.

@@ -73,6 +73,9 @@ func (s *Store) Put(img Image) error {
 	if img.UploadedAt.IsZero() {
 		img.UploadedAt = time.Now().UTC()
 	}
+	if err := s.flush(img); err != nil {
+		return fmt.Errorf("cannot store image %s: %w", short(img.Fingerprint), err)
+	}
 	data, err := json.Marshal(record{Version: RecordVersion, Image: img, Config: img.Config})
 	if err != nil {
 		return fmt.Errorf("cannot store image %s: %w", short(img.Fingerprint), err)

@@ -338,6 +338,7 @@ func TestCanonicalNames(t *testing.T) {
 		{in: "docker://Registry.Example/a/b", want: "docker://registry.example/a/b:latest"},
 		{in: "docker://nginx", want: "docker://docker.io/library/nginx:latest"},
 		{in: "debian:bookworm", want: "debian:bookworm"},
+		{in: "containers-storage:[overlay@/x+/y]app:1", want: "containers-storage:[overlay@/x+/y]app:1"},
 		{in: "oci:dir:tag", want: "oci:" + wd + "/dir:tag"},
 		{in: "docker-archive:f.tar:app:1", want: "docker-archive:" + wd + "/f.tar:app:1"},
 		{in: "nowhere:x", class: fault.NotFound},

@@ -3,6 +3,7 @@ package instance
 import (
 	"context"
 	"io"
+	"net"
 	"os"
 	"syscall"
 	"time"
@@ -88,9 +89,22 @@ type VolumeSwitcher interface {
 // there already is no error, and neither is one that is gone. Detach gives busy
 // while something in the machine uses it. Unsupported means that this volume can
 // be given to this machine only when it starts, or taken away when it is stopped.
+//
+// Attaches tells which it is.
 type Attacher interface {
+	Attaches(ctx context.Context, m *Machine, a Attached) bool
 	Attach(ctx context.Context, m *Machine, a Attached) error
 	Detach(ctx context.Context, m *Machine, a Attached) error
+}
+
+// NICAttacher is implemented by drivers that can give a running machine another network
+// interface, which network.Attach has described, and take one away. One that is there
+// already is no error, and neither is one that is gone. AttachesNIC tells whether this
+// machine can be given, or lose, this one.
+type NICAttacher interface {
+	AttachesNIC(ctx context.Context, m *Machine, nic NIC) bool
+	AttachNIC(ctx context.Context, m *Machine, nic NIC) error
+	DetachNIC(ctx context.Context, m *Machine, nic NIC) error
 }
 
 // Quiescer is implemented by drivers whose guests hold back what they write.
@@ -100,17 +114,79 @@ type Quiescer interface {
 	Quiesce(ctx context.Context, m *Machine) (release func() error, err error)
 }
 
+// Filer is implemented by drivers that can reach the files of a running machine.
+// Files connects to what package guest/files serves, as the machine's root and in
+// what it has mounted. Closing the connection ends it. A machine that does not run
+// gives WrongState, one with nobody inside who could serve Unsupported.
+type Filer interface {
+	Files(ctx context.Context, m *Machine) (net.Conn, error)
+}
+
+// RestingFiler is implemented by drivers whose machines have their files on a disk,
+// which the host does not write to. RestingFiles connects to what package guest/files
+// serves, as the root of a machine that does not run, and of which nothing is run for
+// that; of m it needs Root, Kernel, Config and Helpers. Closing the connection ends it,
+// with an error unless all that was done is on the disk. Held are files whose locks keep
+// others from the disk: they last until nothing of it uses the disk, however it ends.
+type RestingFiler interface {
+	RestingFiles(ctx context.Context, m *Machine, held []*os.File) (net.Conn, error)
+}
+
 // Meter is implemented by drivers that can tell what a running machine uses of
 // the host. It is cheap, but not as cheap as State.
 type Meter interface {
 	Use(m *Machine) (Use, error)
 }
 
-// Use is what a running machine uses of the host.
+// Limiter is implemented by drivers that can change the limits of a running machine,
+// the keys that begin with limits.
+type Limiter interface {
+	// CheckLimits refuses limits that the instance of an id cannot have on this host:
+	// invalid for those that are no limits, unsupported for what the host lacks.
+	CheckLimits(id string, config map[string]string) error
+
+	// Limit gives a running machine the limits that config says, all of them or none.
+	// Later are keys that it obeys only after its next start. It is safe to repeat.
+	Limit(ctx context.Context, m *Machine, config map[string]string) (later []string, err error)
+}
+
+// Kept is implemented by drivers that can tell whether the keeper of a running
+// machine is there.
+type Kept interface {
+	Kept(m *Machine) bool
+}
+
+// Inspector is implemented by drivers that can find what machines left on the host
+// and nothing else tells of. Known says of an id whether its machine may be there,
+// and runOf gives the run directory for an id.
+type Inspector interface {
+	Remains(known func(id string) bool, runOf func(id string) string) []Remain
+}
+
+// Remain is something that a machine left on the host.
+type Remain struct {
+	ID     string                      // of the instance
+	What   string                      // for people: a cgroup, a process
+	Remove func(context.Context) error // with all processes in it
+}
+
+// Use is what a running machine uses of the host, and how much it may. What the host
+// does not count is zero, and a limit of zero is none but the host's own.
 type Use struct {
-	Memory    int64         // bytes
-	CPU       time.Duration // since it started
-	Processes int           // of a container; of a virtual machine, those on the host
+	Memory      int64 // bytes, without what is swapped out
+	MemoryPeak  int64 // the most that it was
+	MemoryLimit int64 // of a virtual machine, the memory that its guest sees
+	Swap        int64 // bytes
+	SwapLimit   int64
+
+	CPU      time.Duration // since it started, on all processors
+	CPULimit time.Duration // of each second, on all processors
+
+	Processes    int // of a container; of a virtual machine, those on the host
+	ProcessLimit int
+
+	Read, Written int64 // bytes from and to disks since it started
+	RootSize      int64 // of the disk that the guest of a virtual machine sees, in bytes
 }
 
 // StopOptions tell how to stop.

@@ -41,9 +41,39 @@ type Spec struct {
 	Devices      map[string]map[string]string `json:"devices"`
 	Profiles     []string                     `json:"profiles"`
 	Ephemeral    bool                         `json:"ephemeral"`
-	Held         bool                         `json:"held,omitempty"`   // its main process is only looked at, see Process
-	MAC          string                       `json:"mac"`              // of eth0
-	Address      netip.Prefix                 `json:"address,omitzero"` // of eth0, given in advance
+	Held         bool                         `json:"held,omitempty"`           // its main process is only looked at, see Process
+	MachineID    string                       `json:"machine_id,omitempty"`     // 32 hex digits that a copy gets in place of what its files say; empty: it keeps that
+	Renew        bool                         `json:"renew_identity,omitempty"` // before the next start it gets MachineID, and new SSH host keys
+	SeedID       string                       `json:"seed_id,omitempty"`        // what cloud-init knows it by; empty: MachineID, or else ID
+	ScriptRan    string                       `json:"script_ran,omitempty"`     // as which SeedID its user-data was started by brig
+	MAC          string                       `json:"mac"`                      // of eth0
+	Address      netip.Prefix                 `json:"address,omitzero"`         // of eth0, given in advance
+
+	// Applied are copies of the profiles that say something, as they were when this
+	// was written last. They count where there is no profile of that name: on another
+	// host, and in a snapshot that is older than the profile's end.
+	Applied []Layer `json:"applied_profiles,omitempty"`
+
+	// Effective is what counts. It is made whenever an instance is read, and never
+	// written.
+	Effective Effective `json:"-"`
+}
+
+// Layer is a copy of a profile.
+type Layer struct {
+	Name    string                       `json:"name"`
+	Config  map[string]string            `json:"config,omitempty"`
+	Devices map[string]map[string]string `json:"devices,omitempty"`
+}
+
+// Effective is what profiles in their order, and over them an instance's own
+// configuration, say together. Keys that are not for the instance's form are not in
+// it, and neither are masked devices. Its maps are not to be changed.
+type Effective struct {
+	Config  map[string]string
+	Devices map[string]map[string]string
+	Carried []string // profiles that are not on this host: their copies count
+	Err     error    // a profile that cannot be had at all; the instance cannot be started or configured
 }
 
 // Image says what an instance was made from. App is a copy of the image's own
@@ -107,4 +137,5 @@ type Exit struct {
 	Code   int       `json:"code"`
 	At     time.Time `json:"at"`
 	Reason string    `json:"reason,omitempty"`
+	Asked  bool      `json:"asked,omitempty"` // brig had been asked to stop it
 }

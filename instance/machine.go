@@ -22,10 +22,12 @@ type Machine struct {
 	Boot     Boot              `json:"boot"`
 	NICs     []NIC             `json:"nics"`
 	Volumes  []Attached        `json:"volumes,omitempty"`  // custom volumes, in the order in which to mount them
+	Nested   []Attached        `json:"nested,omitempty"`   // directories of its volume for what runs containers inside, where its root cannot hold that
 	IDMap    IDMap             `json:"id_map"`             // containers
 	Kernel   *Kernel           `json:"kernel,omitempty"`   // virtual machines booted directly
 	Firmware string            `json:"firmware,omitempty"` // virtual machines that boot by themselves: bios or uefi
 	Helpers  Helpers           `json:"helpers"`
+	Outside  uint64            `json:"outside,omitempty"` // inode of the mount namespace that it was started from
 }
 
 // MachineFile is the name of the file in RunDir that holds the Machine.
@@ -33,6 +35,14 @@ const MachineFile = "machine.json"
 
 // ExitFile is the name of the file in RunDir that holds the Exit.
 const ExitFile = "exit.json"
+
+// AskedFile is the name of the file in RunDir that is there while a command stops
+// the machine: its end is what somebody wants then.
+const AskedFile = "asked"
+
+// AgainFile is the name of the file in RunDir that tells how often the machine was
+// started again by itself. It stays when the machine ends.
+const AgainFile = "again.json"
 
 // Path is the path of a file in the run directory.
 func (m *Machine) Path(name string) string { return filepath.Join(m.RunDir, name) }
@@ -74,9 +84,28 @@ type IDMap struct {
 type Boot struct {
 	Hostname string       `json:"hostname"`
 	DNS      []netip.Addr `json:"dns,omitempty"`
-	Process  *Process     `json:"process,omitempty"` // nil: the image's init
-	Init     []string     `json:"init,omitempty"`    // the init of a system; empty: /sbin/init
-	Env      []string     `json:"env,omitempty"`     // NAME=value, of the init of a system and of commands
+	Process  *Process     `json:"process,omitempty"`  // nil: the image's init
+	Init     []string     `json:"init,omitempty"`     // the init of a system; empty: /sbin/init
+	Env      []string     `json:"env,omitempty"`      // NAME=value, of the init of a system and of commands
+	Identity string       `json:"identity,omitempty"` // the machine id to take, with new SSH host keys, before anything runs; empty: all stays
+	Seed     *Seed        `json:"seed,omitempty"`     // of a system
+}
+
+// Seed is what a system is told about itself when it boots for the first time: by
+// cloud-init, which finds it as NoCloud's (https://docs.cloud-init.io), or where an
+// image has none by brig, as far as that goes.
+type Seed struct {
+	ID            string   `json:"id"` // changes when the instance is another one
+	UserData      string   `json:"user_data,omitempty"`
+	VendorData    string   `json:"vendor_data,omitempty"`
+	NetworkConfig string   `json:"network_config,omitempty"`
+	Keys          []SSHKey `json:"keys,omitempty"`
+}
+
+// SSHKey lets somebody log in as a user, who is resolved inside.
+type SSHKey struct {
+	User string `json:"user"`
+	Key  string `json:"key"` // a line of authorized_keys
 }
 
 // Process is the resolved main process of an app image: what the OCI runtime
@@ -100,6 +129,7 @@ type NIC struct {
 	MTU       int            `json:"mtu,omitempty"`
 	Addresses []netip.Prefix `json:"addresses"`
 	Gateway   netip.Addr     `json:"gateway,omitzero"`
+	Half      bool           `json:"half,omitempty"` // a running machine is being given it, or loses it
 }
 
 // Kernel is a kernel to boot directly, with the directory of its modules.
@@ -114,4 +144,5 @@ type Kernel struct {
 type Helpers struct {
 	Keeper string `json:"keeper"`
 	Guest  string `json:"guest"`
+	Brig   string `json:"brig,omitempty"` // empty: nobody starts machines again that ended by themselves
 }

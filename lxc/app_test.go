@@ -76,7 +76,7 @@ func TestAppEndsWithItsExitCode(t *testing.T) {
 	defer cancel()
 	c, _ := d.cgroup(m)
 	until(ctx, func() (bool, error) {
-		for _, dir := range c.h.dirs {
+		for _, dir := range c.h.Dirs {
 			if _, err := os.Lstat(filepath.Join(dir, c.names.Pivot)); err == nil {
 				return false, nil
 			}

@@ -3,113 +3,25 @@ package lxc
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"brig/instance"
-	"brig/instance/fault"
+	cgroups "brig/instance/cgroup"
 	"brig/lxc/config"
 
 	"golang.org/x/sys/unix"
 )
 
-// hierarchies are the cgroup hierarchies of this host, each as the directory of
-// the host's root cgroup in it.
-type hierarchies struct {
-	dirs    []string
-	tracker string // the one that tells what runs: v1's freezer, else v2
-	v2      bool   // whether tracker is v2
-	devices bool   // whether devices can be allowed and denied
-	unified bool   // whether there is v2 alone
-}
+// hierarchies are the cgroup hierarchies of this host.
+type hierarchies struct{ cgroups.Hierarchies }
 
-// findHierarchies reads where cgroups are mounted and where init is in them,
-// since that is what liblxc's paths start from.
 func findHierarchies() (hierarchies, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return hierarchies{}, fmt.Errorf("cannot find cgroups: %w", err)
-	}
-	groups, err := os.ReadFile("/proc/1/cgroup")
-	if err != nil {
-		return hierarchies{}, fmt.Errorf("cannot find cgroups: %w", err)
-	}
-	h := parseHierarchies(string(mounts), string(groups))
-	if h.tracker == "" {
-		return h, fault.New(fault.Unsupported, "this host has no cgroups mounted that could hold a container: mount cgroup2 at /sys/fs/cgroup")
-	}
-	return h, nil
-}
-
-func parseHierarchies(mountinfo, groups string) hierarchies {
-	var h hierarchies
-	var unified string
-	v1 := false
-	for line := range strings.Lines(mountinfo) {
-		before, after, ok := strings.Cut(strings.TrimSpace(line), " - ")
-		fields, kind := strings.Fields(before), strings.Fields(after)
-		if !ok || len(fields) < 5 || len(kind) < 3 || kind[0] != "cgroup" && kind[0] != "cgroup2" {
-			continue
-		}
-		options := strings.Split(kind[2], ",")
-		dir := filepath.Join(unescape(fields[4]), strings.TrimPrefix(groupOf(groups, kind[0], options), unescape(fields[3])))
-		switch kind[0] {
-		case "cgroup2":
-			unified = dir
-		case "cgroup":
-			v1 = true
-			if slices.Contains(options, "freezer") {
-				h.tracker = dir
-			}
-			if slices.Contains(options, "devices") {
-				h.devices = true
-			}
-		}
-		if !slices.Contains(h.dirs, dir) {
-			h.dirs = append(h.dirs, dir)
-		}
-	}
-	h.unified = unified != "" && !v1
-	if h.unified {
-		h.devices = true // by a BPF program
-	}
-	if h.tracker == "" {
-		h.tracker, h.v2 = unified, true
-	}
-	return h
-}
-
-// groupOf is the cgroup of host's init in a hierarchy, without the leaf that
-// systemd keeps for itself.
-func groupOf(groups, kind string, options []string) string {
-	for line := range strings.Lines(groups) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) != 3 {
-			continue
-		}
-		match := kind == "cgroup2" && f[0] == "0"
-		if kind == "cgroup" && f[0] != "0" {
-			match = slices.Contains(options, strings.Split(f[1], ",")[0])
-		}
-		if match {
-			return strings.TrimSuffix(f[2], "/init.scope")
-		}
-	}
-	return ""
-}
-
-// unescape undoes the octal escapes of /proc/self/mountinfo.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s // without making a replacer first
-	}
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+	h, err := cgroups.Find()
+	return hierarchies{h}, err
 }
 
 // cgroup is a machine's place in the hierarchies.
@@ -123,13 +35,13 @@ func (h hierarchies) of(m *instance.Machine) cgroup {
 }
 
 // payload is the directory that freezes and counts the container.
-func (c cgroup) payload() string { return filepath.Join(c.h.tracker, c.names.Payload) }
+func (c cgroup) payload() string { return filepath.Join(c.h.Tracker, c.names.Payload) }
 
 // life tells whether processes are in the container and whether they are
 // frozen. No cgroup means no process.
 func (c cgroup) life() (alive, frozen bool, err error) {
-	if !c.h.v2 {
-		pids, err := readPIDs(filepath.Join(c.payload(), c.names.Inner))
+	if !c.h.V2 {
+		pids, err := cgroups.PIDs(filepath.Join(c.payload(), c.names.Inner))
 		if err != nil || len(pids) == 0 {
 			return false, false, ignoreMissing(err)
 		}
@@ -157,7 +69,7 @@ func (c cgroup) freeze(on bool) error {
 	if on {
 		value = "FROZEN"
 	}
-	if c.h.v2 {
+	if c.h.V2 {
 		file, value = "cgroup.freeze", "0"
 		if on {
 			value = "1"
@@ -169,7 +81,7 @@ func (c cgroup) freeze(on bool) error {
 // settled tells whether every process is frozen, or none is.
 func (c cgroup) settled(frozen bool) (bool, error) {
 	file, on, off := "freezer.state", "FROZEN", "THAWED"
-	if c.h.v2 {
+	if c.h.V2 {
 		file, on, off = "cgroup.events", "frozen 1", "frozen 0"
 	}
 	state, err := os.ReadFile(filepath.Join(c.payload(), file))
@@ -183,7 +95,7 @@ func (c cgroup) settled(frozen bool) (bool, error) {
 // init gives the process id of the container's init, 0 when there is none.
 func (c cgroup) init() int {
 	dir := filepath.Join(c.payload(), c.names.Inner)
-	if pid := firstInit(dir); pid != 0 || !c.h.v2 {
+	if pid := firstInit(dir); pid != 0 || !c.h.V2 {
 		return pid
 	}
 	// On v2 processes are in leaves. systemd is in this one.
@@ -204,7 +116,7 @@ func (c cgroup) init() int {
 }
 
 func firstInit(dir string) int {
-	pids, _ := readPIDs(dir)
+	pids, _ := cgroups.PIDs(dir)
 	for _, pid := range pids {
 		if isInit(pid) {
 			return pid
@@ -230,7 +142,7 @@ func isInit(pid int) bool {
 // puts the keeper that started it into the same cgroup.
 func (c cgroup) monitor() int {
 	for _, dir := range []string{c.names.Monitor, c.pivot()} {
-		pids, _ := readPIDs(filepath.Join(c.h.tracker, dir))
+		pids, _ := cgroups.PIDs(filepath.Join(c.h.Tracker, dir))
 		for _, pid := range pids {
 			title, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 			if bytes.HasPrefix(title, []byte("[lxc monitor]")) {
@@ -247,8 +159,8 @@ func (c cgroup) pivot() string { return filepath.Join(c.names.Pivot, "lxc.pivot"
 // leave takes the processes that end the container out of its last cgroup, so
 // that it can be removed before they have ended: the monitor, and its hook.
 func (c cgroup) leave() {
-	for _, base := range c.h.dirs {
-		pids, _ := readPIDs(filepath.Join(base, c.pivot()))
+	for _, base := range c.h.Dirs {
+		pids, _ := cgroups.PIDs(filepath.Join(base, c.pivot()))
 		for _, pid := range pids {
 			// One that has ended meanwhile has left as well.
 			_ = os.WriteFile(filepath.Join(base, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
@@ -258,68 +170,24 @@ func (c cgroup) leave() {
 
 // removePayload removes the cgroups of a container that has ended. liblxc's
 // monitor would do so too before it calls its hook, but looks at each of the
-// dozens of files in each of them first.
-func (c cgroup) removePayload() {
-	for _, base := range c.h.dirs {
-		removeCgroup(filepath.Join(base, c.names.Payload))
+// dozens of files in each of them first. It tells whether none is left.
+func (c cgroup) removePayload() (gone bool) {
+	gone = true
+	for _, base := range c.h.Dirs {
+		dir := filepath.Join(base, c.names.Payload)
+		cgroups.Remove(dir)
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			gone = false
+		}
 	}
+	return gone
 }
 
 // remove removes the cgroups that are left. Those in use stay.
 func (c cgroup) remove() {
-	for _, base := range c.h.dirs {
+	for _, base := range c.h.Dirs {
 		for _, name := range []string{c.names.Payload, c.names.Monitor, c.names.Pivot} {
-			removeCgroup(filepath.Join(base, name))
+			cgroups.Remove(filepath.Join(base, name))
 		}
 	}
-}
-
-// removeTime bounds how long a cgroup may stay in use by processes that ended.
-const removeTime = 200 * time.Millisecond
-
-// removeCgroup removes a cgroup and those below it. The kernel keeps one for a
-// moment after the last process in it was killed.
-func removeCgroup(dir string) {
-	for deadline := time.Now().Add(removeTime); ; <-time.After(time.Millisecond) {
-		err := unix.Rmdir(dir)
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return
-		}
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return
-		}
-		for _, e := range entries {
-			if e.IsDir() {
-				removeCgroup(filepath.Join(dir, e.Name()))
-			}
-		}
-		if unix.Rmdir(dir) == nil {
-			return
-		}
-		pids, err := readPIDs(dir)
-		if err != nil || slices.ContainsFunc(pids, lives) || time.Now().After(deadline) {
-			return
-		}
-	}
-}
-
-// lives tells whether a process runs a program and is not just ending.
-func lives(pid int) bool {
-	_, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-	return err == nil
-}
-
-func readPIDs(dir string) ([]int, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for line := range strings.Lines(string(data)) {
-		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
-			pids = append(pids, pid)
-		}
-	}
-	return pids, nil
 }

@@ -76,6 +76,9 @@ func (d *Driver) Start(ctx context.Context, m *instance.Machine) error {
 	if alive {
 		return fault.New(fault.WrongState, "cannot start container %q: it runs already", m.Name)
 	}
+	if err := loadModules(ctx, m); err != nil {
+		return fmt.Errorf("cannot start container %q: %w", m.Name, err)
+	}
 	if err := d.spawn(ctx, m); err != nil {
 		return errors.Join(err, d.abandon(ctx, m, c))
 	}

@@ -5,18 +5,24 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
+	"brig/lxc/config"
 
 	"golang.org/x/sys/unix"
 )
@@ -107,6 +113,9 @@ func nothingLeft(t testing.TB, m *instance.Machine) {
 	})
 	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); bytes.Contains(mounts, []byte(m.ID)) || bytes.Contains(mounts, []byte(filepath.Dir(m.LogDir))) {
 		t.Errorf("a mount is left: %s", mounts)
+	}
+	if _, err := os.Lstat(config.PublicDir(m)); err == nil {
+		t.Errorf("%s is left", config.PublicDir(m))
 	}
 	entries, _ := os.ReadDir(m.RunDir)
 	for _, e := range entries {
@@ -233,7 +242,9 @@ func TestRebootFromInside(t *testing.T) {
 	if boot.code != 0 {
 		t.Fatalf("%+v", boot)
 	}
+	leave := straggler(t, d, m)
 	try(t, d, m, instance.Command{Args: []string{"systemctl", "reboot"}})
+	leave()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	err := until(ctx, func() (bool, error) {
@@ -253,6 +264,45 @@ func TestRebootFromInside(t *testing.T) {
 	try(t, d, m, instance.Command{Args: []string{"systemctl", "poweroff"}})
 	if s := waitStopped(t, d, m); s.ExitCode == nil || *s.ExitCode != 0 {
 		t.Errorf("State after poweroff = %+v", s)
+	}
+}
+
+// straggler puts a process of the host into the container's cgroup, where it stays
+// until leave finds the keeper at work on a reboot.
+func straggler(t *testing.T, d *Driver, m *instance.Machine) (leave func()) {
+	t.Helper()
+	c, err := d.cgroup(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(c.payload(), "straggler")
+	cmd := exec.Command("sleep", "1000")
+	if err := errors.Join(os.Mkdir(dir, 0o755), cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	end := sync.OnceFunc(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	t.Cleanup(end)
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(cmd.Process.Pid)), 0); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		defer cancel()
+		hook := []byte("\x00ended\x00" + m.RunDir + "\x00")
+		err := until(ctx, func() (bool, error) {
+			lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+			return slices.ContainsFunc(lines, func(name string) bool {
+				line, _ := os.ReadFile(name)
+				return bytes.HasSuffix(line, hook)
+			}), err
+		})
+		if err != nil {
+			t.Fatalf("nobody makes room for the reboot: %v; %+v", err, d.State(m))
+		}
+		end()
 	}
 }
 

@@ -38,6 +38,53 @@ func TestStopIsForced(t *testing.T) {
 	nothingLeft(t, m)
 }
 
+// TestMonitorThatComesLate holds up a monitor until others have cleaned up after its
+// container, and the instance is deleted: what it makes while it ends goes with it.
+func TestMonitorThatComesLate(t *testing.T) {
+	m := little(t)
+	m.RunDir = filepath.Join(filepath.Dir(m.RunDir), m.ID)
+	if err := os.Mkdir(m.RunDir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := started(t, m)
+	c, err := d.cgroup(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := c.monitor()
+	monitor, err := openProcess(pid)
+	if err != nil || monitor == nil {
+		t.Fatalf("its monitor: %v, %v", monitor, err)
+	}
+	defer monitor.Close()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(d.State(m).PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.empty(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	release := func(context.Context, *instance.Machine) error { return nil }
+	if err := keeper.End(t.Context(), m, instance.Exit{}, release); err != nil {
+		t.Error(err)
+	}
+	if err := d.Clean(m); err != nil {
+		t.Error(err)
+	}
+	if err := os.RemoveAll(m.RunDir); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := ended(t.Context(), monitor); err != nil {
+		t.Fatal(err)
+	}
+	nothingLeft(t, m)
+}
+
 func TestFrozenContainer(t *testing.T) {
 	m := little(t)
 	d := started(t, m)

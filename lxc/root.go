@@ -4,10 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
+	"strings"
+	"syscall"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
+	"brig/instance/guest/identity"
 	"brig/lxc/config"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +28,11 @@ func prepareRoot(m *instance.Machine) error {
 		return fmt.Errorf("its root cannot be opened: %w", err)
 	}
 	defer root.Close()
+	if m.Boot.Identity != "" {
+		if err := renew(root, m); err != nil {
+			return fmt.Errorf("it gets no identity of its own: %w", err)
+		}
+	}
 	return asContainerRoot(m.IDMap, func() error {
 		if !config.IsApp(m) {
 			init := config.Init(m)
@@ -40,8 +49,35 @@ func prepareRoot(m *instance.Machine) error {
 			// An image with an odd /etc is still one to run: this is for its log.
 			fmt.Fprintln(os.Stderr, err)
 		}
+		if err := guest.WriteSeed(root, guest.SettingsOf(m), m.IDMap.Base); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
 		return nil
 	})
+}
+
+// renew has brig-guest give the mounted root another machine id and new SSH host keys,
+// with the ids of the container's root and no capabilities. It is a process of its
+// own, for what this one has in memory stays as long as the container.
+func renew(root *guest.Root, m *instance.Machine) error {
+	program, err := os.Open(m.Helpers.Guest)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	// The container's root may not reach the file by its path.
+	cmd := exec.Command(fmt.Sprintf("/proc/self/fd/%d", identity.RootFD+1), identity.Role, m.Boot.Identity)
+	cmd.ExtraFiles = []*os.File{root.File(), program}
+	cmd.Env, cmd.Dir = []string{}, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if !m.Privileged() {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: m.IDMap.Base, Gid: m.IDMap.Base}
+	}
+	out, err := cmd.CombinedOutput()
+	if said := strings.TrimSpace(string(out)); err != nil && said != "" {
+		return errors.New(said)
+	}
+	return err
 }
 
 // asContainerRoot calls f with the file system ids of the container's root and

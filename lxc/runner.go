@@ -11,12 +11,12 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
-	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
 	"brig/instance/keeper"
+	"brig/instance/security"
 	"brig/lxc/config"
 	"brig/lxc/runtime"
 	"brig/storage/mount"
@@ -28,8 +28,9 @@ import (
 type Runner struct{}
 
 var (
-	_ keeper.Runner  = Runner{}
-	_ keeper.Cleaner = Runner{}
+	_ keeper.Runner   = Runner{}
+	_ keeper.Cleaner  = Runner{}
+	_ keeper.Rebooter = Runner{}
 )
 
 // Run starts m in a mount namespace of its own. liblxc's monitor is forked from
@@ -50,7 +51,11 @@ func start(ctx context.Context, m *instance.Machine) error {
 	if err != nil {
 		return err
 	}
-	text, err := config.Text(m, hostFacts(ctx, h, m))
+	facts := hostFacts(ctx, h, m)
+	if facts.Limits, err = h.Given(m.ID, m.Config); err != nil {
+		return err
+	}
+	text, err := config.Text(m, facts)
 	if err != nil {
 		return err
 	}
@@ -82,7 +87,7 @@ func start(ctx context.Context, m *instance.Machine) error {
 			return err
 		}
 	}
-	if err := os.WriteFile(m.Path(config.File), text, 0o600); err != nil {
+	if err := writeConfig(m, text); err != nil {
 		return fmt.Errorf("its configuration cannot be written: %w", err)
 	}
 	log := filepath.Join(m.LogDir, config.Log)
@@ -112,6 +117,17 @@ func start(ctx context.Context, m *instance.Machine) error {
 		}
 	}
 	return err
+}
+
+func writeConfig(m *instance.Machine, text []byte) error {
+	policy, err := security.Policy(m.Config)
+	if err == nil && policy != "" {
+		err = os.WriteFile(m.Path(config.Seccomp), []byte(policy), 0o600)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(m.Path(config.File), text, 0o600)
 }
 
 // The limits on open files of what runs in a container, which are those that
@@ -274,22 +290,6 @@ func parseError(line string) (string, bool) {
 	}
 	_, said, ok := strings.Cut(rest, " - ")
 	return said, ok
-}
-
-// Exit tells how m ended. A system halts; an app's exit code is where
-// brig-guest leaves it, unless it was killed.
-func (Runner) Exit(m *instance.Machine) instance.Exit {
-	exit := instance.Exit{At: time.Now().UTC()}
-	if !config.IsApp(m) {
-		return exit
-	}
-	code, err := readExit(filepath.Join(config.GuestDir(m), filepath.Base(guest.ContainerExit)))
-	if err != nil {
-		exit.Code, exit.Reason = 128+int(unix.SIGKILL), "killed"
-		return exit
-	}
-	exit.Code = code
-	return exit
 }
 
 // Clean removes the cgroups of m, in which this process and the monitor are the

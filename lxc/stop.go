@@ -195,7 +195,7 @@ func (c cgroup) kill(init *os.File, signal unix.Signal) error {
 	if err := unix.PidfdSendSignal(int(init.Fd()), signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
-	if c.h.v2 {
+	if c.h.V2 {
 		return nil
 	}
 	return ignoreMissing(c.freeze(false))

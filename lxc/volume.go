@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	goruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,20 +34,40 @@ var _ instance.Attacher = (*Driver)(nil)
 type opened []*os.File
 
 func openVolumes(m *instance.Machine) (list opened, err error) {
-	for _, a := range m.Volumes {
-		f, err := mount.Detached(a.Dir, mount.IDMap(m.IDMap), a.ReadOnly)
+	for _, a := range slices.Concat(m.Nested, m.Volumes) {
+		if a.Node != nil {
+			list = append(list, nil)
+			continue
+		}
+		f, err := detached(m, a)
 		if err != nil {
 			list.close()
-			return nil, fmt.Errorf("volume %q: %w", a.Volume, err)
+			return nil, fmt.Errorf("%s: %w", a, err)
 		}
 		list = append(list, f)
 	}
 	return list, nil
 }
 
+// detached opens what is attached as a mount that has no place yet.
+func detached(m *instance.Machine, a instance.Attached) (*os.File, error) {
+	if a.Source == instance.Tmpfs {
+		return mount.Memory(mount.IDMap(m.IDMap), a.Size)
+	}
+	ids := mount.IDMap(m.IDMap)
+	if a.Unshifted {
+		ids = mount.IDMap{}
+	}
+	f, err := mount.Detached(a.Dir, ids, a.ReadOnly)
+	if a.Source != "" && fault.Is(err, fault.Unsupported) {
+		return nil, fault.New(fault.Unsupported, "the file system of %q cannot be mounted with shifted ids; leave out shift of the device %q, or set security.privileged", a.Source, a.Device)
+	}
+	return f, err
+}
+
 func (o opened) close() {
 	for _, f := range o {
-		f.Close()
+		f.Close() // of nil: no harm
 	}
 }
 
@@ -60,18 +81,59 @@ func (o opened) stage(m *instance.Machine) error {
 	defer root.Close()
 	defer o.close()
 	var lines bytes.Buffer
-	for i, a := range m.Volumes {
+	for i, a := range slices.Concat(m.Nested, m.Volumes) {
+		if a.Node != nil {
+			err := checkNode(m, a)
+			if err == nil {
+				err = stageNode(m, a)
+			}
+			if err != nil {
+				return err
+			}
+			lines.WriteString(config.NodeLine(m, a))
+			continue
+		}
 		dir, inside, err := placeFor(root, m, a)
+		if err == nil {
+			err = dir.Close()
+		}
+		if i < len(m.Nested) && (err != nil || inUse(root, a)) {
+			// What runs containers inside has to do with what is there, as it did before.
+			fmt.Fprintf(os.Stderr, "%s is left as it is: %v\n", a.Path, err)
+			continue
+		}
 		if err != nil {
 			return err
 		}
-		dir.Close()
 		if err := stageVolume(m, a, o[i]); err != nil {
 			return err
 		}
 		lines.WriteString(config.VolumeLine(m, a.Device, inside))
 	}
 	return writeVolumes(m, lines.Bytes())
+}
+
+// inUse tells whether a container has files of its own where it is to have a directory
+// for nested containers, which is empty still.
+func inUse(root *guest.Root, a instance.Attached) bool {
+	dir, _, err := root.OpenDir(a.Path)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	there, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", dir.Fd()))
+	if err != nil {
+		return false
+	}
+	defer there.Close()
+	own, err := os.Open(a.Dir)
+	if err != nil {
+		return false
+	}
+	defer own.Close()
+	_, emptyThere := there.Readdirnames(1)
+	_, emptyOwn := own.Readdirnames(1)
+	return emptyThere == nil && emptyOwn != nil
 }
 
 // placeFor gives the directory at which a container is to have a volume, and where
@@ -94,7 +156,7 @@ func placeFor(root *guest.Root, m *instance.Machine, a instance.Attached) (dir *
 		err = errors.New("there is a link in it to the root directory")
 	}
 	if err != nil {
-		return nil, "", fault.New(fault.WrongState, "volume %q cannot be at %q: %w", a.Volume, a.Path, err)
+		return nil, "", fault.New(fault.WrongState, "%s cannot be at %q: %w", a, a.Path, err)
 	}
 	return dir, inside, nil
 }
@@ -105,8 +167,12 @@ func stageVolume(m *instance.Machine, a instance.Attached, volume *os.File) erro
 	if err == nil {
 		err = mount.Attach(volume, place)
 	}
+	if err == nil && a.Source != "" {
+		// The container's mounts of it are then known to be copies of this one.
+		err = unix.Mount("", place, "", unix.MS_SHARED, "")
+	}
 	if err != nil {
-		return fmt.Errorf("there is no place to mount volume %q: %w", a.Volume, err)
+		return fmt.Errorf("there is no place to mount %s: %w", a, err)
 	}
 	return nil
 }
@@ -118,16 +184,20 @@ func writeVolumes(m *instance.Machine, lines []byte) error {
 	return os.Chmod(config.Volumes(m), 0o644) // whatever the umask
 }
 
+// Attaches tells whether a running container can be given a, or lose it: all but disks.
+func (d *Driver) Attaches(_ context.Context, _ *instance.Machine, a instance.Attached) bool {
+	return a.Dir != "" || a.Source != ""
+}
+
 // Attach gives a volume to a running container.
 func (d *Driver) Attach(ctx context.Context, m *instance.Machine, a instance.Attached) error {
-	if a.Dir == "" {
-		return fault.New(fault.Unsupported, "volume %q is a block volume, and a container has no disks", a.Volume)
+	if a.Node != nil {
+		return d.attachNode(m, a)
 	}
-	pid, err := d.awake(m)
-	if err != nil {
-		return err
+	if a.Dir == "" && a.Source == "" {
+		return fault.New(fault.Unsupported, "%s is a block volume, and a container has no disks", a)
 	}
-	monitor, err := d.stager(m)
+	pid, monitor, err := d.both(m)
 	if err != nil {
 		return err
 	}
@@ -137,7 +207,7 @@ func (d *Driver) Attach(ctx context.Context, m *instance.Machine, a instance.Att
 	if err := d.Detach(ctx, m, a); err != nil { // what a killed command left
 		return err
 	}
-	volume, err := mount.Detached(a.Dir, mount.IDMap(m.IDMap), a.ReadOnly)
+	volume, err := detached(m, a)
 	if err != nil {
 		return err
 	}
@@ -148,13 +218,22 @@ func (d *Driver) Attach(ctx context.Context, m *instance.Machine, a instance.Att
 	inside, err := handOver(pid, monitor, m, a)
 	if err == nil {
 		err = mount.Inside(monitor, func() error {
-			return editVolumes(m, a, config.VolumeLine(m, a.Device, inside))
+			return editLines(m, config.VolumeDir(m, a.Device), config.VolumeLine(m, a.Device, inside))
 		})
 	}
 	if err != nil {
 		return errors.Join(err, d.Detach(context.WithoutCancel(ctx), m, a))
 	}
 	return nil
+}
+
+// both gives processes in the mount namespaces of the running container and of its
+// keeper.
+func (d *Driver) both(m *instance.Machine) (pid, monitor int, err error) {
+	if pid, err = d.awake(m); err == nil {
+		monitor, err = d.stager(m)
+	}
+	return pid, monitor, err
 }
 
 // stager gives a process in the mount namespace of the keeper.
@@ -194,11 +273,10 @@ func handOver(pid, monitor int, m *instance.Machine, a instance.Attached) (insid
 
 // Detach takes a volume away from a running container.
 func (d *Driver) Detach(_ context.Context, m *instance.Machine, a instance.Attached) error {
-	pid, err := d.awake(m)
-	if err != nil {
-		return err
+	if a.Node != nil {
+		return d.detachNode(m, a)
 	}
-	monitor, err := d.stager(m)
+	pid, monitor, err := d.both(m)
 	if err != nil {
 		return err
 	}
@@ -206,7 +284,7 @@ func (d *Driver) Detach(_ context.Context, m *instance.Machine, a instance.Attac
 		return err
 	}
 	return mount.Inside(monitor, func() error {
-		if err := editVolumes(m, a, ""); err != nil {
+		if err := editLines(m, config.VolumeDir(m, a.Device), ""); err != nil {
 			return err
 		}
 		place := config.VolumeDir(m, a.Device)
@@ -216,7 +294,7 @@ func (d *Driver) Detach(_ context.Context, m *instance.Machine, a instance.Attac
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("cannot take away volume %q: %w", a.Volume, err)
+				return fmt.Errorf("cannot take away %s: %w", a, err)
 			}
 		}
 		if err := os.Remove(place); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -235,6 +313,9 @@ func inMachine(pid, monitor int, m *instance.Machine, a instance.Attached) ([]mo
 	}
 	from := staged[0]
 	return mountsAt(pid, func(l mountLine) bool {
+		if from.peers != "" && l.peers != from.peers && l.master != from.peers {
+			return false // another mount of that file system
+		}
 		return l.device == from.device && strings.HasPrefix(l.root+"/", strings.TrimSuffix(from.root, "/")+"/")
 	})
 }
@@ -246,41 +327,24 @@ func takeBack(pid, monitor int, m *instance.Machine, a instance.Attached) error 
 		return err
 	}
 	if len(has) > 1 {
-		return fault.New(fault.Busy, "volume %q is in use: it is mounted at %q as well; unmount that first", a.Volume, has[1].point)
+		return fault.New(fault.Busy, "%s is in use: it is mounted at %q as well; unmount that first", a, has[1].point)
 	}
 	for _, l := range has {
 		err := mount.Inside(pid, func() error { return unix.Unmount(l.point, unix.UMOUNT_NOFOLLOW) })
 		if errors.Is(err, unix.EBUSY) {
-			return fault.New(fault.Busy, "volume %q is in use: a process works in %q, or something is mounted there; end that first", a.Volume, l.point)
+			return fault.New(fault.Busy, "%s is in use: a process works in %q, or something is mounted there; end that first", a, l.point)
 		}
 		if err != nil {
-			return fmt.Errorf("cannot take away volume %q: %w", a.Volume, err)
+			return fmt.Errorf("cannot take away %s: %w", a, err)
 		}
 	}
 	return nil
 }
 
-// editVolumes replaces the line of a volume in the file that liblxc reads.
-func editVolumes(m *instance.Machine, a instance.Attached, line string) error {
-	old, err := os.ReadFile(config.Volumes(m))
-	if err != nil {
-		return err
-	}
-	var lines bytes.Buffer
-	for l := range strings.Lines(string(old)) {
-		if !strings.HasPrefix(l, config.VolumeDir(m, a.Device)+" ") {
-			lines.WriteString(l)
-		}
-	}
-	lines.WriteString(line)
-	if bytes.Equal(lines.Bytes(), old) {
-		return nil
-	}
-	return writeVolumes(m, lines.Bytes())
-}
-
-// mountLine is a line of mountinfo (proc(5)).
-type mountLine struct{ device, root, point string }
+// mountLine is a line of mountinfo (proc(5)). Peers is the number of the group of
+// mounts that propagate to each other, if it is in one, and master that of the group
+// that it gets mounts from.
+type mountLine struct{ device, root, point, peers, master string }
 
 // mountsAt lists the mounts that a process sees and that are meant.
 func mountsAt(pid int, meant func(mountLine) bool) ([]mountLine, error) {
@@ -295,7 +359,19 @@ func mountsAt(pid int, meant func(mountLine) bool) ([]mountLine, error) {
 		if len(f) < 5 {
 			continue
 		}
-		if l := (mountLine{f[2], unescape.Replace(f[3]), unescape.Replace(f[4])}); meant(l) {
+		l := mountLine{device: f[2], root: unescape.Replace(f[3]), point: unescape.Replace(f[4])}
+		for _, field := range f[5:] {
+			if field == "-" {
+				break
+			}
+			if n, ok := strings.CutPrefix(field, "shared:"); ok {
+				l.peers = n
+			}
+			if n, ok := strings.CutPrefix(field, "master:"); ok {
+				l.master = n
+			}
+		}
+		if meant(l) {
 			found = append(found, l)
 		}
 	}

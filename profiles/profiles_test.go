@@ -150,3 +150,37 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestParseInstance(t *testing.T) {
+	text := `architecture: x86_64
+config:
+  limits.cpu: "2"
+  security.nesting: true
+devices:
+  data: {type: disk, source: data, pool: default, path: /data}
+ephemeral: false
+profiles:
+- default
+- 010
+stateful: false
+description: "mine"
+`
+	in, err := profiles.ParseInstance([]byte(text))
+	want := profiles.Instance{Description: "mine", Config: map[string]string{"limits.cpu": "2", "security.nesting": "true"},
+		Devices: map[string]map[string]string{"data": {"type": "disk", "source": "data", "pool": "default", "path": "/data"}}, Profiles: []string{"default", "010"}}
+	if err != nil || !reflect.DeepEqual(in, want) {
+		t.Errorf("ParseInstance = %+v, %v, want %+v", in, err, want)
+	}
+	again, err := profiles.InstanceText(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back, err := profiles.ParseInstance(again); err != nil || !reflect.DeepEqual(back, in) {
+		t.Errorf("ParseInstance(InstanceText) = %+v, %v", back, err)
+	}
+	for _, bad := range []string{"confg: {}", "profiles: {a: b}", "config: {}\n---\nconfig: {}", "config: ["} {
+		if in, err := profiles.ParseInstance([]byte(bad)); !fault.Is(err, fault.Invalid) {
+			t.Errorf("ParseInstance(%q) = %+v, %v, want an invalid error", bad, in, err)
+		}
+	}
+}

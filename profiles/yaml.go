@@ -45,23 +45,32 @@ func (s *scalar) UnmarshalYAML(node *yaml.Node) error {
 // Parse reads a profile that was written for brig, Incus or LXD. Text that is
 // no such profile, or is longer than MaxYAML, is invalid.
 func Parse(text []byte) (Profile, error) {
-	if len(text) > MaxYAML {
-		return Profile{}, fault.New(fault.Invalid, "cannot read the profile: it has more than %d bytes", MaxYAML)
-	}
-	decoder := yaml.NewDecoder(bytes.NewReader(text))
-	decoder.KnownFields(true)
 	var d document
-	if err := decoder.Decode(&d); err != nil && !errors.Is(err, io.EOF) {
-		return Profile{}, fault.New(fault.Invalid, "cannot read the profile: %s", strings.TrimPrefix(err.Error(), "yaml: "))
-	}
-	if err := decoder.Decode(&document{}); !errors.Is(err, io.EOF) {
-		return Profile{}, fault.New(fault.Invalid, "cannot read the profile: there is more than one document")
+	if err := decode("profile", text, &d, &document{}); err != nil {
+		return Profile{}, err
 	}
 	p := Profile{Name: d.Name, Description: d.Description, Config: plain(d.Config), Devices: map[string]map[string]string{}}
 	for name, options := range d.Devices {
 		p.Devices[name] = plain(options)
 	}
 	return p, nil
+}
+
+// decode reads text, which has one document and no other fields than into has. Rest
+// is another one like it.
+func decode(what string, text []byte, into, rest any) error {
+	if len(text) > MaxYAML {
+		return fault.New(fault.Invalid, "cannot read the %s: it has more than %d bytes", what, MaxYAML)
+	}
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	decoder.KnownFields(true)
+	if err := decoder.Decode(into); err != nil && !errors.Is(err, io.EOF) {
+		return fault.New(fault.Invalid, "cannot read the %s: %s", what, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := decoder.Decode(rest); !errors.Is(err, io.EOF) {
+		return fault.New(fault.Invalid, "cannot read the %s: there is more than one document", what)
+	}
+	return nil
 }
 
 func plain(values map[string]scalar) map[string]string {

@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
+	"net"
 	"time"
 
 	"brig/instance"
@@ -25,6 +26,23 @@ func (d *Driver) Exec(ctx context.Context, m *instance.Machine, c instance.Comma
 		return 0, fmt.Errorf("cannot run a command in %q: %w", m.Name, err)
 	}
 	return code, nil
+}
+
+// Files connects to what the guest's agent shows of its files.
+func (d *Driver) Files(ctx context.Context, m *instance.Machine) (net.Conn, error) {
+	if err := d.mustAnswer(m, "reach the files of"); err != nil {
+		return nil, err
+	}
+	conn, err := guest.Dial(ctx, m.Path(guest.AgentSocket))
+	if err == nil {
+		if err = guest.Files(ctx, conn); err != nil {
+			conn.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach the files of %q: %w", m.Name, err)
+	}
+	return conn, nil
 }
 
 // mustAnswer gives a wrong-state error for a machine whose guest cannot answer.

@@ -37,6 +37,7 @@ var (
 	_ instance.DiskSwitcher = (*Driver)(nil)
 	_ instance.DiskRebaser  = (*Driver)(nil)
 	_ instance.Meter        = (*Driver)(nil)
+	_ instance.Filer        = (*Driver)(nil)
 	_ keeper.Runner         = runner.Keeper{}
 )
 

@@ -430,7 +430,31 @@ func TestApp(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("memory", func(t *testing.T) { h.memory(t, m) })
+	t.Run("use", func(t *testing.T) { h.use(t, m) })
 	t.Run("stuck", func(t *testing.T) { h.stuck(t, m) })
+}
+
+// use compares what is told of a machine's use with what it was given.
+func (h *host) use(t *testing.T, m *instance.Machine) {
+	var size int64
+	if f, err := os.Open(m.Root.Disk.Path); err == nil {
+		defer f.Close()
+		header, err := qcow2.Read(f, 1<<40)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size = header.Size
+	}
+	use, err := h.driver.Use(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if use.MemoryLimit != 512<<20 || use.CPULimit != time.Second || use.ProcessLimit != 0 || use.RootSize != size || size == 0 {
+		t.Errorf("Use tells the limits %+v, want 512 MiB, one processor and a disk of %d bytes", use, size)
+	}
+	if use.Memory == 0 || use.MemoryPeak < use.Memory/2 || use.CPU == 0 {
+		t.Errorf("Use = %+v, want what QEMU uses", use)
+	}
 }
 
 // memory holds the keeper to its limit.

@@ -90,3 +90,9 @@ func stopped(m *instance.Machine) instance.State {
 	state.ExitCode, state.Reason = &exit.Code, exit.Reason
 	return state
 }
+
+// Kept tells whether the keeper of a running machine is there.
+func (d *Driver) Kept(m *instance.Machine) bool {
+	kept, err := rundir.Held(m.Path(rundir.KeeperLock))
+	return err != nil || kept
+}

@@ -301,7 +301,20 @@ type Root struct {
 	DiskPath   string
 	DiskFormat string // qcow2 or raw, never probed
 	DiskDir    string // holds all files that the disk stands on; empty: it stands on none
+
+	// Aside is a directory for what an overlay cannot hold: the layers of overlays that
+	// programs inside make. It is the volume's, is renamed and deleted with it, and is
+	// in no snapshot or clone; it need not be there yet. Empty: the tree holds all.
+	Aside string
+
+	// DiskData tells which parts of a disk on a device may hold anything but zeros, in
+	// order, as of what was written until then. Nil: the holes of its file tell.
+	DiskData func(ctx context.Context) ([]Extent, error)
 }
+
+// Extent is a part of a disk, from byte Start up to byte End. Of two disks in one
+// pool, what is at the same At is the same: both share it.
+type Extent struct{ Start, End, At int64 }
 
 // Source is what to clone: a volume, or one of its snapshots.
 type Source struct {

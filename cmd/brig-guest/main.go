@@ -13,11 +13,14 @@ import (
 	"brig/cmd/brig-guest/internal/app"
 	"brig/cmd/brig-guest/internal/boot"
 	"brig/instance/guest"
+	"brig/instance/guest/files"
+	"brig/instance/guest/identity"
+	"brig/instance/guest/identity/hostkey"
 )
 
 const usage = `brig-guest runs inside brig's guests: as /init of a virtual machine's initial
-file system, as /dev/.brig/guest in a container, and as agent. It is not a
-command for people.
+file system, as /dev/.brig/guest in a container, as agent, and for their files.
+It is not a command for people.
 `
 
 func main() {
@@ -26,6 +29,10 @@ func main() {
 		os.Exit(agent.Main())
 	case len(os.Args) == 2 && os.Args[1] == guest.LookRole:
 		os.Exit(app.Look())
+	case len(os.Args) == 2 && os.Args[1] == files.Role && os.Getpid() != 1:
+		os.Exit(files.Main())
+	case len(os.Args) == 3 && os.Args[1] == identity.Role:
+		os.Exit(renew(os.Args[2]))
 	case os.Getpid() != 1:
 		fmt.Fprint(os.Stderr, usage)
 		os.Exit(2)
@@ -34,4 +41,18 @@ func main() {
 	default:
 		os.Exit(app.Container())
 	}
+}
+
+// renew gives a container that does not run yet an identity of its own.
+func renew(id string) int {
+	dir := os.NewFile(identity.RootFD, "root")
+	root, err := guest.RootAt(dir)
+	if err == nil {
+		err = identity.Renew(root, id, hostkey.Make)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }

@@ -208,7 +208,7 @@ func TestInvalidNames(t *testing.T) {
 	app := runningAndStopped(t, r)
 	before := look(t, r)
 	for _, name := range []string{
-		"", strings.Repeat("a", 64), "a b", "-x", "../x", ".", "..", "x/y", "naïve", "ｗｅｂ", "a_b", "1a", "a-", "x\n", "\x1b[31mx", "a.b",
+		"", strings.Repeat("a", 64), "a b", "-x", "../x", ".", "..", "x/y", "naïve", "ｗｅｂ", "a_b_c", "_b", "a_", "1_b", "1a", "a-", "x\n", "\x1b[31mx", "a.b",
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, args := range [][]string{

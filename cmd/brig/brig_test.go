@@ -47,6 +47,14 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+func TestDevices(t *testing.T) {
+	for _, form := range []instance.Type{instance.Container, instance.VirtualMachine} {
+		t.Run(string(form), func(t *testing.T) {
+			instancetest.Devices(t, instancetest.New(t, bin), form)
+		})
+	}
+}
+
 func TestVolumes(t *testing.T) {
 	for _, form := range []instance.Type{instance.Container, instance.VirtualMachine} {
 		t.Run(string(form), func(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 )
 
 // story is how one kind of operation comes about, and what it is for. Its
-// instances are web and, where there is a second one, db.
+// instances are web and, where there are others, db and late.
 type story struct {
 	before [][]string // commands that come before it
 	args   []string   // the command that is interrupted
@@ -21,9 +21,13 @@ type story struct {
 	done   func(t *testing.T, r *instancetest.Rig) bool
 }
 
+// elsewhere is what happens on other hosts before the commands that come before one
+// kind of operation, and after them.
+type elsewhere struct{ first, then func() }
+
 // stories gives one for every kind of operation. They are about two images: app
 // is there, other is not.
-func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, other string) {
+func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map[string]elsewhere, app, other string) {
 	app = probeImage(t, r)
 	files := append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "other", Data: []byte("other"), Mode: 0o644})
 	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
@@ -37,7 +41,20 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		r.Must(t, "storage", "delete", "apart")
 		r.Must(t, "storage", "delete", "elastic")
 	})
-	create := []string{"create", app, "web"}
+	registry := instancetest.NewRegistry(t)
+	release := func(content string) func() {
+		im := instancetest.MakeImage(t, instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}},
+			append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "version", Data: []byte(content), Mode: 0o644}))
+		return func() { registry.Add("moving", "1", im) }
+	}
+	world = map[string]elsewhere{"image-refresh": {release("old"), release("new")}}
+	moving := "docker://" + registry.Host + "/moving:1"
+	// The folder of profiles stays, once there was one.
+	r.Must(t, "profile", "create", "small")
+	r.Must(t, "profile", "delete", "small")
+	r.Must(t, "project", "create", "once")
+	r.Must(t, "project", "delete", "once")
+	create, backup := []string{"create", app, "web"}, filepath.Join(t.TempDir(), "backup")
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
 		return func(t *testing.T, r *instancetest.Rig) bool { return r.List(t)[name].Status == status }
@@ -60,10 +77,17 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
 		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
-		"start":  {[][]string{create}, []string{"start", "web", "--wait", "ready"}, []int{0, 4}, runs},
+		// It takes a hardware address of its owner's choice, and an address for another card.
+		"start": {[][]string{create, {"config", "device", "add", "web", "eth0", "nic", "hwaddr=02:00:00:00:00:07"}, {"config", "device", "add", "web", "lan0", "nic"}}, []string{"start", "web", "--wait", "ready"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return runs(t, r) && r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/sys/class/net/eth0/address") == "02:00:00:00:00:07\n" &&
+				r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/sys/class/net/lan0/address").Code == 0
+		}},
 		// It runs, and stands still for the moment that the snapshot takes.
 		"snapshot": {[][]string{create, volume, attach, start}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			return runs(t, r) && len(parts(t, r)) == 1 && r.Run(t, "snapshot", "restore", "web", "s1", "--volumes").Code == 0
+		}},
+		"hold": {[][]string{create, start}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return runs(t, r) && r.Run(t, restore...).Code == 0
 		}},
 		"snapshot-delete": {[][]string{create, volume, attach, snapshot}, []string{"snapshot", "delete", "web", "s1"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return len(parts(t, r)) == 0 && r.Run(t, restore...).Code == 3
@@ -85,6 +109,22 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"detach": {[][]string{create, volume, attach, start, {"exec", "web", "--", "/bin/probe", "write", "/srv/new", "x"}}, []string{"storage", "volume", "detach", "default", "data", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0 && r.Run(t, "storage", "volume", "delete", "default", "data").Code == 0
 		}},
+		// Its profile is changed, and the machine with it.
+		"reconfigure": {[][]string{create, {"profile", "create", "small", "limits.processes=80"}, {"profile", "assign", "web", "small"}, start}, []string{"profile", "set", "small", "limits.processes=90"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			limit := r.Cgroup(t, "web", "pids.max")
+			said := strings.TrimSpace(r.Must(t, "config", "get", "-e", "web", "limits.processes"))
+			if limit != said {
+				t.Errorf("the limit of web is %q, and its profile says %q", limit, said)
+			}
+			return limit == "90"
+		}},
+		"project-delete": {[][]string{{"project", "create", "other"}, {"--project", "other", "profile", "create", "small"}, {"--project", "other", "profile", "set", "default", "limits.processes=9"}, {"--project", "other", "profile", "delete", "small"}}, []string{"project", "delete", "other"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "project", "show", "other").Code == 3
+		}},
+		"project-rename": {[][]string{{"project", "create", "old", "-c", "limits.instances=7"}, {"--project", "old", "profile", "create", "small"}}, []string{"project", "rename", "old", "other"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			is := strings.TrimSpace(r.Run(t, "project", "get", "other", "limits.instances").Stdout)
+			return is == "7" && r.Run(t, "project", "show", "old").Code == 3 && r.Run(t, "--project", "other", "profile", "delete", "small").Code == 0 && r.Run(t, "project", "delete", "other").Code == 0
+		}},
 		"volume-create": {nil, volume, []int{0}, hasVolume("default", "data")},
 		"volume-delete": {[][]string{volume, keep}, []string{"storage", "volume", "delete", "default", "data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
@@ -98,13 +138,26 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"volume-snapshot": {[][]string{create, volume, attach, start}, keep, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			return runs(t, r) && hasVolume("default", "data", "v1")(t, r)
 		}},
-		"volume-restore": {[][]string{volume, keep}, []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1"}, []int{0}, hasVolume("default", "data", "v1")},
-		"copy":           {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
-		"rename": {[][]string{create}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return is("db", "Stopped")(t, r) && is("web", "")(t, r)
+		"volume-restore": {[][]string{volume, keep}, []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return hasVolume("default", "data", "v1")(t, r) && r.Run(t, "undo", "default/data").Code == 0
+		}},
+		// Where the first undo was finished, the second takes it back.
+		"volume-undo": {[][]string{volume, keep, {"storage", "volume", "snapshot", "restore", "default", "data", "v1"}}, []string{"undo", "default/data"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return hasVolume("default", "data", "v1")(t, r) && r.Run(t, "undo", "default/data").Code == 0
+		}},
+		"copy": {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
+		"rename": {[][]string{create, {"create", app, "late", "-c", "boot.depends=web"}}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return is("db", "Stopped")(t, r) && is("web", "")(t, r) && r.Must(t, "config", "get", "late", "boot.depends") == "db\n"
 		}},
 		"transfer": {[][]string{create, snapshot}, []string{"copy", "web", "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "db") && r.Run(t, "snapshot", "restore", "db", "s1").Code == 0
+		}},
+		"rebuild": {[][]string{create, snapshot, start, write("x"), stop}, []string{"rebuild", "web"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			r.Must(t, start...)
+			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/data/new").Code != 0 && len(r.Must(t, "snapshot", "list", "web", "-f", "csv")) > 0
+		}},
+		"import": {[][]string{create, snapshot, start, write("x"), {"export", "web", backup}}, []string{"import", backup, "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
+			return in(t, r, "far", "db") && r.Run(t, "snapshot", "restore", "db", "s1").Code == 0
 		}},
 		"move": {[][]string{create, snapshot}, []string{"move", "web", "-s", "far"}, []int{0, 2}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("web", "Stopped")(t, r) && in(t, r, "far", "web") && r.Run(t, "snapshot", "restore", "web", "s1").Code == 0
@@ -150,8 +203,12 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, app, othe
 		"publish": {[][]string{create, snapshot}, []string{"publish", "web/s1", "golden", "--reuse"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			return r.Run(t, "create", "golden", "db").Code == 0 && len(r.Images(t)) == 2
 		}},
+		"image-refresh": {[][]string{{"image", "pull", moving, "--alias", "golden", "--auto-update"}}, []string{"image", "refresh", "golden"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			im := showImage(t, r, "golden")
+			return im.AutoUpdate && !im.Cached && slices.Equal(im.References, []string{moving}) && len(r.Images(t)) == 2
+		}},
 		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
-	}, app, other
+	}, world, app, other
 }
 
 // kept names what the snapshots of a volume were taken with, or are called.
@@ -216,7 +273,7 @@ func TestFailpoints(t *testing.T) {
 	}
 	slices.Sort(points)
 	r := instancetest.New(t, bin)
-	all, app, other := stories(t, r)
+	all, world, app, other := stories(t, r)
 	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
@@ -229,8 +286,14 @@ func TestFailpoints(t *testing.T) {
 		}
 		for _, how := range []string{"kill", "error"} {
 			t.Run(point+"="+how, func(t *testing.T) {
+				if w, ok := world[kind]; ok {
+					w.first()
+				}
 				for _, args := range s.before {
 					r.Must(t, args...)
+				}
+				if w, ok := world[kind]; ok {
+					w.then()
 				}
 				res := r.With("BRIG_FAILPOINTS="+point+"="+how).Run(t, s.args...)
 				switch {
@@ -257,7 +320,7 @@ func TestFailpoints(t *testing.T) {
 // something else, clean up after them.
 func TestAnyCommandRecovers(t *testing.T) {
 	r := instancetest.New(t, bin)
-	all, app, other := stories(t, r)
+	all, _, app, other := stories(t, r)
 	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
@@ -283,10 +346,88 @@ func TestAnyCommandRecovers(t *testing.T) {
 	}
 }
 
+// TestKilledWhileOthersStandStill kills commands for which a running instance stands
+// still for a moment, at that moment. Whoever comes next lets it go on.
+func TestKilledWhileOthersStandStill(t *testing.T) {
+	r := instancetest.New(t, bin)
+	_, _, app, _ := stories(t, r)
+	launchUp(t, r, app, "web")
+	launchUp(t, r, app, "other")
+	r.Must(t, "storage", "volume", "create", "default", "data")
+	for _, name := range []string{"web", "other"} {
+		r.Must(t, "storage", "volume", "attach", "default", "data", name, "/srv")
+	}
+	for _, args := range [][]string{
+		{"copy", "web", "db"}, {"copy", "web", "db", "-s", "far"}, {"publish", "web", "golden"}, {"export", "web", filepath.Join(t.TempDir(), "backup")},
+		{"storage", "volume", "copy", "default/data", "default/more"}, {"storage", "volume", "copy", "default/data", "far/more"},
+		{"storage", "volume", "snapshot", "create", "default", "data", "v1"}, {"snapshot", "create", "web", "s1"},
+		{"stop", "-f", "web"}, {"snapshot", "create", "web", "s2"},
+	} {
+		if args[0] == "stop" {
+			r.Must(t, args...)
+			continue
+		}
+		if res := r.With("BRIG_FAILPOINTS=hold.still.after=kill").Run(t, args...); res.Code != -int(syscall.SIGKILL) {
+			t.Errorf("brig %q = %d: %s, want it to be killed: does nothing stand still for it?", args, res.Code, res.Stderr)
+		}
+		if list := r.List(t); list["web"].Status != "Frozen" && list["other"].Status != "Frozen" {
+			t.Errorf("after brig %q was killed nothing stands still: %v", args, list)
+		}
+		r.Must(t, "sweep")
+		if list := r.List(t); list["web"].Status == "Frozen" || list["other"].Status != "Running" {
+			t.Errorf("after brig %q was killed, and a sweep: web is %q, other %q", args, list["web"].Status, list["other"].Status)
+		}
+	}
+}
+
+// TestKilledBetweenStopAndStart kills commands that stop an instance to start it
+// again, or to delete it, when it has stopped. Who comes next carries on.
+func TestKilledBetweenStopAndStart(t *testing.T) {
+	r := instancetest.New(t, bin)
+	app := probeImage(t, r)
+	launchUp(t, r, app, "web")
+	r.Must(t, "storage", "volume", "create", "default", "data")
+	r.Must(t, "storage", "volume", "attach", "default", "data", "web", "/srv")
+	r.Must(t, "storage", "volume", "snapshot", "create", "default", "data", "v1")
+	r.Must(t, "snapshot", "create", "web", "s1")
+	for _, c := range []struct {
+		point string
+		args  []string
+		next  []string // who comes next
+		want  string   // what web is then
+	}{
+		{"restore.keep.before", []string{"snapshot", "restore", "web", "s1"}, []string{"sweep"}, "Running"},
+		{"restore.volume.after", []string{"snapshot", "restore", "web", "s1"}, []string{"snapshot", "create", "web", "s2"}, "Running"},
+		{"start.prepare.before", []string{"restart", "-f", "web"}, []string{"sweep"}, "Running"},
+		{"start.run.after", []string{"restart", "-f", "web"}, []string{"exec", "web", "--", "/bin/probe", "exit", "0"}, "Running"},
+		{"volume-restore.volume.after", []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1", "--restart"}, []string{"sweep"}, "Running"},
+		{"start.prepare.before", []string{"restart", "-f", "web"}, []string{"stop", "-f", "web"}, "Stopped"},
+		{"", nil, []string{"start", "web", "--wait", "ready"}, "Running"},
+		{"delete.stop.after", []string{"delete", "-f", "web"}, []string{"sweep"}, ""},
+	} {
+		if c.point != "" {
+			if res := r.With("BRIG_FAILPOINTS="+c.point+"=kill").Run(t, c.args...); res.Code != -int(syscall.SIGKILL) {
+				t.Fatalf("brig %q = %d: %s, want it to be killed at %s", c.args, res.Code, res.Stderr, c.point)
+			}
+		}
+		r.Must(t, c.next...)
+		if got := r.List(t)["web"].Status; got != c.want {
+			t.Errorf("after brig %q was killed at %s, and brig %q: web is %q, want %q", c.args, c.point, c.next, got, c.want)
+		}
+		if left, _ := filepath.Glob(filepath.Join(r.Dir, "state", "intents", "*.json")); len(left) > 0 && c.next[0] != "exec" {
+			t.Errorf("after brig %q: the intents %v are left", c.next, left)
+		}
+	}
+	if list := trash(t, r); len(list) != 1 || list[0].Name != "web" {
+		t.Errorf("the trash has %v, want web", list)
+	}
+	clear(t, r, "none")
+}
+
 // clear deletes what a story has made.
 func clear(t *testing.T, r *instancetest.Rig, image string) {
 	t.Helper()
-	for _, name := range []string{"web", "db"} {
+	for _, name := range []string{"web", "db", "late"} {
 		if _, ok := r.List(t)[name]; ok {
 			r.Must(t, "delete", "-f", "--now", name)
 		}
@@ -295,6 +436,9 @@ func clear(t *testing.T, r *instancetest.Rig, image string) {
 	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
 		v := strings.SplitN(line, ",", 3)
 		r.Must(t, "storage", "volume", "delete", "--now", v[1], v[0])
+	}
+	if r.Run(t, "profile", "show", "small").Code == 0 {
+		r.Must(t, "profile", "delete", "small")
 	}
 	if r.Run(t, "storage", "show", "new").Code == 0 {
 		r.Must(t, "storage", "delete", "new")

@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -78,7 +80,11 @@ type system struct {
 // live is the life of a system, from its launch to its deletion.
 func (s *system) live(t *testing.T, args []string) {
 	mounts := hostMounts(t, s.Rig)
-	s.Must(t, append([]string{"launch", "debian", s.name}, args...)...)
+	script, key := seedFiles(t)
+	res := s.Run(t, append([]string{"launch", "debian", s.name, "--user-data", script, "--ssh-key", key}, args...)...)
+	if res.Code != 0 || !strings.Contains(res.Stderr, "no cloud-init") {
+		t.Fatalf("launch = %+v, want it to say that the image has no cloud-init", res)
+	}
 	defer func() {
 		if t.Failed() {
 			t.Log(s.Run(t, "console", "--show-log", s.name).Stdout)
@@ -91,6 +97,7 @@ func (s *system) live(t *testing.T, args []string) {
 	if got := s.sh(t, "hostname"); got != s.name {
 		t.Errorf("host name %q, want %q", got, s.name)
 	}
+	s.seeded(t)
 	s.network(t)
 	s.shell(t)
 	s.console(t)
@@ -106,7 +113,10 @@ func (s *system) live(t *testing.T, args []string) {
 
 	// What is in /run lives as long as the system is up.
 	s.sh(t, "echo two >/root/state && touch /run/before")
-	s.Run(t, "exec", s.name, "--", "systemctl", "reboot") // it may end with its answer unsaid
+	// It may end by a signal, or with its answer unsaid, which is brig's own failure.
+	if res := s.Run(t, "exec", s.name, "--", "systemctl", "reboot"); res.Code > 0 && res.Code < 125 || res.Code == 126 || res.Code == 127 {
+		t.Fatalf("systemctl reboot = %d: %s", res.Code, res.Stderr)
+	}
 	instancetest.Await(t, s.name+" to be up again", func() bool {
 		return s.Run(t, "exec", s.name, "--", "test", "!", "-e", "/run/before").Code == 0
 	})
@@ -115,7 +125,7 @@ func (s *system) live(t *testing.T, args []string) {
 		t.Errorf("after a reboot, the state is %q, want two", got)
 	}
 
-	res := s.Run(t, "stop", s.name, "--timeout", "120")
+	res = s.Run(t, "stop", s.name, "--timeout", "120")
 	if res.Code != 0 || strings.Contains(res.Stderr, "force") {
 		t.Errorf("stop = %d: %s, want it to end by itself", res.Code, res.Stderr)
 	}
@@ -129,6 +139,38 @@ func (s *system) live(t *testing.T, args []string) {
 func (s *system) sh(t *testing.T, line string) string {
 	t.Helper()
 	return strings.TrimSpace(s.Must(t, "exec", s.name, "--", "sh", "-c", line))
+}
+
+// seedFiles are a script to be run once, and a key.
+func seedFiles(t *testing.T) (script, key string) {
+	t.Helper()
+	dir := t.TempDir()
+	script, key = filepath.Join(dir, "script"), filepath.Join(dir, "key.pub")
+	if err := errors.Join(
+		os.WriteFile(script, []byte("#!/bin/sh\nhostname >>/root/script-ran\necho done\n"), 0o600),
+		os.WriteFile(key, []byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKx me\n"), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	return script, key
+}
+
+// seeded looks at what was done without cloud-init, and that files get in.
+func (s *system) seeded(t *testing.T) {
+	t.Helper()
+	instancetest.Await(t, "the script of "+s.name, func() bool {
+		return s.Run(t, "exec", s.name, "--", "test", "-e", "/var/lib/brig/user-data.code").Code == 0
+	})
+	want := s.name + "\ndone\nssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKx me\n600 0:0"
+	if got := s.sh(t, "cat /root/script-ran /var/lib/brig/user-data.log /root/.ssh/authorized_keys; stat -c '%a %u:%g' /root/.ssh/authorized_keys"); got != want {
+		t.Errorf("user-data and SSH key made %q, want %q", got, want)
+	}
+	if res := s.Feed(t, strings.NewReader("pushed"), "file", "push", "-", s.name+"/root/pushed", "--uid", "3", "--mode", "0400"); res.Code != 0 {
+		t.Errorf("file push = %+v", res)
+	}
+	if got := s.sh(t, "cat /root/pushed; stat -c ' %a %u:%g' /root/pushed"); got != "pushed 400 3:0" {
+		t.Errorf("the pushed file is %q", got)
+	}
 }
 
 // await waits until systemd has started all it wants to, and is content.

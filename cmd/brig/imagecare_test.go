@@ -47,6 +47,21 @@ func TestImagesAreCaredFor(t *testing.T) {
 		t.Errorf("an image that was pulled is cached: %+v", one)
 	}
 
+	// Properties are notes of the user's.
+	r.Must(t, "image", "set-property", "base", "description", "It's the base")
+	r.Must(t, "image", "set-property", "base", "release", "12")
+	if list := r.Must(t, "image", "list", "base", "-f", "csv"); !strings.Contains(list, "It's the base") || strings.Contains(list, ",0B,") {
+		t.Errorf("image list = %s", list)
+	}
+	if got := r.Must(t, "image", "get-property", "base", "release"); got != "12\n" {
+		t.Errorf("the property is %q, want 12", got)
+	}
+	r.Must(t, "image", "unset-property", "base", "release")
+	r.Fails(t, 3, []string{"release"}, "image", "get-property", "base", "release")
+	r.Fails(t, 3, []string{"release"}, "image", "unset-property", "base", "release")
+	r.Fails(t, 5, []string{"found out"}, "image", "set-property", "base", "firmware", "uefi")
+	r.Fails(t, 2, []string{"one line"}, "image", "set-property", "base", "a", "b\nc")
+
 	// Names follow the remote; what an instance is made from stays.
 	if out := r.Run(t, "image", "refresh", "base"); out.Code != 0 || !strings.Contains(out.Stderr, "up to date") {
 		t.Errorf("refresh of the newest = %+v", out)

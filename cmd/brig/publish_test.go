@@ -31,12 +31,17 @@ func TestPublish(t *testing.T) {
 	}
 	launch(app, "c1")
 	write("c1", "one", "one")
+	r.Must(t, "exec", "c1", "--", "/bin/probe", "mkdir", "/etc/ssh")
+	write("c1", "../etc/ssh/ssh_host_ed25519_key", "of c1")
 	r.Must(t, "snapshot", "create", "c1", "s1")
 	write("c1", "two", "two")
 
 	// A snapshot, and the instance while it runs.
 	r.Must(t, "publish", "c1/s1", "first", "os=probe")
 	r.Must(t, "publish", "c1", "second")
+	if list := r.Must(t, "image", "list", "second", "-f", "csv", "-c", "s"); list == "0B\n" {
+		t.Error("a published image has no size")
+	}
 	if list := r.Must(t, "snapshot", "list", "c1", "-f", "csv"); strings.Count(list, "\n") != 1 {
 		t.Errorf("publishing leaves the snapshots %s", list)
 	}
@@ -71,6 +76,11 @@ func TestPublish(t *testing.T) {
 		t.Error("an image of a snapshot has what was written later")
 	}
 	launch("second", "v1", "--vm")
+	for _, name := range []string{"c2", "v1"} {
+		if got := r.Must(t, "exec", name, "--", "/bin/probe", "read", "/etc/ssh/ssh_host_ed25519_key"); !strings.HasPrefix(got, "-----BEGIN") {
+			t.Errorf("%s has the host key %q, want one of its own", name, got)
+		}
+	}
 	has("v1", "one", "two")
 	write("v1", "three", "three")
 

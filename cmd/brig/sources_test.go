@@ -175,6 +175,7 @@ func TestDiskThatBootsByItself(t *testing.T) {
 	r.Fails(t, 6, []string{"--vm"}, "launch", "appliance", "web")
 	r.Must(t, "launch", "appliance", "vm", "--vm", "--no-network")
 	r.Must(t, "snapshot", "create", "vm", "running")
+	r.Fails(t, 6, []string{"boots by itself"}, "publish", "vm", "golden")
 	bootsByItself(t, r, "vm")
 	r.Must(t, "image", "delete", "appliance")
 	r.Fails(t, 2, []string{"qcow2"}, "image", "import", save(t, "no.qcow2", []byte("QFI\xfb")))
@@ -192,7 +193,15 @@ func bootsByItself(t *testing.T, r *instancetest.Rig, name string) {
 		t.Errorf("list = %+v, want it running, with no word on its health", line)
 	}
 	r.Fails(t, 125, []string{"boots by itself"}, "exec", name, "--", "true")
+	// A card is there at once, for what runs on it to find. The first one it has, too.
+	if res := r.Run(t, "config", "device", "add", name, "lan", "nic"); res.Code != 0 || strings.Contains(res.Stderr, "next start") {
+		t.Errorf("device add = %+v", res)
+	}
+	if got := r.Must(t, "info", name); !strings.Contains(got, "lan") {
+		t.Errorf("info says nothing of its card:\n%s", got)
+	}
 	r.Must(t, "stop", "--force", name)
+	r.Fails(t, 6, []string{"boots by itself", "start it"}, "file", "mkdir", name+"/made")
 	r.Must(t, "start", name)
 	r.Must(t, "delete", "--force", name)
 	if _, there := r.List(t)[name]; there {

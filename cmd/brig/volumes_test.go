@@ -148,6 +148,25 @@ func TestVolumesOfARunningContainer(t *testing.T) {
 	r.Must(t, detach...)
 	reboot(false)
 	r.Must(t, attach...)
+
+	// A restore needs it stopped, or does that itself, and can be undone.
+	r.Must(t, "storage", "volume", "snapshot", "create", "default", "data", "v1")
+	put(t, r, "web", "/srv/data/state", "two")
+	restore := []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1"}
+	for _, change := range []struct {
+		args []string
+		want string
+	}{{restore, "one"}, {[]string{"undo", "default/data"}, "two"}, {[]string{"undo", "default/data"}, "one"}} {
+		r.Fails(t, 4, []string{"data", "web", "--restart"}, change.args...)
+		r.Must(t, append(change.args, "--restart")...)
+		got(t, r, "web", "/srv/data/state", change.want)
+	}
+	if _, names := kept(t, r, "default", "data"); len(names) != 1 {
+		t.Errorf("the snapshots of the volume are %q, want v1 alone", names)
+	}
+	r.Must(t, "undo", "default/data", "--forget")
+	r.Fails(t, 4, []string{"data", "no restore"}, "undo", "default/data")
+	r.Fails(t, 2, []string{"volume"}, "undo", "web", "--restart")
 	r.Must(t, "delete", "-f", "web")
 	r.Must(t, "storage", "volume", "delete", "default", "data", "more")
 }
@@ -179,9 +198,13 @@ func TestBadVolumes(t *testing.T) {
 		{2, []string{"device"}, append(attach, "data", "web", "a/b", "/srv")},
 		{6, []string{"block", "virtual machine"}, append(attach, "disk", "web")},
 		{2, []string{"disk", "path"}, append(attach, "disk", "vm", "/srv")},
-		{6, []string{"nic"}, []string{"config", "device", "add", "web", "eth1", "nic", "network=x"}},
+		{6, []string{"eth1", "one network"}, []string{"config", "device", "add", "web", "eth1", "nic", "network=x"}},
 		{6, []string{"shift"}, []string{"config", "device", "add", "web", "d", "disk", "pool=default", "source=data", "path=/srv", "shift=true"}},
-		{6, []string{"/etc"}, []string{"config", "device", "add", "web", "d", "disk", "pool=default", "source=/etc", "path=/srv"}},
+		{2, []string{"/etc", "pool"}, []string{"config", "device", "add", "web", "d", "disk", "pool=default", "source=/etc", "path=/srv"}},
+		{2, []string{"path"}, []string{"config", "device", "add", "web", "d", "disk", "source=/etc"}},
+		{2, []string{"kernel"}, []string{"config", "device", "add", "web", "d", "disk", "source=/etc", "path=/proc/x"}},
+		{3, []string{"/none", "required"}, []string{"config", "device", "add", "web", "d", "disk", "source=/none", "path=/srv"}},
+		{6, []string{"no directory"}, []string{"config", "device", "add", "web", "d", "disk", "source=/etc/passwd", "path=/srv"}},
 		{3, []string{"none"}, []string{"config", "device", "remove", "web", "none"}},
 		{3, []string{"data", "web"}, []string{"storage", "volume", "detach", "default", "data", "web"}},
 		{2, []string{"name"}, []string{"storage", "volume", "create", "default", "../x"}},

@@ -29,11 +29,17 @@ import (
 
 // Importer opens files as images.
 type Importer struct {
-	oci images.Source
+	oci  images.Source
+	look Look
 }
 
-// New makes an importer that leaves OCI images to oci.
-func New(oci images.Source) *Importer { return &Importer{oci: oci} }
+// Look shows the files of a raw disk that is one file system, read-only, until done is
+// called. It checks the file system before the kernel sees it.
+type Look func(ctx context.Context, disk string) (root *os.File, done func() error, err error)
+
+// New makes an importer that leaves OCI images to oci, and sees the files on disks by
+// look. Without the latter it refuses such disks.
+func New(oci images.Source, look Look) *Importer { return &Importer{oci, look} }
 
 // Open gives the image in the file or directory at path, or that of which path has
 // the metadata and o.Rootfs the rest. It reads files once, for the fingerprint,
@@ -50,7 +56,7 @@ func (i *Importer) Open(ctx context.Context, path string, o images.ResolveOption
 
 func (i *Importer) open(ctx context.Context, path string, o images.ResolveOptions) (_ images.Remote, err error) {
 	if o.Rootfs != "" {
-		return openSplit(ctx, path, o)
+		return i.openSplit(ctx, path, o)
 	}
 	t, err := openFile(path)
 	if err != nil {
@@ -61,7 +67,7 @@ func (i *Importer) open(ctx context.Context, path string, o images.ResolveOption
 			t.Close()
 		}
 	}()
-	t.architecture = o.Architecture
+	t.architecture, t.look = o.Architecture, i.look
 	if err := t.identify(ctx); err != nil {
 		return nil, err
 	}
@@ -72,7 +78,7 @@ func (i *Importer) open(ctx context.Context, path string, o images.ResolveOption
 }
 
 // openSplit opens a split image.
-func openSplit(ctx context.Context, path string, o images.ResolveOptions) (_ images.Remote, err error) {
+func (i *Importer) openSplit(ctx context.Context, path string, o images.ResolveOptions) (_ images.Remote, err error) {
 	meta, err := openFile(path)
 	if err != nil {
 		return nil, err
@@ -87,7 +93,7 @@ func openSplit(ctx context.Context, path string, o images.ResolveOptions) (_ ima
 			t.Close()
 		}
 	}()
-	t.architecture, t.path = o.Architecture, path
+	t.architecture, t.path, t.look = o.Architecture, path, i.look
 	if err := t.identify(ctx); err != nil {
 		return nil, fmt.Errorf("the root file system %q: %w", o.Rootfs, err)
 	}
@@ -162,6 +168,13 @@ func (t *file) identify(ctx context.Context) error {
 		return t.identifyTar(ctx)
 	}
 	t.form = disk
+	if err != nil {
+		return err
+	}
+	whole, err := diskfile.IsFileSystem(ctx, t.f, t.disk)
+	if whole {
+		t.form = bare
+	}
 	return err
 }
 

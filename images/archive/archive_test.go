@@ -104,7 +104,7 @@ func compress(t *testing.T, how string, data []byte) []byte {
 }
 
 // importer hands OCI images to a source that tells what it was asked.
-func importer() *Importer { return New(askedFor{}) }
+func importer() *Importer { return New(askedFor{}, nil) }
 
 type askedFor struct{}
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"sync"
 	"syscall"
@@ -18,6 +19,7 @@ import (
 	"brig/images"
 	"brig/images/diskfile"
 	"brig/images/incus"
+	"brig/images/pack"
 	"brig/images/rootfs"
 	"brig/instance/fault"
 )
@@ -30,6 +32,7 @@ const (
 	unified  form = "unified"  // a unified image with a disk
 	squashed form = "squashfs" // a root file system
 	disk     form = "disk"
+	bare     form = "bare" // a disk that is one file system
 )
 
 // unifiedDisk is the name of the disk in a unified image.
@@ -37,6 +40,7 @@ const unifiedDisk = "rootfs.img"
 
 // file is the images.Remote of a file.
 type file struct {
+	look         Look
 	f            *os.File
 	path         string
 	size         int64
@@ -89,6 +93,8 @@ func (t *file) unpack(ctx context.Context, root *os.Root, p images.Progress) err
 	switch t.form {
 	case disk:
 		return incus.Disk(ctx, root, t.f, t.disk, &t.image, t.metadata, t.architecture)
+	case bare:
+		return t.unpackBare(ctx, root)
 	case squashed:
 		in := io.NewSectionReader(watchedAt{ctx, t.f, task}, 0, t.size)
 		return t.unchanged(func() error {
@@ -112,6 +118,50 @@ func (t *file) unpack(ctx context.Context, root *os.Root, p images.Progress) err
 		return fault.New(fault.Unavailable, "the file was changed while it was read")
 	}
 	return nil
+}
+
+// unpackBare takes the files out of a disk that is one file system.
+func (t *file) unpackBare(ctx context.Context, root *os.Root) (err error) {
+	if t.look == nil {
+		return fault.New(fault.Unsupported, "this disk is one file system, into which nothing here looks")
+	}
+	if _, err := diskfile.Convert(ctx, t.f, t.disk, root); err != nil {
+		return err
+	}
+	dir, done, err := t.look(ctx, filepath.Join(root.Name(), images.DiskFile))
+	// What is looked at is held, and its name may be one of the files'.
+	if err = errors.Join(err, root.Remove(images.DiskFile)); err != nil {
+		if done != nil {
+			err = errors.Join(err, done())
+		}
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pr, pw := io.Pipe()
+	packed := make(chan struct{})
+	go func() {
+		defer close(packed)
+		w := pack.NewWriter(ctx, pw, dir, "")
+		pw.CloseWithError(errors.Join(w.Tree(), w.Close()))
+	}()
+	t.metadata, err = incus.Tree(ctx, root, pr, &t.image, t.metadata, t.architecture)
+	pr.CloseWithError(io.ErrClosedPipe)
+	<-packed
+	if err != nil {
+		return err
+	}
+	return dropLost(root)
+}
+
+// dropLost takes away what mkfs left, as if it never was.
+func dropLost(root *os.Root) error {
+	top, err := root.Stat(".")
+	if err != nil || root.Remove("lost+found") != nil {
+		return err // there is none, or it holds something
+	}
+	return root.Chtimes(".", top.ModTime(), top.ModTime())
 }
 
 // unchanged refuses what work made of a file that was changed meanwhile.

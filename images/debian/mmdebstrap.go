@@ -36,12 +36,17 @@ func bootstrap(ctx context.Context, o bootstrapOptions) error {
 		Stderr: o.stages,
 		Env:    []string{"TMPDIR=" + o.temp, "SOURCE_DATE_EPOCH=" + fmt.Sprint(o.epoch.Unix())},
 		Alone:  true,
-	}, "mmdebstrap", append([]string{
+	}, "mmdebstrap", arguments(o)...)
+	return toolFault(err, o.suite)
+}
+
+func arguments(o bootstrapOptions) []string {
+	return append([]string{
 		"--mode=root", "--format=tar", "--variant=" + o.variant.set,
 		"--include=" + strings.Join(o.variant.include, ","),
 		"--customize-hook=" + forget,
-		o.suite, "-"}, o.mirrors...)...)
-	return toolFault(err, o.suite)
+		o.suite, "-",
+	}, o.mirrors...)
 }
 
 // toolFault classes what mmdebstrap says. The longest match is not the last line,

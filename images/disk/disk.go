@@ -1,27 +1,25 @@
 // Package disk makes the disk of a virtual machine from a tree: one ext4 file
 // system on the whole of a sparse raw file, which brig boots directly with a
-// kernel of its own or of the image. It does so with mkfs.ext4, without mounting
-// anything. Owners, modes, hard links, devices, extended attributes and access
-// lists are those of the tree; times of change keep whole seconds, and other times
-// are the disk's. Trees that were unpacked from one image give the same disk, byte
-// for byte, as long as their file systems list attributes in the same order.
+// kernel of its own or of the image. mkfs.ext4 makes it, and package ext4 puts the
+// files into it, without mounting anything. All that an image says of files is as in
+// the tree; times of use and of changes of state are the disk's. Trees that were
+// unpacked from one image give the same disk, byte for byte, on whatever file system
+// they lie.
 package disk
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"brig/images/disk/ext4"
 	"brig/instance/fault"
 	"brig/instance/run"
 )
@@ -90,10 +88,10 @@ func makeDisk(ctx context.Context, tree, dst string, o Options) (err error) {
 			os.Remove(dst)
 		}
 	}()
-	if err := format(ctx, tree, dst, o, need); err != nil {
+	if err := format(ctx, dst, o, need); err != nil {
 		return err
 	}
-	return settle(ctx, dst, need.root)
+	return fill(ctx, tree, dst, epoch(need.root))
 }
 
 func create(dst string, size int64) error {
@@ -119,20 +117,19 @@ func create(dst string, size int64) error {
 
 // format makes the file system. Its tables count as zeroed, since the file is
 // new: a guest that zeroed them would write them into every clone.
-func format(ctx context.Context, tree, dst string, o Options, need needs) error {
-	err := mkfs(ctx, tree, dst, o, need, "assume_storage_prezeroed=1")
+func format(ctx context.Context, dst string, o Options, need needs) error {
+	err := mkfs(ctx, dst, o, need, "assume_storage_prezeroed=1")
 	if said, ok := errors.AsType[*run.Error](err); ok && strings.Contains(said.Stderr, "assume_storage_prezeroed") {
 		// Before e2fsprogs 1.47: the tables take space on some file systems.
-		err = mkfs(ctx, tree, dst, o, need, "lazy_itable_init=0,lazy_journal_init=1")
+		err = mkfs(ctx, dst, o, need, "lazy_itable_init=0,lazy_journal_init=1")
 	}
 	return toolFault(err, o.Size)
 }
 
-func mkfs(ctx context.Context, tree, dst string, o Options, need needs, extended string) error {
+func mkfs(ctx context.Context, dst string, o Options, need needs, extended string) error {
 	args := []string{
-		"-q", "-F", "-b", "4096", "-m", "1", "-U", o.UUID,
-		"-E", "root_owner=0:0,hash_seed=" + o.UUID + "," + extended,
-		"-d", tree,
+		"-q", "-F", "-t", "ext4", "-O", ext4.Features, "-b", fmt.Sprint(ext4.BlockSize), "-I", "256", "-i", fmt.Sprint(perInode),
+		"-m", "1", "-U", o.UUID, "-E", "root_owner=0:0,hash_seed=" + o.UUID + "," + extended,
 	}
 	if o.Label != "" {
 		args = append(args, "-L", o.Label)
@@ -140,69 +137,26 @@ func mkfs(ctx context.Context, tree, dst string, o Options, need needs, extended
 	if need.inodes > o.Size/perInode*9/10 {
 		args = append(args, "-N", fmt.Sprint(need.inodes*5/4))
 	}
-	_, err := run.With(ctx, run.Options{Env: atTime(need.root)},
-		"mkfs.ext4", append(args, "--", dst)...)
+	// What the host says of new file systems in mke2fs.conf is not of the image.
+	env := append(atTime(need.root), "MKE2FS_CONFIG=/dev/null")
+	_, err := run.With(ctx, run.Options{Env: env}, "mkfs.ext4", append(args, "--", dst)...)
 	return err
 }
 
-// settle gives the root directory the mode and owner of the tree's, which
-// mkfs.ext4 leaves out, and every file the disk's time as that of its last change
-// of state and of its last use: those of the tree tell when it was unpacked, which
-// is nothing of the image's.
-func settle(ctx context.Context, dst string, root *syscall.Stat_t) error {
-	used, err := inodesUsed(ctx, dst)
+// fill puts the files in.
+func fill(ctx context.Context, tree, dst string, now int64) error {
+	f, err := os.OpenFile(dst, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	var cmds bytes.Buffer
-	fmt.Fprintf(&cmds, "sif <2> mode 0%o\nsif <2> uid %d\nsif <2> gid %d\n", root.Mode, root.Uid, root.Gid)
-	now := epoch(root)
-	for inode := range used {
-		if inode+1 == rootInode || inode+1 >= firstInode {
-			fmt.Fprintf(&cmds, "sif <%d> ctime @%d\nsif <%d> atime @%d\n", inode+1, now, inode+1, now)
-		}
+	err = ext4.Fill(ctx, f, tree, now)
+	if cerr := f.Close(); err == nil {
+		err = cerr
 	}
-	var stderr strings.Builder
-	_, err = run.With(ctx, run.Options{Stdin: &cmds, Stdout: io.Discard, Stderr: &stderr, Env: atTime(root)}, "debugfs", "-w", "-f", "-", dst)
-	if err != nil {
-		return toolFault(err, 0)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fault.New(fault.Exhausted, "the host's file system is full: %w", err)
 	}
-	// debugfs tells its version first, and of failures only here.
-	if _, said, _ := strings.Cut(stderr.String(), "\n"); strings.TrimSpace(said) != "" {
-		return fmt.Errorf("debugfs: %s", strings.TrimSpace(said))
-	}
-	return nil
-}
-
-// Inodes before the first are the file system's own, but for the root directory.
-const (
-	rootInode  = 2
-	firstInode = 11
-)
-
-// inodesUsed tells how many inodes a new file system uses, which are its first.
-func inodesUsed(ctx context.Context, dst string) (int64, error) {
-	out, err := run.Output(ctx, "dumpe2fs", "-h", dst)
-	if err != nil {
-		return 0, toolFault(err, 0)
-	}
-	var all, free int64
-	for line := range strings.Lines(string(out)) {
-		name, value, _ := strings.Cut(line, ":")
-		switch name {
-		case "Inode count":
-			all, err = strconv.ParseInt(strings.TrimSpace(value), 10, 64)
-		case "Free inodes":
-			free, err = strconv.ParseInt(strings.TrimSpace(value), 10, 64)
-		}
-		if err != nil {
-			break
-		}
-	}
-	if err != nil || all == 0 || free > all {
-		return 0, fault.New(fault.Internal, "dumpe2fs tells of %d inodes, %d of them free: %w", all, free, err)
-	}
-	return all - free, nil
+	return err
 }
 
 // atTime has the tools take the disk's time for the present.
@@ -212,13 +166,16 @@ func atTime(root *syscall.Stat_t) []string {
 }
 
 // epoch is the time a disk is said to be made at: that of the tree's root, if it
-// is one that a checker of file systems finds plausible.
+// is one that a checker of file systems finds plausible, and else always the same.
 func epoch(root *syscall.Stat_t) int64 {
 	const year1980 = 315532800
-	return min(max(root.Mtim.Sec, year1980), time.Now().Unix())
+	if root.Mtim.Sec < year1980 || root.Mtim.Sec > time.Now().Unix() {
+		return year1980
+	}
+	return root.Mtim.Sec
 }
 
-// toolFault classes what mkfs.ext4 and debugfs say.
+// toolFault classes what mkfs.ext4 says.
 func toolFault(err error, size int64) error {
 	said, ok := errors.AsType[*run.Error](err)
 	switch {

@@ -69,6 +69,35 @@ func stamp(f *os.File) (stamp [4]int64, err error) {
 }
 
 func convert(ctx context.Context, f *os.File, info Info, dst string) error {
+	_, err := run.With(ctx, run.Options{
+		Files:   []*os.File{f},
+		Confine: &run.Confine{Memory: toolMemory, CPU: toolCPU, FileSize: info.Size + 1<<20},
+	}, "qemu-img", "convert", "-q", "-O", "raw", "-S", "64k", source(info, 0), dst)
+	return toolFault(err)
+}
+
+// peek gives the first bytes of the disk in f, of which the header was checked.
+func peek(ctx context.Context, f *os.File, info Info, size int64) ([]byte, error) {
+	size = min(size, info.Size)
+	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	memory := os.NewFile(uintptr(fd), "disk")
+	defer memory.Close()
+	_, err = run.With(ctx, run.Options{
+		Files:   []*os.File{f, memory},
+		Confine: &run.Confine{Memory: toolMemory, CPU: toolCPU, FileSize: size + 1<<20},
+	}, "qemu-img", "convert", "-q", "-O", "raw", source(info, size), "/proc/self/fd/4")
+	if err != nil {
+		return nil, toolFault(err)
+	}
+	return at(memory, 0, size)
+}
+
+// source is the disk in descriptor 3, as qemu-img is told of it; of its first bytes
+// alone, if size is not 0.
+func source(info Info, size int64) string {
 	file := map[string]any{"driver": "file", "filename": "/dev/fd/3", "locking": "off"}
 	if info.Offset != 0 {
 		file = map[string]any{"driver": "raw", "offset": info.Offset, "size": info.Length, "file": file}
@@ -77,15 +106,14 @@ func convert(ctx context.Context, f *os.File, info Info, dst string) error {
 	if info.Format != "raw" {
 		source["backing"] = nil // whatever a header says
 	}
+	if size > 0 {
+		source = map[string]any{"driver": "raw", "size": size, "file": source}
+	}
 	options, err := json.Marshal(source)
 	if err != nil {
-		return err
+		panic(err) // strings and numbers only
 	}
-	_, err = run.With(ctx, run.Options{
-		Files:   []*os.File{f},
-		Confine: &run.Confine{Memory: toolMemory, CPU: toolCPU, FileSize: info.Size + 1<<20},
-	}, "qemu-img", "convert", "-q", "-O", "raw", "-S", "64k", "json:"+string(options), dst)
-	return toolFault(err)
+	return "json:" + string(options)
 }
 
 // toolFault classes what qemu-img says.

@@ -8,8 +8,10 @@ package diskfile
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"os"
 
 	"brig/instance/fault"
 	"brig/storage/qcow2"
@@ -32,7 +34,7 @@ const sector = 512
 // checks its header. Not-found means that it is no disk at all; invalid and
 // unsupported that it is one which cannot be used.
 func Identify(r io.ReaderAt, size int64) (Info, error) {
-	head, err := at(r, 0, min(size, sector*2))
+	head, err := at(r, 0, min(size, sector*4))
 	if err != nil {
 		return Info{}, err
 	}
@@ -60,8 +62,8 @@ func Identify(r io.ReaderAt, size int64) (Info, error) {
 		info.Format, info.Name = "vpc", "VHD"
 		info.Size, err = checkVHD(r, size, tail)
 	case isISO(r, size):
-		err = fault.New(fault.Unsupported, "it is an ISO image, from which a system is installed: brig starts disks that hold one already; look for a cloud image or disk image of the same system")
-	case isRaw(head):
+		err = fault.New(fault.Unsupported, "it is an ISO image, from which a system is installed: make a machine with brig create --empty --vm NAME, and a disc for it with brig storage volume import POOL FILE --type=iso; or look for a cloud image of the same system")
+	case isRaw(head), isExt4(head):
 		info.Format, info.Name = "raw", "raw"
 		info.Size = (size + sector - 1) / sector * sector
 	default:
@@ -80,6 +82,19 @@ func Identify(r io.ReaderAt, size int64) (Info, error) {
 func isRaw(head []byte) bool {
 	return len(head) >= sector && head[510] == 0x55 && head[511] == 0xaa ||
 		len(head) >= 2*sector && bytes.HasPrefix(head[sector:], []byte("EFI PART"))
+}
+
+// isExt4 tells whether it begins with an ext4 file system, or one of its ancestors.
+func isExt4(head []byte) bool {
+	const magic = 1024 + 56 // in the superblock
+	return len(head) >= magic+2 && head[magic] == 0x53 && head[magic+1] == 0xef
+}
+
+// IsFileSystem tells whether the disk of which f is a file is one ext4 file system on
+// the whole of it, which no firmware starts.
+func IsFileSystem(ctx context.Context, f *os.File, info Info) (bool, error) {
+	head, err := peek(ctx, f, info, 4096)
+	return err == nil && isExt4(head) && !isRaw(head), err
 }
 
 func isISO(r io.ReaderAt, size int64) bool {

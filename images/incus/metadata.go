@@ -131,7 +131,14 @@ func (m Metadata) Note() string {
 func unquote(s string) string {
 	s = strings.TrimSpace(s)
 	if len(s) >= 2 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0] {
-		s = s[1 : len(s)-1]
+		quote, inner := s[:1], s[1:len(s)-1]
+		if quote == "'" {
+			return strings.ReplaceAll(inner, "''", "'")
+		}
+		if plain, err := strconv.Unquote(s); err == nil {
+			return plain
+		}
+		return inner
 	}
 	return s
 }

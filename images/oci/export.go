@@ -30,6 +30,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 
 	"brig/images"
+	"brig/images/outfile"
 	"brig/images/pack"
 	"brig/images/rootfs"
 	"brig/images/web"
@@ -66,7 +67,7 @@ func (s *Source) Export(ctx context.Context, e images.Export, to images.Ref, p i
 // store is what it was, byte for byte.
 func (s *Source) build(ctx context.Context, e images.Export, p images.Progress) (v1.Image, func(), error) {
 	if e.Tree == nil {
-		img, err := s.storedImage(e)
+		img, err := s.storedImage(ctx, e)
 		return img, func() {}, err
 	}
 	config, err := configOf(e)
@@ -82,7 +83,7 @@ func (s *Source) build(ctx context.Context, e images.Export, p images.Progress) 
 		base = mutate.ConfigMediaType(mutate.MediaType(base, types.OCIManifestSchema1), types.OCIConfigJSON)
 		var adds []mutate.Addendum
 		for _, l := range e.Below {
-			adds = append(adds, mutate.Addendum{Layer: storedLayer{s.store, l}, MediaType: types.MediaType(l.MediaType)})
+			adds = append(adds, mutate.Addendum{Layer: storedLayer{ctx, s.store, l}, MediaType: types.MediaType(l.MediaType)})
 		}
 		adds = append(adds, mutate.Addendum{Layer: top, MediaType: types.OCILayer, History: v1.History{CreatedBy: "brig publish", Created: v1.Time{Time: e.Image.CreatedAt}}})
 		base, err = mutate.Append(base, adds...)
@@ -121,6 +122,7 @@ func configOf(e images.Export) (*v1.ConfigFile, error) {
 
 // packed is a layer in a file without a name.
 type packed struct {
+	ctx          context.Context // of the one export that it is made for
 	f            *os.File
 	digest, diff v1.Hash
 	size         int64
@@ -132,7 +134,9 @@ func (l *packed) Size() (int64, error)                 { return l.size, nil }
 func (l *packed) MediaType() (types.MediaType, error)  { return types.OCILayer, nil }
 func (l *packed) Compressed() (io.ReadCloser, error)   { return io.NopCloser(l.section()), nil }
 func (l *packed) Uncompressed() (io.ReadCloser, error) { return gzip.NewReader(l.section()) }
-func (l *packed) section() *io.SectionReader           { return io.NewSectionReader(l.f, 0, l.size) }
+func (l *packed) section() io.Reader {
+	return interruptible{l.ctx, io.NewSectionReader(l.f, 0, l.size)}
+}
 
 // pack makes the layer on top.
 func (s *Source) pack(ctx context.Context, e images.Export, p images.Progress) (*packed, error) {
@@ -169,7 +173,7 @@ func (s *Source) packInto(ctx context.Context, f *os.File, e images.Export, p im
 	if err = errors.Join(err, w.Close(), zip.Close()); err != nil {
 		return nil, err
 	}
-	return &packed{f: f, digest: hashOf(digest), diff: hashOf(diff), size: size.n}, nil
+	return &packed{ctx: ctx, f: f, digest: hashOf(digest), diff: hashOf(diff), size: size.n}, nil
 }
 
 func hashOf(h hash.Hash) v1.Hash {
@@ -193,6 +197,7 @@ func (w taskWriter) Write(p []byte) (int, error) {
 
 // storedLayer is a layer whose blob is in the store.
 type storedLayer struct {
+	ctx   context.Context // of the one export that it is for
 	store *images.Store
 	images.Layer
 }
@@ -203,18 +208,27 @@ func (l storedLayer) Size() (int64, error)     { return l.Layer.Size, nil }
 func (l storedLayer) MediaType() (types.MediaType, error) {
 	return types.MediaType(l.Layer.MediaType), nil
 }
-func (l storedLayer) Compressed() (io.ReadCloser, error) { return l.store.Blob(l.Layer.Digest) }
-func (l storedLayer) Uncompressed() (io.ReadCloser, error) {
+func (l storedLayer) Compressed() (io.ReadCloser, error) {
 	f, err := l.store.Blob(l.Layer.Digest)
 	if err != nil {
 		return nil, err
 	}
-	b, err := rootfs.OpenBlob(f, l.Layer.MediaType, rootfs.Limits{})
+	return struct {
+		io.Reader
+		io.Closer
+	}{interruptible{l.ctx, f}, f}, nil
+}
+func (l storedLayer) Uncompressed() (io.ReadCloser, error) {
+	r, err := l.Compressed()
 	if err != nil {
-		f.Close()
 		return nil, err
 	}
-	return both{b, f}, nil
+	b, err := rootfs.OpenBlob(r, l.Layer.MediaType, rootfs.Limits{})
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return both{b, r}, nil
 }
 
 // both closes what is read and what that reads from.
@@ -227,17 +241,18 @@ func (b both) Close() error { return errors.Join(b.ReadCloser.Close(), b.below.C
 
 // storedParts are the parts of an image that is all in the store.
 type storedParts struct {
+	ctx      context.Context
 	store    *images.Store
 	manifest []byte
 	export   images.Export
 }
 
-func (s *Source) storedImage(e images.Export) (v1.Image, error) {
+func (s *Source) storedImage(ctx context.Context, e images.Export) (v1.Image, error) {
 	data, ok := (&registry{source: s}).storedRoot("sha256:" + e.Image.Fingerprint)
 	if !ok {
 		return nil, fault.New(fault.NotFound, "the manifest of the image is not in the store: brig image refresh fetches it")
 	}
-	return partial.CompressedToImage(storedParts{s.store, data, e})
+	return partial.CompressedToImage(storedParts{ctx, s.store, data, e})
 }
 
 func (p storedParts) RawManifest() ([]byte, error)   { return p.manifest, nil }
@@ -251,7 +266,7 @@ func (p storedParts) MediaType() (types.MediaType, error) {
 func (p storedParts) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 	for _, l := range p.export.Below {
 		if l.Digest == h.String() {
-			return storedLayer{p.store, l}, nil
+			return storedLayer{p.ctx, p.store, l}, nil
 		}
 	}
 	m, err := v1.ParseManifest(bytes.NewReader(p.manifest))
@@ -265,7 +280,7 @@ func (p storedParts) LayerByDigest(h v1.Hash) (partial.CompressedLayer, error) {
 var _ partial.WithRawConfigFile = storedParts{}
 
 // writeLayout adds the image to the OCI layout at DIR[:TAG], and makes that if there
-// is none. Its index is replaced last, and whole.
+// is none. Its index is written last.
 func writeLayout(target string, img v1.Image, p images.Progress) error {
 	dir, tag := cutTag(target)
 	task := p.Task("Writing "+dir, 0, false)
@@ -279,7 +294,6 @@ func writeLayout(target string, img v1.Image, p images.Progress) error {
 			return diskFault(err)
 		}
 	}
-	// Without a tag it is the only one without.
 	return diskFault(l.ReplaceImage(img, match.Annotation("org.opencontainers.image.ref.name", tag), ocilayout.WithAnnotations(map[string]string{"org.opencontainers.image.ref.name": tag})))
 }
 
@@ -302,7 +316,7 @@ func (s *Source) writeLayoutArchive(ctx context.Context, target string, img v1.I
 	if err := writeLayout(filepath.Join(dir, "layout")+":"+tag, img, p); err != nil {
 		return err
 	}
-	return replace(path, func(f *os.File) error {
+	return outfile.Replace(path, func(f *os.File) error {
 		w := tar.NewWriter(f)
 		root, err := os.OpenRoot(filepath.Join(dir, "layout"))
 		if err != nil {
@@ -324,24 +338,7 @@ func writeDockerArchive(target string, img v1.Image, p images.Progress) error {
 	}
 	task := p.Task("Writing "+path, 0, false)
 	defer task.Done()
-	return replace(path, func(f *os.File) error { return tarball.Write(ref, img, f) })
-}
-
-// replace writes a file anew, whole or not at all.
-func replace(path string, write func(*os.File) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".brig-export-")
-	if err != nil {
-		return diskFault(err)
-	}
-	defer os.Remove(f.Name())
-	err = write(f)
-	if err == nil {
-		err = errors.Join(f.Chmod(0o644), f.Sync())
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return diskFault(err)
-	}
-	return diskFault(os.Rename(f.Name(), path))
+	return outfile.Replace(path, func(f *os.File) error { return tarball.Write(ref, img, f) })
 }
 
 // push sends to a registry what it does not have yet.

@@ -173,6 +173,13 @@ func TestExportLeavesWhatIsThere(t *testing.T) {
 	wantClass(t, "Export to nothing known", export(e, "nosuch:"+out), fault.Invalid, "docker://")
 	wantClass(t, "Export to a bad name", export(e, "docker-archive:"+out+"/x.tar:UPPER:1"), fault.Invalid, "UPPER")
 	wantClass(t, "push to a digest", export(e, "docker://"+s.host+"/app@sha256:"+strings.Repeat("0", 64)), fault.Invalid, "digest")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, to := range []string{"oci-archive:" + out + "/file", "docker-archive:" + out + "/file:name:1", s.ref("3")} {
+		_, err := p.Export(ctx, e, target(t, to), images.Discard)
+		wantClass(t, "Export to "+to+" that is cancelled", err, fault.Cancelled)
+	}
+	wantFile(t, out, "file", "mine")
 	s.on("/", code(http.StatusForbidden))
 	wantClass(t, "push where it is forbidden", export(e, s.ref("2")), fault.Forbidden, "docker login")
 	if entries, err := os.ReadDir(out); err != nil || len(entries) != 2 {

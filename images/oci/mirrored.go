@@ -28,9 +28,9 @@ func (m *mirrored) Close() error {
 	return nil
 }
 
-// try asks one place after the other. When none of them can, the class of the error
-// is that of the registry itself.
-func (m *mirrored) try(ctx context.Context, ask func(*registry) error) error {
+// try asks one place after the other, and tells which one answered. When none of them
+// can, the class of the error is that of the registry itself.
+func (m *mirrored) try(ctx context.Context, ask func(*registry) error) (which int, err error) {
 	first := int(m.good.Load())
 	failed := make([]error, len(m.places))
 	for i := range m.places {
@@ -38,10 +38,10 @@ func (m *mirrored) try(ctx context.Context, ask func(*registry) error) error {
 		err := ask(m.places[n])
 		if err == nil {
 			m.good.Store(int32(n))
-			return nil
+			return n, nil
 		}
 		if ctx.Err() != nil {
-			return err
+			return n, err
 		}
 		failed[n] = err
 	}
@@ -50,11 +50,11 @@ func (m *mirrored) try(ctx context.Context, ask func(*registry) error) error {
 	for _, err := range failed[:last] {
 		mirrors = append(mirrors, err.Error())
 	}
-	return fmt.Errorf("%w; before, of its mirrors, %s", failed[last], strings.Join(mirrors, ", "))
+	return last, fmt.Errorf("%w; before, of its mirrors, %s", failed[last], strings.Join(mirrors, ", "))
 }
 
 func (m *mirrored) root(ctx context.Context) (doc document, err error) {
-	err = m.try(ctx, func(g *registry) error {
+	_, err = m.try(ctx, func(g *registry) error {
 		doc, err = g.root(ctx)
 		return err
 	})
@@ -62,7 +62,7 @@ func (m *mirrored) root(ctx context.Context) (doc document, err error) {
 }
 
 func (m *mirrored) manifest(ctx context.Context, d descriptor) (s stream, err error) {
-	err = m.try(ctx, func(g *registry) error {
+	_, err = m.try(ctx, func(g *registry) error {
 		s, err = g.manifest(ctx, d)
 		return err
 	})
@@ -71,12 +71,12 @@ func (m *mirrored) manifest(ctx context.Context, d descriptor) (s stream, err er
 
 // blob gives a blob that, when it breaks off, is asked of the next place.
 func (m *mirrored) blob(ctx context.Context, d descriptor, offset int64) (s stream, err error) {
-	err = m.try(ctx, func(g *registry) error {
+	n, err := m.try(ctx, func(g *registry) error {
 		s, err = g.blob(ctx, d, offset)
 		return err
 	})
 	if err == nil {
-		s.ReadCloser = &leaving{ReadCloser: s.ReadCloser, m: m, from: m.good.Load()}
+		s.ReadCloser = &leaving{ReadCloser: s.ReadCloser, m: m, from: int32(n)}
 	}
 	return s, err
 }

@@ -121,6 +121,8 @@ func (s *Source) open(ctx context.Context, ref images.Ref) (origin, error) {
 		return s.openLayoutArchive(ctx, ref.Name)
 	case "docker-archive":
 		return s.openDockerArchive(ctx, ref.Name)
+	case images.ContainersStorage:
+		return s.openStorage(ref.Name)
 	}
 	if e, err := images.FindRemote(ref.Remote); ref.Scheme == "" && err == nil && e.Protocol != images.ProtocolOCI {
 		return nil, fault.New(fault.Unsupported, "remote %q is not an OCI registry", ref.Remote)

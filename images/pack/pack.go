@@ -59,6 +59,20 @@ func (w *Writer) File(name string, data []byte, at time.Time) error {
 	return err
 }
 
+// Stream writes a file that is in no tree, from its beginning, as one that only its
+// owner can read.
+func (w *Writer) Stream(name string, f *os.File, at time.Time) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	hdr := &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o600, Size: info.Size(), ModTime: at, Format: tar.FormatPAX}
+	if err := w.tar.WriteHeader(hdr); err != nil {
+		return err
+	}
+	return w.content(io.NewSectionReader(f, 0, hdr.Size), hdr.Size)
+}
+
 // Tree writes the whole tree, its root first, in the order of names.
 func (w *Writer) Tree() error {
 	if err := w.add(int(w.root.Fd()), ".", "."); err != nil {
@@ -205,11 +219,29 @@ func (w *Writer) regular(dir int, name string, hdr *tar.Header) error {
 	if err := w.tar.WriteHeader(hdr); err != nil {
 		return err
 	}
-	n, err := io.Copy(w.tar, io.LimitReader(f, hdr.Size))
-	if err == nil && n < hdr.Size {
+	return w.content(f, hdr.Size)
+}
+
+// content writes so much of a file, as long as the context allows.
+func (w *Writer) content(f io.Reader, size int64) error {
+	n, err := io.Copy(w.tar, io.LimitReader(obedient{w.ctx, f}, size))
+	if err == nil && n < size {
 		err = fmt.Errorf("it got shorter while it was read")
 	}
 	return err
+}
+
+// obedient is a reader that ends with a context.
+type obedient struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (o obedient) Read(p []byte) (int, error) {
+	if err := o.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return o.r.Read(p)
 }
 
 func readlink(dir int, name string) (string, error) {

@@ -41,7 +41,7 @@ func (l lastly) set(fd int) error {
 	if l.defaultACL != "" {
 		err := unix.Fsetxattr(fd, defaultACL, []byte(l.defaultACL), 0)
 		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-			return fmt.Errorf("attribute %q: %w", defaultACL, err)
+			return attributeFault(defaultACL, err)
 		}
 	}
 	return setTimes(fd, "", l.time)
@@ -95,10 +95,17 @@ func xattrs(hdr *tar.Header, set func(name string, value []byte) error) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("attribute %q: %w", name, err)
+			return attributeFault(name, err)
 		}
 	}
 	return nil
+}
+
+func attributeFault(name string, err error) error {
+	if errors.Is(err, unix.EINVAL) {
+		return fault.New(fault.Invalid, "attribute %s: its value is not valid: %w", quoted(name), err)
+	}
+	return fmt.Errorf("attribute %s: %w", quoted(name), err)
 }
 
 // dropXattrs removes the attributes an older layer gave the open directory fd.

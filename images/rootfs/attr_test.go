@@ -126,12 +126,12 @@ func TestHostile6AccessLists(t *testing.T) {
 		}
 	}
 	both[xattrRecord+defaultACL] = "\x02\x00\x00\x00junk"
-	wantClass(t, s.apply(layer(t, entry{name: "e", kind: tar.TypeDir, pax: both})), fault.Invalid)
+	wantClass(t, s.apply(layer(t, entry{name: "e", kind: tar.TypeDir, pax: both})), fault.Invalid, "attribute \"system.posix_acl_default\": its value is not valid")
 }
 
 func TestHostile6BadCapabilityIsRefused(t *testing.T) {
 	s := newSandbox(t)
-	wantClass(t, s.apply(layer(t, entry{name: "f", pax: map[string]string{"SCHILY.xattr.security.capability": "junk"}})), fault.Invalid)
+	wantClass(t, s.apply(layer(t, entry{name: "f", pax: map[string]string{"SCHILY.xattr.security.capability": "junk"}})), fault.Invalid, "attribute \"security.capability\": its value is not valid")
 }
 
 func (s *sandbox) xattr(name, attr string) (string, error) {

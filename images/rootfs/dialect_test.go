@@ -30,7 +30,7 @@ func gnuTar(t testing.TB, dir string, args ...string) io.Reader {
 	return bytes.NewReader(out)
 }
 
-func TestDialects(t *testing.T) {
+func TestHostile9Dialects(t *testing.T) {
 	needsRoot(t)
 	src := t.TempDir()
 	long := strings.Repeat("long-name/", 30) + "file"
@@ -70,7 +70,7 @@ func (s *sandbox) compare(src string) {
 	s.t.Errorf("the tree differs: %v\n%s", err, out)
 }
 
-func TestSparseFilesStaySparse(t *testing.T) {
+func TestHostile9SparseFilesStaySparse(t *testing.T) {
 	needsRoot(t)
 	src := t.TempDir()
 	f, err := os.Create(filepath.Join(src, "sparse"))
@@ -112,7 +112,7 @@ func TestSparseFilesStaySparse(t *testing.T) {
 }
 
 // A hole costs the sender nothing, so that its size is a matter of limits.
-func TestHugeHoleIsRefusedAtOnce(t *testing.T) {
+func TestHostile9HugeHoleIsRefusedAtOnce(t *testing.T) {
 	needsRoot(t)
 	src := t.TempDir()
 	f, err := os.Create(filepath.Join(src, "hole"))
@@ -127,7 +127,7 @@ func TestHugeHoleIsRefusedAtOnce(t *testing.T) {
 	}
 }
 
-func TestArchiveEnds(t *testing.T) {
+func TestHostile9ArchiveEnds(t *testing.T) {
 	whole, _ := io.ReadAll(layer(t, fileOf("f", "content")))
 	end := len(whole) - 1024
 	for name, raw := range map[string][]byte{
@@ -154,7 +154,7 @@ func TestArchiveEnds(t *testing.T) {
 	wantClass(t, s.apply(strings.NewReader(strings.Repeat("no tar at all", 1000))), fault.Invalid)
 }
 
-func TestGlobalHeaderIsNoFile(t *testing.T) {
+func TestHostile9GlobalHeaderIsNoFile(t *testing.T) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
 	must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "pax_global_header", PAXRecords: map[string]string{"comment": "x"}}))
@@ -177,20 +177,21 @@ func TestLimits(t *testing.T) {
 		limits  Limits
 		entries []entry
 		class   fault.Class
+		words   string
 	}{
-		"entries":             {Limits{Entries: 9}, many(10), fault.Exhausted},
-		"entries fit":         {Limits{Entries: 10}, many(10), ""},
-		"one file":            {Limits{FileBytes: 9}, many(1), fault.Exhausted},
-		"one file fits":       {Limits{FileBytes: 10}, many(1), ""},
-		"stream":              {Limits{Bytes: 4096}, many(10), fault.Exhausted},
-		"depth":               {Limits{Depth: 2}, []entry{fileOf("a/b/c/d", "")}, fault.Invalid},
-		"depth fits":          {Limits{Depth: 3}, []entry{fileOf("a/b/c/d", "")}, ""},
-		"depth through links": {Limits{Depth: 3}, []entry{symlinkOf("l", "a/b/c"), fileOf("l/d/e", "")}, fault.Invalid},
-		"path":                {Limits{PathLength: 5}, []entry{fileOf("a/b/cd", "")}, fault.Invalid},
+		"entries":             {Limits{Entries: 9}, many(10), fault.Exhausted, "more than the allowed 9 entries"},
+		"entries fit":         {Limits{Entries: 10}, many(10), "", ""},
+		"one file":            {Limits{FileBytes: 9}, many(1), fault.Exhausted, "it has 10 bytes, more than the allowed 9"},
+		"one file fits":       {Limits{FileBytes: 10}, many(1), "", ""},
+		"stream":              {Limits{Bytes: 4096}, many(10), fault.Exhausted, "more than the allowed 4096 bytes"},
+		"depth":               {Limits{Depth: 2}, []entry{fileOf("a/b/c/d", "")}, fault.Invalid, "more than 2 directories"},
+		"depth fits":          {Limits{Depth: 3}, []entry{fileOf("a/b/c/d", "")}, "", ""},
+		"depth through links": {Limits{Depth: 3}, []entry{symlinkOf("l", "a/b/c"), fileOf("l/d/e", "")}, fault.Invalid, "more than 3 directories"},
+		"path":                {Limits{PathLength: 5}, []entry{fileOf("a/b/cd", "")}, fault.Invalid, "6 bytes, more than the allowed 5"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSandbox(t)
-			wantClass(t, Apply(t.Context(), s.root, c.limits, layer(t, c.entries...)), c.class)
+			wantClass(t, Apply(t.Context(), s.root, c.limits, layer(t, c.entries...)), c.class, c.words)
 		})
 	}
 	t.Run("all files", func(t *testing.T) {
@@ -200,7 +201,7 @@ func TestLimits(t *testing.T) {
 		defer u.Close()
 		half := fileOf("f", strings.Repeat("x", 600<<10))
 		must(t, u.Layer(t.Context(), layer(t, half)))
-		wantClass(t, u.Layer(t.Context(), layer(t, half)), fault.Exhausted)
+		wantClass(t, u.Layer(t.Context(), layer(t, half)), fault.Exhausted, "the image has more than the allowed 1048576 bytes")
 	})
 }
 

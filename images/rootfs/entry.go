@@ -240,10 +240,10 @@ func (u *Unpacker) symlink(d *dir, base string, hdr *tar.Header) error {
 func (u *Unpacker) hardlink(d *dir, base string, hdr *tar.Header) error {
 	target, err := u.clean(hdr.Linkname)
 	if err != nil {
-		return fault.New(fault.Invalid, "the target %q of the link is not usable: %w", hdr.Linkname, err)
+		return fault.New(fault.Invalid, "the target %s of the link is not usable: %w", quoted(hdr.Linkname), err)
 	}
 	above, last := split(target)
-	missing := fault.New(fault.Invalid, "it is a hard link to %q, which is no file of the image", hdr.Linkname)
+	missing := fault.New(fault.Invalid, "it is a hard link to %s, which is no file of the image", quoted(hdr.Linkname))
 	from, err := u.tree.dir(above, false)
 	if errors.Is(err, unix.ENOENT) || target == "" {
 		return missing
@@ -256,8 +256,11 @@ func (u *Unpacker) hardlink(d *dir, base string, hdr *tar.Header) error {
 	}
 	var st unix.Stat_t
 	err = unix.Fstatat(from.fd, last, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if errors.Is(err, unix.ENOENT) || err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if errors.Is(err, unix.ENOENT) {
 		return missing
+	}
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return fault.New(fault.Invalid, "it is a hard link to the directory %s", quoted(hdr.Linkname))
 	}
 	if err != nil {
 		return err

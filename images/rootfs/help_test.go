@@ -115,12 +115,31 @@ func newSandbox(t testing.TB) *sandbox {
 	s.root = root
 	s.before = s.outside()
 	t.Cleanup(func() {
-		root.Close()
+		s.root.Close()
 		if after := s.outside(); after != s.before {
 			t.Errorf("what lies outside of the root changed\nbefore:\n%s\nafter:\n%s", s.before, after)
 		}
 	})
 	return s
+}
+
+// reopen takes what was mounted on the root for the root.
+func (s *sandbox) reopen() {
+	s.t.Helper()
+	s.root.Close()
+	var err error
+	s.root, err = os.OpenRoot(s.path)
+	must(s.t, err)
+}
+
+func (s *sandbox) names(dir string) []string {
+	s.t.Helper()
+	d, err := s.root.Open(dir)
+	must(s.t, err)
+	defer d.Close()
+	names, err := d.Readdirnames(-1)
+	must(s.t, err)
+	return names
 }
 
 // outside describes all that lies beside the root, inode numbers included.
@@ -228,8 +247,14 @@ func (s *sandbox) stat(name string) *syscall.Stat_t {
 	return &st
 }
 
-func wantClass(t testing.TB, err error, class fault.Class) {
+// wantClass checks the class of an error, and that it says why in these words.
+func wantClass(t testing.TB, err error, class fault.Class, words ...string) {
 	t.Helper()
+	for _, w := range words {
+		if err != nil && !strings.Contains(err.Error(), w) {
+			t.Errorf("the error %q does not say %q", err, w)
+		}
+	}
 	if fault.Of(err) != class {
 		t.Errorf("the error is %v of class %q, want class %q", err, fault.Of(err), class)
 	}

@@ -3,6 +3,7 @@ package rootfs
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -60,24 +61,31 @@ func TestHostile1Names(t *testing.T) {
 			}
 		})
 	}
-	for _, name := range []string{
-		"../x", "..", "a/../../x", "a/..", "a/../b", "/../x", "../canary/secret", "./../canary/secret",
-		strings.Repeat("d/", 300) + "x", strings.Repeat("n", 256), strings.Repeat("long/", 820) + "x",
+	const dots = `its name has a ".." element`
+	for name, words := range map[string]string{
+		"../x": dots, "..": dots, "a/../../x": dots, "a/..": dots, "a/../b": dots, "/../x": dots, "../canary/secret": dots, "./../canary/secret": dots,
+		strings.Repeat("d/", 300) + "x":    "255 directories",
+		strings.Repeat("n", 256):           "has 256 bytes, more than the allowed 255",
+		strings.Repeat("long/", 820) + "x": "its name has 4101 bytes, more than the allowed 4095",
 	} {
 		t.Run("refused "+name[:min(len(name), 30)], func(t *testing.T) {
 			s := newSandbox(t)
-			wantClass(t, s.apply(layer(t, entry{name: name, kind: tar.TypeReg, data: "data"})), fault.Invalid)
+			err := s.apply(layer(t, entry{name: name, kind: tar.TypeReg, data: "data"}))
+			wantClass(t, err, fault.Invalid, words)
+			if len(err.Error()) > 400 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
 			s.want()
 		})
 	}
 	t.Run("refused empty", func(t *testing.T) {
 		s := newSandbox(t)
-		wantClass(t, s.apply(withName(t, "\x00", tar.TypeReg)), fault.Invalid)
+		wantClass(t, s.apply(withName(t, "\x00", tar.TypeReg)), fault.Invalid, "its name is empty")
 	})
 	t.Run("refused NUL in a PAX path", func(t *testing.T) {
 		s := newSandbox(t)
 		raw, _ := io.ReadAll(layer(t, entry{name: "pathé/file", data: "data", pax: map[string]string{}}))
-		wantClass(t, s.apply(bytes.NewReader(bytes.Replace(raw, []byte("é"), []byte("\x00e"), 1))), fault.Invalid)
+		wantClass(t, s.apply(bytes.NewReader(bytes.Replace(raw, []byte("é"), []byte("\x00e"), 1))), fault.Invalid, "no valid tar")
 		s.want()
 	})
 }
@@ -86,53 +94,54 @@ func TestHostile2WritesThroughSymlinks(t *testing.T) {
 	cases := map[string]struct {
 		layers [][]entry
 		want   []string // nil: refused
+		words  string
 	}{
 		"absolute": {
 			[][]entry{{symlinkOf("out", "/canary"), fileOf("out/secret", "x")}},
-			[]string{"canary/", "canary/secret=x", "out -> /canary"},
+			[]string{"canary/", "canary/secret=x", "out -> /canary"}, "",
 		},
 		"relative": {
 			[][]entry{{symlinkOf("out", "../canary"), fileOf("out/secret", "x")}},
-			[]string{"canary/", "canary/secret=x", "out -> ../canary"},
+			[]string{"canary/", "canary/secret=x", "out -> ../canary"}, "",
 		},
 		"many dots": {
 			[][]entry{{symlinkOf("a/b/out", "../../../../../../canary"), fileOf("a/b/out/secret", "x")}},
-			[]string{"a/", "a/b/", "a/b/out -> ../../../../../../canary", "canary/", "canary/secret=x"},
+			[]string{"a/", "a/b/", "a/b/out -> ../../../../../../canary", "canary/", "canary/secret=x"}, "",
 		},
 		"many hops": {
 			[][]entry{{symlinkOf("a", "b"), symlinkOf("b", "c/up"), symlinkOf("c/up", "../../canary"), fileOf("a/secret", "x")}},
-			[]string{"a -> b", "b -> c/up", "c/", "c/up -> ../../canary", "canary/", "canary/secret=x"},
+			[]string{"a -> b", "b -> c/up", "c/", "c/up -> ../../canary", "canary/", "canary/secret=x"}, "",
 		},
-		"to itself":   {[][]entry{{symlinkOf("a", "a"), fileOf("a/x", "x")}}, nil},
-		"in a circle": {[][]entry{{symlinkOf("a", "b"), symlinkOf("b", "a"), fileOf("a/x", "x")}}, nil},
-		"to a file":   {[][]entry{{fileOf("f", "keep"), symlinkOf("a", "f"), fileOf("a/x", "x")}}, nil},
+		"to itself":   {[][]entry{{symlinkOf("a", "a"), fileOf("a/x", "x")}}, nil, "more than 40 symbolic links"},
+		"in a circle": {[][]entry{{symlinkOf("a", "b"), symlinkOf("b", "a"), fileOf("a/x", "x")}}, nil, "more than 40 symbolic links"},
+		"to a file":   {[][]entry{{fileOf("f", "keep"), symlinkOf("a", "f"), fileOf("a/x", "x")}}, nil, "a link in its path leads to \"f\""},
 		"to the root": {
 			[][]entry{{symlinkOf("a", "/"), fileOf("a/x", "x")}},
-			[]string{"a -> /", "x=x"},
+			[]string{"a -> /", "x=x"}, "",
 		},
 		"the file itself is a link": {
 			[][]entry{{symlinkOf("a", "../canary/secret")}, {fileOf("a", "x")}},
-			[]string{"a=x"},
+			[]string{"a=x"}, "",
 		},
 		"parent becomes a link in a later layer": {
 			[][]entry{{fileOf("d/secret", "old")}, {symlinkOf("d", "../canary"), fileOf("d/secret", "x")}},
-			[]string{"canary/", "canary/secret=x", "d -> ../canary"},
+			[]string{"canary/", "canary/secret=x", "d -> ../canary"}, "",
 		},
 		"parent becomes a link between two files": {
 			[][]entry{{fileOf("d/one", "1"), symlinkOf("d", "../canary"), fileOf("d/secret", "x")}},
-			[]string{"canary/", "canary/secret=x", "d -> ../canary"},
+			[]string{"canary/", "canary/secret=x", "d -> ../canary"}, "",
 		},
 		"link becomes a directory": {
 			[][]entry{{symlinkOf("d", "../canary")}, {dirOf("d"), fileOf("d/secret", "x")}},
-			[]string{"d/", "d/secret=x"},
+			[]string{"d/", "d/secret=x"}, "",
 		},
 		"link of a layer below as parent": {
 			[][]entry{{dirOf("usr/lib"), symlinkOf("lib", "usr/lib")}, {fileOf("lib/libc", "x")}},
-			[]string{"lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/libc=x"},
+			[]string{"lib -> usr/lib", "usr/", "usr/lib/", "usr/lib/libc=x"}, "",
 		},
 		"device through a link": {
 			[][]entry{{symlinkOf("out", "../canary"), charOf("out/null", 1, 3)}},
-			[]string{"canary/", "canary/null (char device)", "out -> ../canary"},
+			[]string{"canary/", "canary/null (char device)", "out -> ../canary"}, "",
 		},
 	}
 	for name, c := range cases {
@@ -144,7 +153,7 @@ func TestHostile2WritesThroughSymlinks(t *testing.T) {
 			}
 			err := s.apply(layers...)
 			if c.want == nil {
-				wantClass(t, err, fault.Invalid)
+				wantClass(t, err, fault.Invalid, c.words)
 				return
 			}
 			must(t, err)
@@ -155,7 +164,7 @@ func TestHostile2WritesThroughSymlinks(t *testing.T) {
 
 func TestHostile2EmptyLinkTarget(t *testing.T) {
 	s := newSandbox(t)
-	wantClass(t, s.apply(layer(t, entry{name: "a", kind: tar.TypeSymlink})), fault.Invalid)
+	wantClass(t, s.apply(layer(t, entry{name: "a", kind: tar.TypeSymlink})), fault.Invalid, "the target of the link is empty")
 	wantClass(t, s.apply(layer(t, symlinkOf("a", strings.Repeat("t", 4096)))), fault.Invalid)
 }
 
@@ -183,25 +192,28 @@ func TestHostile2ModeThroughLink(t *testing.T) {
 }
 
 func TestHostile3Hardlinks(t *testing.T) {
-	refused := map[string][]entry{
-		"outside, relative":     {hardlinkOf("x", "../canary/secret")},
-		"outside, up and down":  {hardlinkOf("a/x", "a/../../canary/secret")},
-		"absolute, not inside":  {hardlinkOf("x", "/etc/passwd")},
-		"empty":                 {withLink("x", "")},
-		"not yet present":       {hardlinkOf("x", "f"), fileOf("f", "")},
-		"to a directory":        {dirOf("d"), hardlinkOf("x", "d")},
-		"to the root":           {hardlinkOf("x", "/")},
-		"to itself":             {fileOf("f", ""), hardlinkOf("f", "./f")},
-		"in a circle":           {hardlinkOf("a", "b"), hardlinkOf("b", "a")},
-		"to a replaced parent":  {fileOf("a/b", ""), hardlinkOf("a", "a/b")},
-		"through a link out":    {symlinkOf("out", "../canary"), hardlinkOf("x", "out/secret")},
-		"through a file":        {fileOf("f", ""), hardlinkOf("x", "f/y")},
-		"through a missing dir": {hardlinkOf("x", "d/y")},
+	refused := map[string]struct {
+		entries []entry
+		words   string
+	}{
+		"outside, relative":     {[]entry{hardlinkOf("x", "../canary/secret")}, `the target "../canary/secret" of the link is not usable`},
+		"outside, up and down":  {[]entry{hardlinkOf("a/x", "a/../../canary/secret")}, `is not usable`},
+		"absolute, not inside":  {[]entry{hardlinkOf("x", "/etc/passwd")}, `"/etc/passwd", which is no file of the image`},
+		"empty":                 {[]entry{withLink("x", "")}, `the target "" of the link is not usable: its name is empty`},
+		"not yet present":       {[]entry{hardlinkOf("x", "f"), fileOf("f", "")}, `"f", which is no file`},
+		"to a directory":        {[]entry{dirOf("d"), hardlinkOf("x", "d")}, `a hard link to the directory "d"`},
+		"to the root":           {[]entry{hardlinkOf("x", "/")}, `"/", which is no file`},
+		"to itself":             {[]entry{fileOf("f", ""), hardlinkOf("f", "./f")}, `to itself`},
+		"in a circle":           {[]entry{hardlinkOf("a", "b"), hardlinkOf("b", "a")}, `"b", which is no file`},
+		"to a replaced parent":  {[]entry{fileOf("a/b", ""), hardlinkOf("a", "a/b")}, `"a/b", which is no file`},
+		"through a link out":    {[]entry{symlinkOf("out", "../canary"), hardlinkOf("x", "out/secret")}, `"out/secret", which is no file`},
+		"through a file":        {[]entry{fileOf("f", ""), hardlinkOf("x", "f/y")}, `"f/y", which is no file`},
+		"through a missing dir": {[]entry{hardlinkOf("x", "d/y")}, `"d/y", which is no file`},
 	}
-	for name, entries := range refused {
+	for name, c := range refused {
 		t.Run(name, func(t *testing.T) {
 			s := newSandbox(t)
-			wantClass(t, s.apply(layer(t, entries...)), fault.Invalid)
+			wantClass(t, s.apply(layer(t, c.entries...)), fault.Invalid, c.words)
 		})
 	}
 	t.Run("to a layer below", func(t *testing.T) {
@@ -232,10 +244,14 @@ func TestHostile3Hardlinks(t *testing.T) {
 func withLink(name, to string) entry { return entry{name: name, kind: tar.TypeLink, link: to} }
 
 func TestHostile4Whiteouts(t *testing.T) {
-	for _, name := range []string{".wh.", "d/.wh.", ".wh..", ".wh...", ".wh.../", "d/.wh...", ".wh.d/f", "a/.wh.d/f"} {
+	for name, words := range map[string]string{
+		".wh.": `a whiteout of the name ""`, "d/.wh.": `a whiteout of the name ""`, ".wh..": `a whiteout of the name "."`,
+		".wh...": `a whiteout of the name ".."`, ".wh.../": `a whiteout of the name ".."`, "d/.wh...": `a whiteout of the name ".."`,
+		".wh.d/f": `".wh.d" is reserved for whiteouts`, "a/.wh.d/f": `".wh.d" is reserved for whiteouts`,
+	} {
 		t.Run("refused "+name, func(t *testing.T) {
 			s := newSandbox(t)
-			wantClass(t, s.apply(layer(t, fileOf("d/f", "")), withName(t, name, tar.TypeReg)), fault.Invalid)
+			wantClass(t, s.apply(layer(t, fileOf("d/f", "")), withName(t, name, tar.TypeReg)), fault.Invalid, words)
 			s.want("d/", "d/f=")
 		})
 	}
@@ -372,9 +388,9 @@ func TestHostile7Devices(t *testing.T) {
 	if st := s.stat("pipe"); st.Mode&0o7777 != 0o4622 || st.Uid != 1 {
 		t.Errorf("the pipe has mode %o, owner %d", st.Mode, st.Uid)
 	}
-	wantClass(t, s.apply(layer(t, charOf("big", 1<<12, 0))), fault.Invalid)
-	wantClass(t, s.apply(layer(t, charOf("big", 1, 1<<20))), fault.Invalid)
-	wantClass(t, s.apply(withName(t, "unknown", 'Z')), fault.Invalid)
+	wantClass(t, s.apply(layer(t, charOf("big", 1<<12, 0))), fault.Invalid, "device number 4096:0")
+	wantClass(t, s.apply(layer(t, charOf("big", 1, 1<<20))), fault.Invalid, "device number 1:1048576")
+	wantClass(t, s.apply(withName(t, "unknown", 'Z')), fault.Invalid, "type 'Z' is unknown")
 }
 
 func TestHostile8Owners(t *testing.T) {
@@ -388,7 +404,7 @@ func TestHostile8Owners(t *testing.T) {
 		{name: "x", uid: -1}, {name: "x", gid: -2}, {name: "x", kind: tar.TypeDir, uid: math.MaxUint32},
 		{name: "x", kind: tar.TypeSymlink, link: "y", uid: math.MaxUint32}, {name: "x", kind: tar.TypeFifo, gid: 1 << 40},
 	} {
-		wantClass(t, s.apply(layer(t, e)), fault.Invalid)
+		wantClass(t, s.apply(layer(t, e)), fault.Invalid, fmt.Sprintf("owner %d:%d", e.uid, e.gid))
 	}
 	raw, _ := io.ReadAll(layer(t, entry{name: "named", uid: 12, gid: 13}))
 	copy(raw[265:], "root\x00")
@@ -399,10 +415,10 @@ func TestHostile8Owners(t *testing.T) {
 	}
 }
 
-func TestRootEntryIsNeverALink(t *testing.T) {
+func TestHostile15RootEntryIsNeverALink(t *testing.T) {
 	for _, e := range []entry{symlinkOf("./", "../canary"), symlinkOf(".", "../canary"), hardlinkOf("./", "f"), {name: ".", kind: tar.TypeFifo}} {
 		s := newSandbox(t)
-		wantClass(t, s.apply(layer(t, fileOf("f", ""), e)), fault.Invalid)
+		wantClass(t, s.apply(layer(t, fileOf("f", ""), e)), fault.Invalid, "can only be a directory")
 	}
 	s := newSandbox(t)
 	wantClass(t, s.apply(withName(t, "/", tar.TypeReg)), fault.Invalid)

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"golang.org/x/sys/unix"
@@ -43,16 +44,25 @@ func or[T int | int64](v, byDefault T) T {
 
 // boundedReader fails, unlike io.LimitedReader, when there is more than allowed.
 type boundedReader struct {
-	r    io.Reader
-	left int64
+	r          io.Reader
+	most, left int64
 }
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
 	if b.left -= int64(n); b.left < 0 {
-		return 0, fault.New(fault.Exhausted, "it is larger than images may be")
+		return 0, fault.New(fault.Exhausted, "it has more than the allowed %d bytes", b.most)
 	}
 	return n, err
+}
+
+// quoted is a name for an error: of one that has no end, both ends.
+func quoted(name string) string {
+	const most = 128
+	if len(name) <= most {
+		return fmt.Sprintf("%q", name)
+	}
+	return fmt.Sprintf("%q...%q (%d bytes)", name[:most/2], name[len(name)-most/4:], len(name))
 }
 
 // readFault classes an error that came out of reading an archive. What the

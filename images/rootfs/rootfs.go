@@ -65,7 +65,7 @@ func New(root *os.Root, limits Limits) (*Unpacker, error) {
 func (u *Unpacker) Layer(ctx context.Context, r io.Reader) error {
 	u.layers++
 	u.tree.beginLayer(u.fresh && u.layers == 1)
-	in := &boundedReader{r: r, left: u.limits.Bytes}
+	in := &boundedReader{r: r, most: u.limits.Bytes, left: u.limits.Bytes}
 	err := u.apply(ctx, tar.NewReader(in))
 	if err == nil {
 		err = u.drain(ctx, in)
@@ -111,7 +111,7 @@ func (u *Unpacker) apply(ctx context.Context, tr Entries) error {
 			return fault.New(fault.Exhausted, "it has more than the allowed %d entries", u.limits.Entries)
 		}
 		if err := u.entry(ctx, hdr, tr); err != nil {
-			return fmt.Errorf("entry %q: %w", hdr.Name, classify(err))
+			return fmt.Errorf("entry %s: %w", quoted(hdr.Name), classify(err))
 		}
 	}
 }

@@ -23,7 +23,7 @@ type compression string
 
 const (
 	unknown compression = "unknown"
-	none    compression = "none"
+	none    compression = "plain"
 	gzipped compression = "gzip"
 	zstded  compression = "zstd"
 	xzed    compression = "xz"

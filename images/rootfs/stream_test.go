@@ -47,7 +47,7 @@ func noise(n int) string {
 	return string(out)
 }
 
-func TestBlob(t *testing.T) {
+func TestHostile10Blob(t *testing.T) {
 	big := noise(3 << 20)
 	skippable := []byte{0x53, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 'x', 'y', 'z'}
 	cases := map[string]struct {
@@ -92,7 +92,7 @@ func TestBlob(t *testing.T) {
 	}
 }
 
-func TestBadBlobs(t *testing.T) {
+func TestHostile10BadBlobs(t *testing.T) {
 	down := fault.New(fault.Unavailable, "the registry went away")
 	big := noise(1 << 20)
 	cases := map[string]struct {
@@ -135,7 +135,7 @@ func TestBadBlobs(t *testing.T) {
 	}
 }
 
-func TestBombIsRefused(t *testing.T) {
+func TestHostile10BombIsRefused(t *testing.T) {
 	bomb := strings.Repeat("\x00", 32<<20)
 	for name, blob := range map[string][]byte{ociGzip: gz(bomb), ociZstd: zst(bomb)} {
 		b, err := OpenBlob(bytes.NewReader(blob), name, Limits{RatioFrom: 1 << 20})

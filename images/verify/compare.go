@@ -34,7 +34,7 @@ type Field struct {
 
 // On says what a model was read from, which decides what it may not hold.
 type On struct {
-	Disk bool // an ext4 disk that mkfs.ext4 filled
+	Disk bool // an ext4 disk
 	All  bool // keep all differences, however many
 }
 
@@ -50,13 +50,17 @@ type Result struct {
 
 // Compare tells how got differs from want. It changes neither.
 func Compare(want, got *Model, on On) Result {
-	c := &comparer{on: on, used: rulesUsed{}, there: map[*inode]*inode{}, back: map[*inode]*inode{}}
+	// Older versions of brig had mkfs.ext4 fill disks, which leaves out the time of
+	// the root directory and fractions of seconds everywhere.
+	old := on.Disk && !got.root.fractions()
+	c := &comparer{on: on, old: old, used: rulesUsed{}, there: map[*inode]*inode{}, back: map[*inode]*inode{}}
 	c.pair("/", want.root, got.root)
 	return Result{Differences: c.list, Count: c.count, Allowed: c.used.list()}
 }
 
 type comparer struct {
 	on          On
+	old         bool // a disk of an older brig
 	used        rulesUsed
 	list        []Difference
 	count       int
@@ -90,6 +94,19 @@ func (c *comparer) pair(path string, want, got *node) {
 			c.pair(at, w, g)
 		}
 	}
+}
+
+// fractions tells whether the time of anything below has a fraction of a second.
+func (n *node) fractions() bool {
+	if n.nsec != 0 {
+		return true
+	}
+	for _, kid := range n.kids {
+		if kid.fractions() {
+			return true
+		}
+	}
+	return false
 }
 
 func isLostFound(n *node) bool {
@@ -166,7 +183,7 @@ func (c *comparer) sameTime(path string, want, got *inode) bool {
 	case want.sec < firstTime && got.sec <= firstTime, want.sec > lastTime && got.sec >= lastTime:
 		c.used[FarTimes]++
 		return true
-	case !c.on.Disk:
+	case !c.old:
 		return false
 	case path == "/":
 		c.used[DiskRootTime]++

@@ -106,8 +106,13 @@ func replay(t testing.TB, layers ...[]byte) *Model {
 // unpack makes the tree of layers.
 func unpack(t testing.TB, layers ...[]byte) string {
 	t.Helper()
+	return unpackIn(t, t.TempDir(), layers...)
+}
+
+func unpackIn(t testing.TB, dir string, layers ...[]byte) string {
+	t.Helper()
 	needsRoot(t)
-	path := filepath.Join(t.TempDir(), "tree")
+	path := filepath.Join(dir, "tree")
 	must(t, os.Mkdir(path, 0o700))
 	root, err := os.OpenRoot(path)
 	must(t, err)

@@ -59,6 +59,18 @@ type Model struct {
 // Len is the number of names in the model.
 func (m *Model) Len() int { return m.size }
 
+// Bytes is the size of all files in the model, those with several names once.
+func (m *Model) Bytes() (n int64) {
+	seen := map[*inode]bool{}
+	m.each(func(_ string, at *node) {
+		if at.kind == File && !seen[at.inode] {
+			n += at.size
+			seen[at.inode] = at.names > 1
+		}
+	})
+	return n
+}
+
 // node is a name in a tree.
 type node struct {
 	*inode

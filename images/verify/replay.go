@@ -25,9 +25,9 @@ const (
 	WhiteoutDevices Rule = "character devices 0:0 are left out"
 	AufsFiles       Rule = "files that aufs kept for itself are left out"
 	FarTimes        Rule = "times that the file system cannot hold are the nearest that it can"
-	WholeSeconds    Rule = "times on a disk are whole seconds"
+	WholeSeconds    Rule = "times on a disk that an older brig made are whole seconds"
 	LostFound       Rule = "a disk has an empty lost+found"
-	DiskRootTime    Rule = "the root directory of a disk has the time the disk is said to be made at"
+	DiskRootTime    Rule = "the root directory of a disk that an older brig made has the time the disk is said to be made at"
 )
 
 // Allowed is how often a rule was used.

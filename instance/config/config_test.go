@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -70,6 +71,12 @@ func TestCheck(t *testing.T) {
 		{instance.Container, "environment.A", "two\nlines", true},
 		{instance.Container, "environment.A", "bell\a", false},
 		{instance.Container, "user.x", "", true},
+		{instance.Container, "cloud-init.user-data", "#cloud-config\na: b\n", true},
+		{instance.VirtualMachine, "cloud-init.user-data", strings.Repeat("x", 300<<10), false},
+		{instance.VirtualMachine, "cloud-init.ssh-keys.mine", "root:ssh-ed25519 AAAA me", true},
+		{instance.Container, "cloud-init.ssh-keys.mine", "ssh-ed25519 AAAA me", false},
+		{instance.Container, "cloud-init.ssh-keys.mine", "root:AAAA", false},
+		{instance.Container, "cloud-init.ssh-keys.mine", "root:ssh-rsa A\nssh-rsa B", false},
 		{instance.Container, "snapshots.schedule", "@hourly", true},
 		{instance.Container, "snapshots.schedule", "61 * * * *", false},
 	} {
@@ -77,5 +84,17 @@ func TestCheck(t *testing.T) {
 		if c.ok && err != nil || !c.ok && !fault.Is(err, fault.Invalid) {
 			t.Errorf("Check(%q, %s=%q) = %v, want ok %t", c.form, c.key, c.value, err, c.ok)
 		}
+	}
+}
+
+// TestThePageIsTrue compares the page in the tree with the keys there are. To write it
+// anew: brig config keys -f md > instance/config/KEYS.md
+func TestThePageIsTrue(t *testing.T) {
+	page, err := os.ReadFile("KEYS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(page) != config.Reference() {
+		t.Error("KEYS.md is not what brig config keys -f md prints; write it anew")
 	}
 }

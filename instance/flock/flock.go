@@ -104,6 +104,9 @@ func try(path string, how int) (*Lock, error) {
 	}
 }
 
+// File is the locked file. It stays the Lock's.
+func (l *Lock) File() *os.File { return l.file }
+
 // Release gives the lock back and leaves the file.
 func (l *Lock) Release() { l.file.Close() }
 

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest/wire"
 )
@@ -108,6 +109,22 @@ func Stop(ctx context.Context, conn net.Conn) error {
 	return err
 }
 
+// Unused gives a busy error for a disk, named by its serial number, that something in the
+// guest uses.
+func Unused(ctx context.Context, conn net.Conn, serial string) error {
+	defer conn.Close()
+	_, err := ask(ctx, conn, wire.Request{Op: wire.OpUnused, Disk: serial})
+	return err
+}
+
+// AddNIC has the guest set up a network card that its machine has just been given, and
+// waits until it is there.
+func AddNIC(ctx context.Context, conn net.Conn, nic instance.NIC) error {
+	defer conn.Close()
+	_, err := ask(ctx, conn, wire.Request{Op: wire.OpNIC, NIC: &nic})
+	return err
+}
+
 // Sync has the guest write out what its file systems hold back.
 func Sync(ctx context.Context, conn net.Conn) error {
 	defer conn.Close()
@@ -142,6 +159,20 @@ func (f *Frozen) Thaw(ctx context.Context) error {
 	return err
 }
 
+// Events begins to be told how the machine is: a wire.Event for the present state and
+// for each that follows, each answered with a wire.Ack. The caller closes conn.
+func Events(ctx context.Context, conn net.Conn) error {
+	_, err := ask(ctx, conn, wire.Request{Op: wire.OpEvents})
+	return err
+}
+
+// Files begins a conversation about the guest's files, which package files goes on
+// with. The caller closes conn.
+func Files(ctx context.Context, conn net.Conn) error {
+	_, err := ask(ctx, conn, wire.Request{Op: wire.OpFiles})
+	return err
+}
+
 // ask sends a request and waits for its reply, a limited time and no longer
 // than ctx.
 func ask(ctx context.Context, conn net.Conn, q wire.Request) (wire.Reply, error) {
@@ -173,15 +204,15 @@ func ask(ctx context.Context, conn net.Conn, q wire.Request) (wire.Reply, error)
 		return r, fault.New(fault.Unavailable, "cannot ask guest agent: %w", err)
 	}
 	if r.Error != "" {
-		return r, fault.New(class(r.Class), "%s", Printable(r.Error))
+		return r, fault.New(Class(r.Class), "%s", Printable(r.Error))
 	}
 	return r, nil
 }
 
-// class is the class of an error in the guest, if the guest may say so.
-func class(s string) fault.Class {
+// Class is the class of an error in the guest, if the guest may say so.
+func Class(s string) fault.Class {
 	switch c := fault.Class(s); c {
-	case fault.Invalid, fault.NotFound, fault.Busy, fault.WrongState, fault.Forbidden,
+	case fault.Invalid, fault.NotFound, fault.AlreadyExists, fault.Busy, fault.WrongState, fault.Forbidden,
 		fault.Unsupported, fault.Exhausted, fault.Timeout:
 		return c
 	}

@@ -159,12 +159,12 @@ func (e *execution) feedSignals() {
 // feedInput passes input on until its end or the command's, never more than the
 // agent can hold.
 func (e *execution) feedInput() {
-	in, err := newInterruptible(e.done, e.c.Stdin)
+	in, err := Interruptible(e.done, e.c.Stdin)
 	if err != nil {
 		e.w.Data(wire.FrameStdinEOF, nil)
 		return
 	}
-	defer in.close()
+	defer in.Close()
 	buf := make([]byte, wire.MaxFrame)
 	window := wire.StdinWindow
 	for {
@@ -176,7 +176,7 @@ func (e *execution) feedInput() {
 				return
 			}
 		}
-		n, err := in.read(buf[:min(window, len(buf))])
+		n, err := in.Read(buf[:min(window, len(buf))])
 		if n > 0 {
 			window -= n
 			if e.w.Data(wire.FrameStdin, buf[:n]) != nil {
@@ -203,7 +203,9 @@ type interruptible struct {
 	stop       func() bool
 }
 
-func newInterruptible(done context.Context, f *os.File) (*interruptible, error) {
+// Interruptible reads f, in whatever mode it is, until done ends. Closing it leaves f
+// open.
+func Interruptible(done context.Context, f *os.File) (io.ReadCloser, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -217,13 +219,15 @@ func newInterruptible(done context.Context, f *os.File) (*interruptible, error) 
 	return i, nil
 }
 
-func (i *interruptible) close() {
+// Close gives up what watches for the end.
+func (i *interruptible) Close() error {
 	i.stop()
 	i.wake.Close()
-	i.bell.Close()
+	return i.bell.Close()
 }
 
-func (i *interruptible) read(b []byte) (n int, err error) {
+// Read waits for something to read. It gives context.Canceled when done has ended.
+func (i *interruptible) Read(b []byte) (n int, err error) {
 	bell := int32(-1)
 	if raw, err := i.bell.SyscallConn(); err == nil {
 		raw.Control(func(fd uintptr) { bell = int32(fd) })

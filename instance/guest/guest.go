@@ -34,6 +34,7 @@ type Settings struct {
 	instance.Boot
 	NICs   []instance.NIC   `json:"nics,omitempty"`
 	Mounts []instance.Mount `json:"mounts,omitempty"` // virtual machines; in this order
+	Files  bool             `json:"files,omitempty"`  // virtual machines; nothing of the image runs, only its files are served
 }
 
 // SettingsOf are the settings of a machine.

@@ -159,7 +159,7 @@ func (k *Keeper) follow(session *yamux.Session, up func()) {
 		return
 	}
 	defer stream.Close()
-	if _, err := ask(context.Background(), stream, wire.Request{Op: wire.OpEvents}); err != nil {
+	if err := Events(context.Background(), stream); err != nil {
 		return
 	}
 	up()

@@ -178,6 +178,44 @@ func (r *Root) OpenDir(name string) (*os.File, string, error) {
 	return dir, here, nil
 }
 
+// Place makes an empty file, to mount at, or opens one that is there and has nothing in
+// it. What else is there is an error.
+func (r *Root) Place(name string) (*os.File, error) {
+	if err := r.MkdirAll(path.Dir(name)); err != nil {
+		return nil, err
+	}
+	made, err := r.open(name, unix.O_RDONLY|unix.O_CREAT|unix.O_EXCL, 0o644)
+	if err == nil {
+		made.Close()
+	}
+	f, err := r.open(name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > 0 {
+		f.Close()
+		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("something is there already")}
+	}
+	return f, nil
+}
+
+// RemovePlace removes such a file. What else is there stays.
+func (r *Root) RemovePlace(name string) error {
+	f, err := r.open(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	f.Close()
+	if err == nil && (!info.Mode().IsRegular() || info.Size() > 0) {
+		err = &fs.PathError{Op: "remove", Path: name, Err: errors.New("something else is there")}
+	}
+	if err != nil {
+		return err
+	}
+	return r.remove(name)
+}
+
 // remove removes a file or link, not what it leads to.
 func (r *Root) remove(name string) error {
 	parent, err := r.open(path.Dir(name), unix.O_PATH|unix.O_DIRECTORY, 0)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,7 +42,7 @@ func newOwner(t *testing.T, parent, name string) string {
 
 func mustClaim(t *testing.T, table *Table, owner string, preferred uint32) instance.IDMap {
 	t.Helper()
-	m, err := table.Claim(t.Context(), owner, preferred)
+	m, err := table.Claim(t.Context(), owner, Want{Preferred: preferred})
 	if err != nil {
 		t.Fatalf("Claim(%q, %d) = %v", owner, preferred, err)
 	}
@@ -98,7 +99,7 @@ func TestReleaseGivesTheRangeBackAndLeavesNothing(t *testing.T) {
 func TestClaimRefusesOwnersThatCannotBeFoundAgain(t *testing.T) {
 	table := newTable(t)
 	for _, owner := range []string{"", "relative", "/not/../clean", filepath.Join(t.TempDir(), "missing")} {
-		if _, err := table.Claim(t.Context(), owner, 0); !fault.Is(err, fault.Invalid) {
+		if _, err := table.Claim(t.Context(), owner, Want{}); !fault.Is(err, fault.Invalid) {
 			t.Errorf("Claim(%q) = %v, want invalid", owner, err)
 		}
 	}
@@ -121,7 +122,7 @@ func TestRangesOfUsersAreAvoided(t *testing.T) {
 	if m := mustClaim(t, table, newOwner(t, run, "a"), best); m.Base != best+2*Count {
 		t.Errorf("Claim() = %+v, want the only free range, at %d", m, best+2*Count)
 	}
-	if _, err := table.Claim(t.Context(), newOwner(t, run, "b"), 0); !fault.Is(err, fault.Exhausted) {
+	if _, err := table.Claim(t.Context(), newOwner(t, run, "b"), Want{}); !fault.Is(err, fault.Exhausted) {
 		t.Errorf("Claim() with nothing free = %v, want exhausted", err)
 	}
 }
@@ -153,7 +154,8 @@ func TestReconcileTakesBackFromTheDeadOnly(t *testing.T) {
 	for name, kept := range map[string]bool{
 		"alive": true, "dead": false, "gone": false, "other": true, "other-gone": false,
 	} {
-		if _, ok := claims[before[name].Base]; ok != kept {
+		ok := slices.ContainsFunc(claims, func(c claim) bool { return c.base == before[name].Base })
+		if ok != kept {
 			t.Errorf("the claim of %q is there: %v, want %v", name, ok, kept)
 		}
 	}
@@ -185,7 +187,7 @@ func TestReconcileKeepsARangeInWhichProcessesRun(t *testing.T) {
 		if err := table.Reconcile(t.Context(), run, dead); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := os.Lstat(table.path(m.Base)); (err == nil) != kept {
+		if _, err := os.Lstat(filepath.Join(table.dir, claim{base: m.Base, size: m.Count}.name())); (err == nil) != kept {
 			t.Errorf("the claim is there: %v, want %v", err == nil, kept)
 		}
 	}
@@ -235,7 +237,7 @@ func claimAndRelease(t *testing.T, table *Table, run, held, name string) {
 		owner := newOwner(t, run, fmt.Sprintf("%s-%d", name, g))
 		wg.Go(func() {
 			for range 100 {
-				m, err := table.Claim(t.Context(), owner, best+rand.Uint32N(8)*Count)
+				m, err := table.Claim(t.Context(), owner, Want{Preferred: best + rand.Uint32N(8)*Count})
 				if fault.Is(err, fault.Exhausted) {
 					continue
 				}
@@ -284,8 +286,57 @@ func FuzzOverlapsAgreesWithCounting(f *testing.F) {
 			first, last = last, first
 		}
 		lo, hi := max(uint64(first), uint64(base)), min(uint64(last), uint64(base)+Count-1)
-		if got, want := overlaps([]span{{first, last}}, base), lo <= hi; got != want {
+		if got, want := overlaps([]span{{first, last}}, base, Count), lo <= hi; got != want {
 			t.Errorf("overlaps(%d-%d, %d) = %v, want %v", first, last, base, got, want)
 		}
 	})
+}
+
+func TestWantedRangesAreGivenAndNeverOverlap(t *testing.T) {
+	table, run := newTable(t), t.TempDir()
+	if err := os.WriteFile(table.subuid, []byte("root:1000000:1000000000\nann:3000000:65536\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(table.passwd, []byte("dom:x:5000100:5000100::/:/bin/sh\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	claim := func(name string, want Want) (instance.IDMap, error) {
+		return table.Claim(t.Context(), newOwner(t, run, name), want)
+	}
+	for _, c := range []struct {
+		name string
+		want Want
+		fail fault.Class
+	}{
+		{"a", Want{Base: 1000000}, ""},
+		{"b", Want{Base: 1065536, Size: 200000}, ""},
+		{"c", Want{Base: 1065535}, fault.Busy},
+		{"c", Want{Base: 1265535}, fault.Busy},
+		{"c", Want{Base: 900000, Size: 1 << 20}, fault.Busy},
+		{"c", Want{Base: 3000000}, fault.Forbidden},
+		{"c", Want{Base: 5000000}, fault.Forbidden},
+		{"c", Want{Base: 1265536}, ""},
+		{"d", Want{Size: 1 << 24}, ""},
+	} {
+		got, err := claim(c.name, c.want)
+		if c.fail != "" {
+			if !fault.Is(err, c.fail) {
+				t.Errorf("Claim(%+v) = %+v, %v, want %s", c.want, got, err, c.fail)
+			}
+			continue
+		}
+		if err != nil || c.want.Base != 0 && got.Base != c.want.Base || got.Count != max(c.want.Size, Count) {
+			t.Errorf("Claim(%+v) = %+v, %v", c.want, got, err)
+		}
+		if again, err := claim(c.name, c.want); err != nil || again != got {
+			t.Errorf("Claim(%+v) again = %+v, %v, want %+v", c.want, again, err, got)
+		}
+	}
+	// Whoever wants another range gives back the one it had.
+	if got, err := claim("a", Want{Base: 2000000}); err != nil || got.Base != 2000000 {
+		t.Errorf("another range = %+v, %v", got, err)
+	}
+	if got, err := claim("e", Want{Base: 1000000}); err != nil || got.Base != 1000000 {
+		t.Errorf("the range that was given back = %+v, %v", got, err)
+	}
 }

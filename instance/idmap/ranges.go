@@ -28,10 +28,10 @@ const maxFile = 64 << 20
 // span is the ids from first to last.
 type span struct{ first, last uint32 }
 
-// choose picks a free range for owner: preferred, else the one that owner's
+// choose picks a free range of size ids for owner: preferred, else the one that owner's
 // name leads to, so that most owners get the same again, else the next one.
-func choose(owner string, preferred uint32, free func(base uint32) bool) (uint32, bool) {
-	if preferred%Count == 0 && preferred >= lowest && preferred <= highest && free(preferred) {
+func choose(owner string, preferred, size uint32, free func(base uint32) bool) (uint32, bool) {
+	if preferred%Count == 0 && preferred >= lowest && preferred <= highest && uint64(preferred)+uint64(size)-1 <= highest && free(preferred) {
 		return preferred, true
 	}
 	h := fnv.New32a()
@@ -40,7 +40,7 @@ func choose(owner string, preferred uint32, free func(base uint32) bool) (uint32
 		n := (region.last - region.first + 1) / Count
 		for i := range n {
 			base := region.first + (h.Sum32()%n+i)%n*Count
-			if free(base) {
+			if uint64(base)+uint64(size)-1 <= uint64(region.last) && free(base) {
 				return base, true
 			}
 		}
@@ -48,10 +48,10 @@ func choose(owner string, preferred uint32, free func(base uint32) bool) (uint32
 	return 0, false
 }
 
-// overlaps tells whether one of the spans has an id of the range at base.
-func overlaps(spans []span, base uint32) bool {
+// overlaps tells whether one of the spans has an id of the range of size ids at base.
+func overlaps(spans []span, base, size uint32) bool {
 	for _, s := range spans {
-		if s.first <= base+(Count-1) && base <= s.last {
+		if s.first <= base+(size-1) && base <= s.last {
 			return true
 		}
 	}
@@ -60,7 +60,10 @@ func overlaps(spans []span, base uint32) bool {
 
 // reserved reads which ids the host's files give to somebody. A file that is
 // missing reserves nothing.
-func (t *Table) reserved() ([]span, error) {
+func (t *Table) reserved() ([]span, error) { return t.reservedBut("") }
+
+// reservedBut leaves out the subordinate ids of a user.
+func (t *Table) reservedBut(user string) ([]span, error) {
 	var spans []span
 	for _, path := range []string{t.passwd, t.group} {
 		err := eachLine(path, func(fields []string) {
@@ -77,7 +80,7 @@ func (t *Table) reserved() ([]span, error) {
 	}
 	for _, path := range []string{t.subuid, t.subgid} {
 		err := eachLine(path, func(fields []string) {
-			if len(fields) != 3 {
+			if len(fields) != 3 || fields[0] == user && user != "" {
 				return
 			}
 			first, err1 := strconv.ParseUint(fields[1], 10, 32)
@@ -114,8 +117,7 @@ func eachLine(path string, do func(fields []string)) error {
 	return nil
 }
 
-// used asks the kernel in which ranges processes run. The keys are the ranges'
-// first ids.
+// used asks the kernel as which ids processes run.
 func (t *Table) used() map[uint32]bool {
 	used := map[uint32]bool{}
 	paths, _ := filepath.Glob(filepath.Join(t.proc, "[0-9]*", "status"))
@@ -132,7 +134,7 @@ func (t *Table) used() map[uint32]bool {
 			}
 			for _, field := range fields[1:] {
 				if id, err := strconv.ParseUint(field, 10, 32); err == nil {
-					used[uint32(id)/Count*Count] = true
+					used[uint32(id)] = true
 				}
 			}
 			if fields[0] == "Gid:" {

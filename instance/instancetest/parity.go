@@ -131,6 +131,9 @@ var Table = []Row{
 			t.Errorf("exec -t = %+v, want a terminal of the instance", res)
 		}
 	}},
+	{"files of a running instance", filesOfRunning},
+	{"files behind planted links", filesBehindLinks},
+	{"files at a directory of the host", filesMounted},
 	{"what it uses", func(t *testing.T, b *bench) {
 		var info struct {
 			State struct {
@@ -143,6 +146,18 @@ var Table = []Row{
 		if s := info.State; s.Processes < 1 || s.Memory.Usage < 1<<20 || s.CPU.Usage <= 0 {
 			t.Errorf("info says %+v, want processes, memory and processor time", s)
 		}
+		type line struct {
+			Name      string
+			Processes int
+			CPU       struct{ Usage int64 }
+			Memory    struct{ Usage int64 }
+		}
+		var top []line
+		decode(t, b.Must(t, "top", "--once", "--interval", "100ms", "--sort", "name", "-f", "json"), &top)
+		i := slices.IndexFunc(top, func(l line) bool { return l.Name == "app" })
+		if i < 0 || top[i].Processes < 1 || top[i].Memory.Usage < 1<<20 || top[i].CPU.Usage < info.State.CPU.Usage {
+			t.Errorf("top says %+v, want what info says, or more", top)
+		}
 	}},
 	{"pause and resume", func(t *testing.T, b *bench) {
 		b.Must(t, "pause", "app")
@@ -154,6 +169,13 @@ var Table = []Row{
 		}
 		b.Must(t, "resume", "app")
 		b.Must(t, "exec", "app", "--", "/bin/probe", "see")
+	}},
+	{"a machine of its own", func(t *testing.T, b *bench) {
+		// What a system would have is written by hand; it is in the snapshots below.
+		for name, text := range machineFiles {
+			b.Must(t, "exec", "app", "--", "/bin/probe", "mkdir", filepath.Dir(name))
+			b.Must(t, "exec", "app", "--", "/bin/probe", "write", name, text)
+		}
 	}},
 	{"snapshot while running, restore, keep the newer", func(t *testing.T, b *bench) {
 		b.Must(t, "exec", "app", "--", "/bin/probe", "write", "/data/state", "one")
@@ -181,10 +203,12 @@ var Table = []Row{
 			t.Errorf("after stop: %+v, want Stopped with exit code 50, that of SIGUSR1", line)
 		}
 	}},
+	{"files of a stopped instance", filesOfStopped},
 	{"files stay; rename and copy", func(t *testing.T, b *bench) {
 		b.Must(t, "rename", "app", "app2")
 		b.Must(t, "copy", "app2", "twin")
 		b.Must(t, "start", "twin", "--wait", "ready")
+		b.isAnother(t, "twin")
 		if got := b.Must(t, "exec", "twin", "--", "/bin/probe", "read", "/data/state"); got != "two" {
 			t.Errorf("the copy holds %q, want two", got)
 		}
@@ -193,6 +217,8 @@ var Table = []Row{
 		if got.Hostname != "twin" {
 			t.Errorf("the copy calls itself %q, want twin", got.Hostname)
 		}
+		b.comesBack(t, "twin")
+		b.isMadeNew(t, "app2")
 		b.Must(t, "delete", "-f", "twin")
 		b.Must(t, "delete", "app2")
 	}},
@@ -239,6 +265,19 @@ var Table = []Row{
 		}()
 		Await(t, "second start", starts("xx"))
 		b.Must(t, "delete", "-f", "again")
+	}},
+	{"started again when it fails, but not after a stop", func(t *testing.T, b *bench) {
+		b.launch(t, "fails", "-c", "boot.autorestart=true", "--", "fails", "1")
+		Await(t, "the second start", func() bool {
+			return b.Run(t, "exec", "fails", "--", "/bin/probe", "read", "/data/boots").Stdout == "xx"
+		})
+		b.Must(t, "stop", "-f", "fails")
+		line := b.Rig.List(t)["fails"]
+		if line.Status != "Stopped" || line.ExitCode == nil || *line.ExitCode == 0 || strings.Contains(line.Reason, "again") {
+			t.Errorf("after a forced stop: %+v, want it stopped for good", line)
+		}
+		b.Fails(t, 4, []string{"already stopped"}, "stop", "fails")
+		b.Must(t, "delete", "fails")
 	}},
 	{"idle image", func(t *testing.T, b *bench) {
 		shell := WriteImage(t, filepath.Join(b.images, "shell"), "1", ImageConfig{Cmd: []string{"/bin/sh"}}, ProbeFiles(t, b.Bin))
@@ -362,4 +401,77 @@ func decode(t testing.TB, text string, into any) {
 	if err := json.Unmarshal([]byte(text), into); err != nil {
 		t.Fatalf("%v in %q", err, text)
 	}
+}
+
+// machineFiles are what tells one machine from another.
+var machineFiles = map[string]string{
+	"/etc/machine-id": "11111111111111111111111111111111\n", "/etc/ssh/ssh_host_ed25519_key": "one", "/etc/ssh/ssh_host_ed25519_key.pub": "one",
+}
+
+// isAnother checks that a copy that has started is not the machine it was made of: its
+// machine id is another, and its host key is its own.
+func (b *bench) isAnother(t testing.TB, name string) {
+	t.Helper()
+	read := func(file string) string {
+		return b.Must(t, "exec", name, "--", "/bin/probe", "read", file)
+	}
+	if id := strings.TrimSpace(read("/etc/machine-id")); len(id) != 32 || id == strings.TrimSpace(machineFiles["/etc/machine-id"]) {
+		t.Errorf("the copy has the machine id %q", id)
+	}
+	if key, half := read("/etc/ssh/ssh_host_ed25519_key"), read("/etc/ssh/ssh_host_ed25519_key.pub"); !strings.HasPrefix(key, "-----BEGIN OPENSSH PRIVATE KEY-----") || !strings.HasPrefix(half, "ssh-ed25519 ") {
+		t.Errorf("the copy has the host key %.40q, with %.20q", key, half)
+	}
+	if owner := b.Must(t, "exec", name, "--", "/bin/probe", "owner", "/etc/ssh/ssh_host_ed25519_key"); owner != "0:0\n" {
+		t.Errorf("the host key belongs to %s", owner)
+	}
+}
+
+// comesBack exports a running instance, and checks that what is imported is it again.
+func (b *bench) comesBack(t testing.TB, name string) {
+	t.Helper()
+	file := filepath.Join(b.images, "backup.brig")
+	b.Must(t, "export", name, file)
+	b.Must(t, "exec", name, "--", "/bin/probe", "write", "/data/since", "since")
+	later := filepath.Join(b.images, "later.brig")
+	b.Must(t, "export", name, later, "--incremental-from", file)
+	args := []string{"import", file, "back", "--increment", later}
+	if b.Pool != "" {
+		args = append(args, "-s", b.Pool)
+	}
+	b.Must(t, args...)
+	if want, got := b.snapshots(t, name), b.snapshots(t, "back"); !slices.Equal(got, want) {
+		t.Errorf("imported with the snapshots %q, want %q", got, want)
+	}
+	b.Must(t, "start", "back", "--wait", "ready")
+	for _, file := range []string{"/data/state", "/data/since", "/etc/machine-id", "/etc/ssh/ssh_host_ed25519_key"} {
+		want, got := b.Must(t, "exec", name, "--", "/bin/probe", "read", file), b.Must(t, "exec", "back", "--", "/bin/probe", "read", file)
+		if got != want {
+			t.Errorf("%s of the imported instance is %q, want %q", file, got, want)
+		}
+	}
+	b.Must(t, "delete", "-f", "back")
+}
+
+// isMadeNew rebuilds a stopped instance, and checks that it holds what its image does,
+// with its snapshots and its configuration, until that is undone.
+func (b *bench) isMadeNew(t testing.TB, name string) {
+	t.Helper()
+	before, config := b.snapshots(t, name), b.Must(t, "config", "get", name, "environment.MINE")
+	b.Must(t, "rebuild", name)
+	b.Must(t, "start", name, "--wait", "ready")
+	if res := b.Run(t, "exec", name, "--", "/bin/probe", "read", "/data/state"); res.Code == 0 {
+		t.Errorf("a rebuilt instance holds %q still", res.Stdout)
+	}
+	if got := b.snapshots(t, name); !slices.Equal(got, before) {
+		t.Errorf("rebuilt with the snapshots %q, want %q", got, before)
+	}
+	if got := b.Must(t, "config", "get", name, "environment.MINE"); got != config {
+		t.Errorf("rebuilt with environment.MINE %q, want %q", got, config)
+	}
+	b.Must(t, "undo", name) // which starts it again
+	b.ready(t, name)
+	if got := b.Must(t, "exec", name, "--", "/bin/probe", "read", "/data/state"); got != "two" {
+		t.Errorf("after undo it holds %q, want two", got)
+	}
+	b.Must(t, "stop", "-f", name)
 }

@@ -99,12 +99,15 @@ func New(t testing.TB, bin string) *Rig {
 // Empty deletes every instance and every image of the rig, for good.
 func (r *Rig) Empty(t testing.TB) {
 	t.Helper()
-	for _, name := range strings.Fields(r.Run(t, "list", "-f", "csv", "-c", "n").Stdout) {
+	for _, name := range strings.Fields(strings.ReplaceAll(r.Run(t, "list", "--all-projects", "-f", "csv", "-c", "en").Stdout, ",", "_")) {
 		if res := r.Run(t, "delete", "-f", "--now", name); res.Code != 0 {
 			t.Errorf("delete -f --now %s = %d: %s", name, res.Code, res.Stderr)
 		}
 	}
-	r.Must(t, "trash", "empty", "--all")
+	for line := range strings.Lines(r.Must(t, "project", "list", "-f", "csv")) {
+		in, _, _ := strings.Cut(line, ",")
+		r.Must(t, "--project", in, "trash", "empty", "--all")
+	}
 	for line := range strings.Lines(r.Must(t, "storage", "volume", "list", "-f", "csv")) {
 		f := strings.SplitN(line, ",", 3)
 		if res := r.Run(t, "storage", "volume", "delete", "--now", f[1], f[0]); res.Code != 0 {
@@ -234,12 +237,13 @@ func (r *Rig) Must(t testing.TB, args ...string) string {
 
 // Line is what list -f json says of an instance, as far as tests look at it.
 type Line struct {
-	Name     string `json:"name"`
-	Status   string `json:"status"`
-	Type     string `json:"type"`
-	ExitCode *int   `json:"exit_code"`
-	Health   string `json:"health"`
-	Reason   string `json:"reason"`
+	Name     string            `json:"name"`
+	Status   string            `json:"status"`
+	Type     string            `json:"type"`
+	ExitCode *int              `json:"exit_code"`
+	Health   string            `json:"health"`
+	Reason   string            `json:"reason"`
+	Config   map[string]string `json:"config"`
 	State    struct {
 		PID     int `json:"pid"`
 		Network map[string]struct {

@@ -2,6 +2,8 @@ package instancetest
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -16,10 +18,16 @@ type Transcript struct {
 // Brig runs a command that has to succeed and gives what it printed.
 func (s Transcript) Brig(args ...string) string {
 	s.T.Helper()
+	return s.Ends(0, args...)
+}
+
+// Ends runs a command that has to end with this exit code and gives what it printed.
+func (s Transcript) Ends(code int, args ...string) string {
+	s.T.Helper()
 	res := s.Run(s.T, args...)
 	s.T.Logf("# brig %s\n%s%s", strings.Join(args, " "), res.Stdout, res.Stderr)
-	if res.Code != 0 {
-		s.T.Fatalf("brig %s = %d", strings.Join(args, " "), res.Code)
+	if res.Code != code {
+		s.T.Fatalf("brig %s = %d, want %d", strings.Join(args, " "), res.Code, code)
 	}
 	return res.Stdout
 }
@@ -79,6 +87,7 @@ func Show(t testing.TB, r *Rig, app string) Transcript {
 		s.Says("web", state)
 		s.Has("web", states...)
 	}
+	s.Looks("web", "/data/state", State{"first", "first"}, State{"second", "second"}, State{"third", "third"})
 	s.Brig("copy", "web/second", "old")
 	s.Brig("delete", "-f", "web")
 	if list := s.Brig("list"); strings.Contains(list, "web") {
@@ -95,6 +104,31 @@ func Show(t testing.TB, r *Rig, app string) Transcript {
 	s.Says("web", "first")
 	s.space("old", "web")
 	return s
+}
+
+// State is a snapshot and what a file holds in it.
+type State struct{ Snapshot, Text string }
+
+// Looks looks into snapshots of an instance without going back to them: a file is
+// pulled from each, and read where each is mounted; and the first is compared with the
+// last.
+func (s Transcript) Looks(name, file string, states ...State) {
+	s.T.Helper()
+	for _, state := range states {
+		if got := s.Brig("file", "pull", name+"/"+state.Snapshot+file, "-"); got != state.Text {
+			s.T.Errorf("%s of %s in snapshot %s holds %q, want %q", file, name, state.Snapshot, got, state.Text)
+		}
+		dir := s.T.TempDir()
+		s.Brig("snapshot", "mount", name+"/"+state.Snapshot, dir)
+		if got, err := os.ReadFile(filepath.Join(dir, file)); err != nil || string(got) != state.Text {
+			s.T.Errorf("%s of %s in the mounted snapshot %s holds %q, %v, want %q", file, name, state.Snapshot, got, err, state.Text)
+		}
+		s.Brig("snapshot", "unmount", dir)
+	}
+	first, last := states[0], states[len(states)-1]
+	if got := s.Brig("snapshot", "diff", name+"/"+first.Snapshot, last.Snapshot); strings.Contains(got, file) != (first.Text != last.Text) {
+		s.T.Errorf("snapshot diff %s %s of %s says\n%s", first.Snapshot, last.Snapshot, name, got)
+	}
 }
 
 // space checks that df tells of instances, and that what it tells adds up.

@@ -74,18 +74,45 @@ var VolumeTable = []Row{
 		b.Must(t, "storage", "volume", "copy", b.pool()+"/data/s", b.pool()+"/copied")
 		b.Must(t, "stop", "-f", "app")
 		b.Must(t, "storage", "volume", "snapshot", "restore", b.pool(), "data", "s")
+		for _, what := range []string{`restore to "s"`, `undo of the restore to "s"`} {
+			if res := b.Run(t, "undo", b.pool()+"/data"); res.Code != 0 || !strings.Contains(res.Stderr, what) {
+				t.Errorf("undo of the volume = %+v, want it to undo the %s", res, what)
+			}
+		}
 		b.Must(t, "storage", "volume", "attach", b.pool(), "copied", "app", "copied", "/srv/with space")
 		b.Must(t, "start", "app", "--wait", "ready")
 		b.reads(t, "app", "/srv/data/state", "kept")
 		b.reads(t, "app", "/srv/with space/state", "kept")
 		b.Must(t, "storage", "volume", "snapshot", "delete", b.pool(), "data", "s")
 	}},
-	{"only reading", func(t *testing.T, b *bench) {
+	{"only reading and a directory of the host and memory", func(t *testing.T, b *bench) {
+		host := t.TempDir()
+		if err := os.WriteFile(filepath.Join(host, "file"), []byte("host"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(filepath.Join(host, "file"), 1234, 2345); err != nil {
+			t.Fatal(err)
+		}
 		b.Must(t, "stop", "-f", "app")
+		b.Must(t, "config", "device", "add", "app", "memory", "disk", "source=tmpfs:", "path=/srv/memory", "size=1MiB")
+		b.Must(t, "config", "device", "add", "app", "host", "disk", "source="+host, "path=/srv/host", "shift=true")
 		b.Must(t, "config", "device", "remove", "app", "data", "copied")
 		b.Must(t, "config", "device", "add", "app", "data", "disk", "pool="+b.pool(), "source=data", "path=/srv/data", "readonly=true")
 		b.Must(t, "start", "app", "--wait", "ready")
 		b.reads(t, "app", "/srv/data/state", "kept")
+		b.write(t, "app", "/srv/memory/new", "text")
+		b.reads(t, "app", "/srv/memory/new", "text")
+		if res := b.Run(t, "exec", "app", "--", "/bin/probe", "zeros", "/srv/memory/zeros", "1048576"); res.Code == 0 {
+			t.Error("1 MiB of memory holds more than that")
+		}
+		b.reads(t, "app", "/srv/host/file", "host")
+		if got := b.Must(t, "exec", "app", "--", "/bin/probe", "owner", "/srv/host/file"); got != "1234:2345\n" {
+			t.Errorf("the owner of a file of the host is %q in the instance", got)
+		}
+		b.write(t, "app", "/srv/host/made", "inside")
+		if text, err := os.ReadFile(filepath.Join(host, "made")); err != nil || string(text) != "inside" {
+			t.Errorf("what was written to a directory of the host is %q there, %v", text, err)
+		}
 		if res := b.Run(t, "exec", "app", "--", "/bin/probe", "write", "/srv/data/state", "x"); res.Code == 0 {
 			t.Error("a volume that is read only was written to")
 		}
@@ -94,7 +121,7 @@ var VolumeTable = []Row{
 			b.reads(t, "app", "/srv/data/state", "kept")
 		}
 		b.Must(t, "stop", "-f", "app")
-		b.Must(t, "config", "device", "remove", "app", "data")
+		b.Must(t, "config", "device", "remove", "app", "data", "host", "memory")
 	}},
 	{"a link in the image leads nowhere out", func(t *testing.T, b *bench) {
 		outside := t.TempDir()
@@ -185,9 +212,7 @@ func (b *bench) with(t testing.TB, volume string) []string {
 	decode(t, b.Must(t, "storage", "volume", "snapshot", "list", b.pool(), volume, "-f", "json"), &list)
 	var names []string
 	for _, s := range list {
-		if !strings.HasPrefix(s.TakenWith, "app/brig-undo-") {
-			names = append(names, s.TakenWith)
-		}
+		names = append(names, s.TakenWith)
 	}
 	return names
 }

@@ -37,3 +37,14 @@ type Adopter interface {
 type Cleaner interface {
 	Clean(m *instance.Machine) error
 }
+
+// Rebooter is implemented by runners whose machines boot again by themselves. Both
+// methods are called in the machine's mount namespace, and what they say is only noted.
+type Rebooter interface {
+	// Reboot is called in between: the machine boots when it returns.
+	Reboot(ctx context.Context, m *instance.Machine) error
+
+	// Rebooted is called by a process of its own that is started after Reboot. It
+	// waits until m runs again, and gives it what has changed since its start.
+	Rebooted(ctx context.Context, m *instance.Machine) error
+}

@@ -11,6 +11,7 @@ import (
 	"brig/instance"
 	"brig/instance/idmap"
 	"brig/instance/network"
+	"brig/instance/security"
 	"brig/instance/store"
 )
 
@@ -21,14 +22,19 @@ import (
 func Lend(ctx context.Context, m *instance.Machine) error {
 	privileged, _ := strconv.ParseBool(m.Config["security.privileged"])
 	if m.Type == instance.Container && !privileged {
-		ids, err := idmap.New("").Claim(ctx, m.RunDir, 0)
+		base, size, err := security.IDs(m.Config)
+		if err != nil {
+			return err
+		}
+		ids, err := idmap.New("").Claim(ctx, m.RunDir, idmap.Want{Base: base, Size: size})
 		if err != nil {
 			return err
 		}
 		m.IDMap = ids
 	}
 	for i, nic := range m.NICs {
-		lent, err := network.New(store.DirsFor(m.BrigDir), "").Attach(ctx, network.Endpoint{ID: m.ID, MAC: nic.MAC, Address: nic.Addresses[0]})
+		e := network.Endpoint{ID: m.ID, MAC: nic.MAC, Address: nic.Addresses[0], Name: nic.Name, Index: i}
+		lent, err := network.New(store.DirsFor(m.BrigDir), "").Attach(ctx, e)
 		if err != nil {
 			return err
 		}
@@ -53,6 +59,9 @@ func Tidy(ctx context.Context, m *instance.Machine) error {
 // Save writes machine.json: from then on the machine can be found and cleaned
 // up after.
 func Save(m *instance.Machine) error {
+	if m.Outside == 0 {
+		m.Outside = namespaceOf("self")
+	}
 	data, err := json.Marshal(m)
 	if err != nil {
 		return fmt.Errorf("cannot describe instance %q to its keeper: %v", m.Name, err)

@@ -12,7 +12,9 @@ import (
 	"syscall"
 
 	"brig/instance"
+	"brig/instance/events"
 	"brig/instance/fault"
+	"brig/instance/store"
 )
 
 // Host is what lent a machine something (network, ids) and takes it back.
@@ -41,7 +43,13 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 		}
 	}
 	m, err := Load(args[1])
-	if err == nil && args[0] == verbRun {
+	if args[0] == verbEnded && errors.Is(err, os.ErrNotExist) {
+		err = cleanAfter(args[1], runners[instance.Container])
+		if err == nil {
+			return 0
+		}
+	}
+	if err == nil && (args[0] == verbRun || args[0] == verbRebooted) {
 		err = useLog(filepath.Join(m.LogDir, logName))
 	}
 	if err != nil {
@@ -69,9 +77,19 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 	case args[0] == verbEnded:
 		// liblxc also calls its hook when a container reboots.
 		if os.Getenv("LXC_TARGET") == "reboot" {
-			return 0
+			if r, ok := runner.(Rebooter); ok {
+				err = errors.Join(r.Reboot(ctx, m), followReboot(m))
+			}
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
+			return 0 // anything else would keep it from booting, without a call at its end
 		}
 		err = finish(ctx, m, runner, host)
+	case args[0] == verbRebooted:
+		if r, ok := runner.(Rebooter); ok {
+			err = r.Rebooted(ctx, m)
+		}
 	default:
 		err = fault.New(fault.Invalid, "unknown verb %q", args[0])
 	}
@@ -82,16 +100,28 @@ func Main(args []string, runners map[instance.Type]Runner, host Host) int {
 	return 0
 }
 
-// finish cleans up after a machine that has ended.
+// cleanAfter does what is left to do for a container of which somebody else has seen
+// the end, before its monitor came to its own: what that has made since is only its
+// own hook's to remove. A run directory is called by the id.
+func cleanAfter(runDir string, runner Runner) error {
+	c, ok := runner.(Cleaner)
+	if !ok {
+		return nil
+	}
+	return c.Clean(&instance.Machine{ID: filepath.Base(runDir), RunDir: runDir, Type: instance.Container})
+}
+
+// finish cleans up after a machine that has ended. What one part cannot do is no reason
+// for another not to.
 func finish(ctx context.Context, m *instance.Machine, runner Runner, host Host) error {
 	err := End(ctx, m, runner.Exit(m), host.Release)
-	if c, ok := runner.(Cleaner); ok && err == nil {
-		err = c.Clean(m)
+	if c, ok := runner.(Cleaner); ok {
+		err = errors.Join(err, c.Clean(m))
 	}
 	if host.Tidy != nil {
 		err = errors.Join(err, host.Tidy(ctx, m))
 	}
-	return err
+	return errors.Join(err, followUp(m))
 }
 
 // reportFD is where Spawn reads the report.
@@ -130,7 +160,8 @@ func Load(runDir string) (*instance.Machine, error) {
 // End cleans up after m, which has ended: it records the exit, gives back what
 // the host lent, and removes the run files; machine.json goes last, so that a
 // run directory with one is a machine that runs or was not cleaned up. Calls
-// may overlap and be repeated; the first exit recorded stays.
+// may overlap and be repeated, also with the removal of the run directory; the first exit
+// recorded stays.
 func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release func(context.Context, *instance.Machine) error) error {
 	dir, err := os.Open(m.RunDir)
 	if err != nil {
@@ -154,11 +185,11 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 		return err
 	}
 	names, err := dir.Readdirnames(-1)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // it was deleted
 		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
 	}
 	for _, name := range names {
-		if name == instance.ExitFile || name == instance.MachineFile {
+		if name == instance.ExitFile || name == instance.MachineFile || name == instance.AgainFile {
 			continue
 		}
 		if err := removeFile(m.Path(name)); err != nil {
@@ -172,6 +203,14 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 	if err := os.Remove(m.Path(instance.MachineFile)); err != nil && !os.IsNotExist(err) {
 		return fmt.Errorf("cannot clean up after instance %q: %w", m.Name, err)
 	}
+	if e := LastExit(m.RunDir); e != nil {
+		exit = *e
+	}
+	what := map[string]any{"exit_code": exit.Code, "asked": exit.Asked}
+	if exit.Reason != "" {
+		what["reason"] = exit.Reason
+	}
+	events.Send(events.Dir(store.DirsFor(m.BrigDir).Run), events.Instance("instance-stopped", m.Name, what))
 	return nil
 }
 
@@ -180,6 +219,9 @@ func End(ctx context.Context, m *instance.Machine, exit instance.Exit, release f
 func record(m *instance.Machine, exit instance.Exit) (full bool, err error) {
 	if _, err := os.Lstat(m.Path(instance.ExitFile)); !os.IsNotExist(err) {
 		return false, nil
+	}
+	if _, err := os.Lstat(m.Path(instance.AskedFile)); err == nil {
+		exit.Asked = true
 	}
 	data, err := json.Marshal(exit)
 	if err == nil {

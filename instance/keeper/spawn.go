@@ -20,6 +20,8 @@ import (
 const (
 	verbRun   = "run"
 	verbEnded = "ended"
+
+	verbRebooted = "rebooted"
 )
 
 // report is the line that brig-keeper writes when its machine runs or cannot.

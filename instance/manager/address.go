@@ -7,14 +7,17 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"brig/instance"
+	"brig/instance/durable"
 	"brig/instance/store"
 )
 
 // The addresses of instances are claimed by files named after them, so that a
 // free one is found without reading every instance. The file holds the id of
-// the instance.
+// the instance, and with a slash before it the device that has the address, if
+// that is another than the first network card.
 
 func (m *Manager) addressDir() string { return filepath.Join(m.cfg.Dirs.State, "addresses") }
 
@@ -76,7 +79,12 @@ func (m *Manager) claimAddress(spec *instance.Spec) error {
 	if !spec.Address.IsValid() {
 		return nil
 	}
-	if err := os.MkdirAll(m.addressDir(), 0o700); err != nil {
+	return m.claim(spec.Address.Addr(), spec.ID)
+}
+
+// claim writes down whose an address is.
+func (m *Manager) claim(address netip.Addr, whose string) error {
+	if err := durable.MkdirAll(m.addressDir(), 0o700); err != nil {
 		return fmt.Errorf("cannot claim an address: %w", err)
 	}
 	root, err := os.OpenRoot(m.addressDir())
@@ -84,7 +92,7 @@ func (m *Manager) claimAddress(spec *instance.Spec) error {
 		return fmt.Errorf("cannot claim an address: %w", err)
 	}
 	defer root.Close()
-	return store.WriteFile(root, spec.Address.Addr().String(), []byte(spec.ID))
+	return store.WriteFile(root, address.String(), []byte(whose))
 }
 
 // claims tells whether an instance has claimed the address that it has.
@@ -93,19 +101,59 @@ func (m *Manager) claims(spec *instance.Spec) bool {
 	return err == nil && string(owner) == spec.ID
 }
 
-// releaseAddress gives the address of an instance back, if it is still the
+// releaseAddress gives the addresses of an instance back, those that are still the
 // instance's own.
 func (m *Manager) releaseAddress(spec *instance.Spec) error {
-	if !spec.Address.IsValid() {
+	var err error
+	if spec.Address.IsValid() {
+		err = m.giveBack(spec.Address.Addr(), spec.ID)
+	}
+	if len(moreNICs(spec)) > 0 {
+		more, e := m.claimedFor(spec.ID)
+		err = errors.Join(err, e)
+		for _, a := range more {
+			err = errors.Join(err, m.giveBack(a, spec.ID))
+		}
+	}
+	return err
+}
+
+// giveBack gives an address back if it is that of an instance.
+func (m *Manager) giveBack(address netip.Addr, id string) error {
+	if owner, _ := m.claimantOf(address); owner != id {
 		return nil
 	}
-	path := filepath.Join(m.addressDir(), spec.Address.Addr().String())
-	owner, err := os.ReadFile(path)
-	if err == nil && string(owner) == spec.ID {
-		err = os.Remove(path)
-	}
+	err := os.Remove(filepath.Join(m.addressDir(), address.String()))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("cannot give an address back: %w", err)
 	}
 	return nil
+}
+
+// claimant takes apart what the file of a claim says.
+func claimant(text string) (id, device string) {
+	id, device, _ = strings.Cut(text, "/")
+	return id, device
+}
+
+// claimantOf gives the instance and the device that an address is claimed for, if it is.
+func (m *Manager) claimantOf(address netip.Addr) (id, device string) {
+	text, err := os.ReadFile(filepath.Join(m.addressDir(), address.String()))
+	if err != nil {
+		return "", ""
+	}
+	return claimant(string(text))
+}
+
+// claimedFor gives the addresses that the devices of an instance have claimed besides
+// its first card.
+func (m *Manager) claimedFor(id string) (map[string]netip.Addr, error) {
+	all, err := m.claimed()
+	of := map[string]netip.Addr{}
+	for _, a := range all {
+		if owner, device := m.claimantOf(a); owner == id && device != "" {
+			of[device] = a
+		}
+	}
+	return of, err
 }

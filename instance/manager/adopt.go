@@ -84,7 +84,7 @@ func (m *Manager) noNamesakes(ctx context.Context, name string, pool storage.Poo
 	for _, their := range theirs {
 		var id string
 		if volume, err := pool.Open(ctx, instanceKey(their)); err == nil {
-			if spec, err := loadSpec(volume, their); err == nil {
+			if spec, err := readSpec(volume, their); err == nil {
 				id = spec.ID
 			}
 		}
@@ -144,7 +144,7 @@ func (m *Manager) adoptAddresses(ctx context.Context, in string) error {
 		if err != nil {
 			continue
 		}
-		spec, err := loadSpec(volume, name)
+		spec, err := readSpec(volume, name)
 		if err != nil || !spec.Address.IsValid() || m.claims(spec) {
 			continue
 		}

@@ -11,6 +11,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
+	"brig/profiles"
 )
 
 // DeviceRequest describes a device to be added to an instance.
@@ -32,6 +33,14 @@ type deviceArgs struct {
 // AddDevice adds a device to an instance. It tells whether a running instance has
 // it only after its next start.
 func (m *Manager) AddDevice(ctx context.Context, r DeviceRequest) (later bool, err error) {
+	if slices.Contains([]string{"none", "nic"}, r.Device["type"]) || r.Name == nicName || m.ofProfile(ctx, r.Instance, r.Name) {
+		return m.overrideDevice(ctx, r.Instance, r.Name, r.Device)
+	}
+	admitted, err := m.admit(ctx, "attach", r.Instance)
+	if err != nil {
+		return false, err
+	}
+	defer admitted.release()
 	inst, held, err := m.openLocked(ctx, "attach a device to", r.Instance)
 	if err != nil {
 		return false, err
@@ -44,39 +53,92 @@ func (m *Manager) AddDevice(ctx context.Context, r DeviceRequest) (later bool, e
 	if err != nil {
 		return false, err
 	}
-	if err := apart(d, devicesOf(inst.spec)); err != nil {
+	err = apart(d, devicesOf(inst.spec))
+	if err == nil {
+		err = m.allowedDevice(inst.spec, r.Name, r.Device, instance.Attached{})
+	}
+	if err != nil {
 		return false, fmt.Errorf("cannot add a device to %q: %w", r.Instance, err)
 	}
-	locked, err := m.lock(ctx, "attach", d.ref.lock())
+	locked, err := m.lockSource(ctx, "attach", d)
 	if err != nil {
 		return false, err
 	}
 	defer locked.Release()
-	a, err := m.attached(ctx, inst.spec.Type, d)
-	if err != nil {
-		return false, err
+	args := deviceArgs{Instance: r.Instance, ID: inst.spec.ID, Name: r.Name, Device: r.Device}
+	if !d.absent() {
+		a, err := m.attached(ctx, inst.spec.Type, d)
+		if err == nil {
+			args.Device, err = asDisc(r.Device, a)
+		}
+		if err == nil {
+			err = m.allowedDevice(inst.spec, r.Name, r.Device, a)
+		}
+		if err != nil {
+			return false, err
+		}
+		args.Attached = &a
 	}
-	args := deviceArgs{Instance: r.Instance, ID: inst.spec.ID, Name: r.Name, Device: r.Device, Attached: &a}
-	if _, state, err := m.live(inst, "attach to"); err == nil {
-		_, args.Live = inst.driver.(instance.Attacher)
-		if err := notFrozen(state, r.Instance); args.Live && err != nil {
+	if running, state, err := m.live(inst, "attach to"); err == nil && args.Attached != nil {
+		args.Live = attaches(ctx, inst.driver, running, *args.Attached)
+		if args.Live {
+			err = notFrozen(state, r.Instance)
+			if err == nil {
+				err = m.alone(ctx, inst.spec, *args.Attached)
+			}
+		}
+		if err != nil {
 			return false, err
 		}
 		later = !args.Live
 	}
-	if err := m.perform(ctx, "attach", []string{r.Instance, d.ref.lock()}, args); err != nil {
+	if err := m.perform(ctx, "attach", append([]string{r.Instance}, d.locks()...), args); err != nil {
 		return false, fmt.Errorf("cannot add the device %q to %q: %w", r.Name, r.Instance, err)
 	}
 	return later, nil
+}
+
+// ofProfile tells whether a profile of an instance has a device of this name, or the
+// instance masks what no profile has any more.
+func (m *Manager) ofProfile(ctx context.Context, name, device string) bool {
+	inst, err := m.open(ctx, name)
+	if err != nil {
+		return false // whoever opens it next says so
+	}
+	layers, _, _ := m.layers(inst.spec, nil)
+	return inst.spec.Devices[device]["type"] == "none" || slices.ContainsFunc(layers, func(p profiles.Profile) bool { return p.Devices[device] != nil })
+}
+
+// overrideDevice puts a device in the place of that of a profile, or with nil takes
+// it away, so that the profile's counts again.
+func (m *Manager) overrideDevice(ctx context.Context, name, device string, keys map[string]string) (later bool, err error) {
+	what, err := m.Change(ctx, name, func(s *Settings) error {
+		_, has := s.Devices[device]
+		switch {
+		case keys == nil && !has && device == nicName:
+			return fault.New(fault.WrongState, "every instance has the device %q, and this one says nothing of it", device)
+		case keys == nil && !has:
+			return fault.New(fault.WrongState, "the device %q is of a profile; mask it with brig config device add %s %s none", device, name, device)
+		case keys == nil:
+			delete(s.Devices, device)
+		case has:
+			return fault.New(fault.AlreadyExists, "it has a device %q of its own", device)
+		default:
+			s.Devices[device] = keys
+		}
+		return nil
+	})
+	return slices.Contains(what, "device "+device), err
 }
 
 // apart refuses a device that gets into the way of others.
 func apart(d diskDevice, others []diskDevice) error {
 	for _, other := range others {
 		switch {
+		case d.name == other.name: // a profile's, which the own one stands for
 		case d.path != "" && path.Clean(other.path) == path.Clean(d.path):
 			return fault.New(fault.AlreadyExists, "the devices %q and %q would both be at %q", d.name, other.name, d.path)
-		case d.ref == other.ref:
+		case d.source == "" && d.ref == other.ref:
 			return fault.New(fault.AlreadyExists, "the devices %q and %q would be the same volume", d.name, other.name)
 		}
 	}
@@ -86,16 +148,40 @@ func apart(d diskDevice, others []diskDevice) error {
 // checkDevices looks whether a new instance can have the devices that it is to
 // have.
 func (m *Manager) checkDevices(ctx context.Context, spec *instance.Spec) error {
+	if err := m.checkNIC(ctx, nil, spec); err != nil {
+		return err
+	}
 	list := devicesOf(spec)
 	for i, d := range list {
 		if err := apart(d, list[:i]); err != nil {
 			return err
 		}
-		if _, err := m.attached(ctx, spec.Type, d); err != nil {
+		if d.absent() {
+			continue
+		}
+		a, err := m.attached(ctx, spec.Type, d)
+		if keys, own := spec.Devices[d.name]; own && err == nil {
+			spec.Devices[d.name], err = asDisc(keys, a)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// asDisc has the device of a disc say that it is only read, which is what snapshots and
+// others go by.
+func asDisc(keys map[string]string, a instance.Attached) (map[string]string, error) {
+	if !a.CDROM || keys["readonly"] == "true" {
+		return keys, nil
+	}
+	if keys["readonly"] != "" {
+		return nil, fault.New(fault.Invalid, "cannot use the device %q: volume %q is the image of a disc, which is only read", a.Device, a.Volume)
+	}
+	keys = maps.Clone(keys)
+	keys["readonly"] = "true"
+	return keys, nil
 }
 
 // notFrozen refuses to change what a machine has while it stands still.
@@ -108,6 +194,10 @@ func notFrozen(state instance.State, name string) error {
 
 // RemoveDevice takes a device away from an instance.
 func (m *Manager) RemoveDevice(ctx context.Context, name, device string) error {
+	if device == nicName || m.ofProfile(ctx, name, device) {
+		_, err := m.overrideDevice(ctx, name, device, nil)
+		return err
+	}
 	inst, held, err := m.openLocked(ctx, "detach a device from", name)
 	if err != nil {
 		return err
@@ -117,11 +207,20 @@ func (m *Manager) RemoveDevice(ctx context.Context, name, device string) error {
 	if !ok {
 		return fault.New(fault.NotFound, "cannot remove the device %q from %q: it has none of this name; see brig config device list %s", device, name, name)
 	}
+	if keys["type"] == "nic" {
+		err := m.canLose(ctx, inst, device)
+		held.Release()
+		if err != nil {
+			return err
+		}
+		_, err = m.overrideDevice(ctx, name, device, nil)
+		return err
+	}
 	names := []string{name}
 	args := deviceArgs{Instance: name, ID: inst.spec.ID, Name: device, Device: keys}
 	if d, err := parseDevice(device, keys); err == nil {
-		names = append(names, d.ref.lock())
-		locked, err := m.lock(ctx, "detach", d.ref.lock())
+		names = append(names, d.locks()...)
+		locked, err := m.lockSource(ctx, "detach", d)
 		if err != nil {
 			return err
 		}
@@ -129,8 +228,8 @@ func (m *Manager) RemoveDevice(ctx context.Context, name, device string) error {
 	}
 	if running, state, err := m.live(inst, "detach from"); err == nil {
 		if args.Attached = deviceIn(running, device); args.Attached != nil {
-			if _, can := inst.driver.(instance.Attacher); !can {
-				return fault.New(fault.WrongState, "cannot remove the device %q from %q: a running %s keeps its volumes; stop it first, with brig stop %s", device, name, inst.spec.Type, name)
+			if !attaches(ctx, inst.driver, running, *args.Attached) {
+				return keeps(inst, device)
 			}
 			if err := notFrozen(state, name); err != nil {
 				return err
@@ -142,6 +241,18 @@ func (m *Manager) RemoveDevice(ctx context.Context, name, device string) error {
 		return fmt.Errorf("cannot remove the device %q from %q: %w", device, name, err)
 	}
 	return nil
+}
+
+// keeps is the error for a device that a running machine cannot lose.
+func keeps(inst *opened, device string) error {
+	name := inst.spec.Name
+	return fault.New(fault.WrongState, "cannot remove the device %q from %q: a running %s keeps what it has had since its start; stop it first, with brig stop %s", device, name, inst.spec.Type, name)
+}
+
+// attaches tells whether a running machine can be given a device, or lose it.
+func attaches(ctx context.Context, driver instance.Driver, machine *instance.Machine, a instance.Attached) bool {
+	attacher, ok := driver.(instance.Attacher)
+	return ok && attacher.Attaches(ctx, machine, a)
 }
 
 // deviceIn gives a device that a machine runs with, or nil.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/instance/store"
 )
@@ -102,7 +103,7 @@ func (m *Manager) saveClock(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("cannot write %s: %v", clockFile, err)
 	}
-	if err := os.MkdirAll(m.cfg.Dirs.State, 0o700); err != nil {
+	if err := durable.MkdirAll(m.cfg.Dirs.State, 0o700); err != nil {
 		return fmt.Errorf("cannot write %s: %w", clockFile, err)
 	}
 	root, err := os.OpenRoot(m.cfg.Dirs.State)

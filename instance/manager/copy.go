@@ -9,19 +9,20 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/project"
 	"brig/instance/store"
 	"brig/storage"
 )
 
 // Copy makes a stopped instance with the data, configuration and snapshots of
 // another, or with those of one of its snapshots. The copy has an identity of its
-// own: id, MAC and address. With Refresh, a copy that is there already is brought
-// up to date.
+// own: id, MAC and address, and unless the request says otherwise a machine id and SSH
+// host keys. With Refresh, a copy that is there already is brought up to date.
 func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, error) {
 	if r.Name == "" {
-		r.Name = generatedName(newID())
+		r.Name = project.Full(r.Project, generatedName(newID()))
 	}
-	if err := store.CheckName(r.Name); err != nil {
+	if err := store.CheckFullName(r.Name); err != nil {
 		return nil, err
 	}
 	if r.Snapshot != "" {
@@ -35,6 +36,11 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	if r.Name == r.Source {
 		return nil, fault.New(fault.AlreadyExists, "cannot copy %q to itself: it exists already; give the copy another name", r.Source)
 	}
+	admitted, err := m.admitNew(ctx, "copy", r.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer admitted.release()
 	src, held, err := m.openLocked(ctx, "copy", r.Source, r.Name)
 	if err != nil {
 		return nil, err
@@ -43,7 +49,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	if r.Refresh {
 		switch _, _, err := m.find(ctx, instanceKey(r.Name)); {
 		case err == nil:
-			return m.refresh(ctx, src, r)
+			return m.refresh(ctx, src, r, admitted)
 		case !fault.Is(err, fault.NotFound):
 			return nil, err
 		}
@@ -60,9 +66,25 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 			return nil, fmt.Errorf("cannot copy %q: %w", r.Source, err)
 		}
 	}
+	m.noteNested(src)
 	spec := *from
 	spec.ID, spec.Name, spec.CreatedAt = newID(), r.Name, now()
 	spec.Config, spec.Profiles, spec.Devices = maps.Clone(from.Config), slices.Clone(from.Profiles), maps.Clone(from.Devices)
+	if r.Profiles != nil {
+		spec.Profiles = r.Profiles
+	}
+	err = m.withProfiles(&spec)
+	if err == nil {
+		err = admitted.check(ctx, &spec)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot copy %q to %q: %w", r.Source, r.Name, err)
+	}
+	spec.SeedID = seedID(from)
+	if !r.KeepIdentity {
+		spec.SeedID = ""
+		m.renew(&spec)
+	}
 	whole, err := m.wholeCopy(ctx, src, r)
 	if err != nil {
 		return nil, fmt.Errorf("cannot copy %q to %q: %w", r.Source, r.Name, err)
@@ -77,6 +99,7 @@ func (m *Manager) Copy(ctx context.Context, r CopyRequest) (*instance.Spec, erro
 	var live *storage.Live
 	if r.Snapshot == "" {
 		live, err = m.liveness(src)
+		args.Held = m.stands(src, live)
 	}
 	if err == nil {
 		err = m.roomToClone(ctx, src, live != nil)
@@ -119,14 +142,21 @@ func snapshotSpec(ctx context.Context, src *opened, snapshot string) (*instance.
 // renameArgs are all that is needed to carry on with a rename.
 type renameArgs struct {
 	ID, Pool, From, To string
+	Dependents         []dependent // they are to depend on To
 }
 
-// Rename gives a stopped instance another name.
+// Rename gives a stopped instance another name. Those that depend on it at boot go
+// with it.
 func (m *Manager) Rename(ctx context.Context, name, to string) error {
-	if err := store.CheckName(to); err != nil {
+	if err := store.CheckFullName(to); err != nil {
 		return err
 	}
-	inst, held, err := m.openLocked(ctx, "rename", name, to)
+	admitted, err := m.admitNew(ctx, "rename", to)
+	if err != nil {
+		return err
+	}
+	defer admitted.release()
+	inst, held, dependents, err := m.lockToRename(ctx, name, to)
 	if err != nil {
 		return err
 	}
@@ -137,7 +167,18 @@ func (m *Manager) Rename(ctx context.Context, name, to string) error {
 	if err := m.nameIsFree(ctx, to); err != nil {
 		return err
 	}
-	if err := m.perform(ctx, "rename", []string{name, to}, renameArgs{inst.spec.ID, inst.pool, name, to}); err != nil {
+	err = m.checkRename(ctx, name, to)
+	if err == nil {
+		err = m.checkNewProject(ctx, admitted, inst.spec, to)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot rename %q to %q: %w", name, to, err)
+	}
+	locks := []string{name, to}
+	for _, d := range dependents {
+		locks = append(locks, d.Name)
+	}
+	if err := m.perform(ctx, "rename", locks, renameArgs{inst.spec.ID, inst.pool, name, to, dependents}); err != nil {
 		return fmt.Errorf("cannot rename %q to %q: %w", name, to, err)
 	}
 	return nil
@@ -162,5 +203,6 @@ func (m *Manager) renameOperation(a renameArgs) *operation {
 			}
 			return saveSpec(inst.volume, inst.spec)
 		}},
+		{name: "dependents", do: func(ctx context.Context) error { return m.followRename(ctx, a) }},
 	}}
 }

@@ -14,7 +14,9 @@ import (
 	"brig/instance/config"
 	"brig/instance/fault"
 	"brig/instance/keeper"
+	"brig/instance/project"
 	"brig/instance/store"
+	"brig/profiles"
 	"brig/storage"
 )
 
@@ -23,6 +25,10 @@ type createArgs struct {
 	Spec *instance.Spec
 	Pool string // of From and of the new volume
 	From storage.Source
+
+	Empty int64 // bytes of an empty disk instead of From
+
+	Held map[string]string // instances that stand still for it, name to id
 }
 
 // launchArgs are the arguments of a create and start in one.
@@ -56,6 +62,12 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit 
 	if err != nil {
 		return nil, err
 	}
+	if err := m.withProfiles(spec); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	if err := m.wouldAdmit(ctx, spec); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
 	driver, err := m.driver(spec.Type)
 	if err != nil {
 		return nil, err
@@ -69,17 +81,29 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit 
 	if err := driver.Check(ctx); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
+	if value := spec.Effective.Config["boot.depends"]; value != "" {
+		if err := m.checkDepends(ctx, spec.Name, value); err != nil {
+			return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+		}
+	}
 	if err := m.checkDevices(ctx, spec); err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
-	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
+	args, err := m.contentOf(ctx, spec, r)
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
-	describe(spec, image, r)
 	if edit != nil {
 		edit(spec)
 	}
+	if note := m.seedNote(ctx, spec); note != "" {
+		m.cfg.Notice(spec.Name + ": " + note + ".")
+	}
+	admitted, err := m.admitNew(ctx, doing, spec.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer admitted.release()
 	held, err := m.lock(ctx, doing, spec.Name)
 	if err != nil {
 		return nil, err
@@ -87,6 +111,12 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit 
 	defer held.Release()
 	if err := m.nameIsFree(ctx, spec.Name); err != nil {
 		return nil, err
+	}
+	if err := m.withProfiles(spec); err != nil { // which may be others by now
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
+	}
+	if err := admitted.check(ctx, spec); err != nil {
+		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
 	locked, err := m.lockVolumesOf(ctx, doing, spec)
 	if err != nil {
@@ -99,19 +129,49 @@ func (m *Manager) create(ctx context.Context, r CreateRequest, start bool, edit 
 		defer drop()
 	}
 	err = m.withAddress(ctx, spec, r.NoNetwork, func() error {
-		args := createArgs{Spec: spec, Pool: r.Pool, From: storage.Source{Key: source}}
 		if start {
-			return m.perform(ctx, doing, []string{spec.Name}, launchArgs{args, startArgs{spec.Name, spec.ID}})
+			a := launchArgs{args, startArgs{Name: spec.Name, ID: spec.ID}}
+			return m.performAs(ctx, doing, []string{spec.Name}, a, admitted.until(m.launchOperation(a)))
 		}
-		return m.perform(ctx, doing, []string{spec.Name}, args)
+		return m.performAs(ctx, doing, []string{spec.Name}, args, admitted.until(m.createOperation(args)))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("cannot %s %q: %w", doing, spec.Name, err)
 	}
-	if err := m.cfg.Images.Touch(image.Fingerprint, now()); err != nil {
-		m.cfg.Notice(fmt.Sprintf("The image's time of last use was not recorded: %v", err))
+	if !r.Empty {
+		if err := m.cfg.Images.Touch(spec.Image.Fingerprint, now()); err != nil {
+			m.cfg.Notice(fmt.Sprintf("The image's time of last use was not recorded: %v", err))
+		}
 	}
 	return spec, nil
+}
+
+// withProfiles completes a new spec by what its profiles say.
+func (m *Manager) withProfiles(spec *instance.Spec) error {
+	if err := m.hasProfiles(spec, spec.Applied); err != nil {
+		return err
+	}
+	m.resolve(spec)
+	if err := m.check(spec); err != nil {
+		return err
+	}
+	return m.copyProfiles(spec)
+}
+
+// contentOf finds what a new instance is made of, an image that it fetches if need be,
+// and notes in the spec what that says.
+func (m *Manager) contentOf(ctx context.Context, spec *instance.Spec, r CreateRequest) (createArgs, error) {
+	args := createArgs{Spec: spec, Pool: r.Pool}
+	if r.Empty {
+		return emptyMachine(args, r)
+	}
+	image, source, err := m.ensureImage(ctx, r.Image, spec.Type, r.Pool)
+	if err != nil {
+		return args, err
+	}
+	args.From = storage.Source{Key: source}
+	describe(spec, image, r)
+	return args, m.renewOfImage(ctx, spec, image)
 }
 
 // newSpec makes the part of a Spec that does not depend on the image.
@@ -119,9 +179,9 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 	id := newID()
 	name := r.Name
 	if name == "" {
-		name = generatedName(id)
+		name = project.Full(r.Project, generatedName(id))
 	}
-	if err := store.CheckName(name); err != nil {
+	if err := store.CheckFullName(name); err != nil {
 		return nil, err
 	}
 	t := r.Type
@@ -131,9 +191,13 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 	if err := config.Check(t, r.Config); err != nil {
 		return nil, fmt.Errorf("cannot create %q: %w", name, err)
 	}
-	for _, p := range r.Profiles {
-		if p != "default" {
-			return nil, fault.New(fault.NotFound, "cannot create %q: there is no profile %q; the only one is default", name, p)
+	if r.Profiles == nil {
+		r.Profiles = []string{profiles.Default}
+	}
+	if r.Empty {
+		var err error
+		if r.Devices, err = checkEmpty(r); err != nil {
+			return nil, fmt.Errorf("cannot create %q: %w", name, err)
 		}
 	}
 	for device, keys := range r.Devices {
@@ -151,7 +215,7 @@ func newSpec(r CreateRequest) (*instance.Spec, error) {
 		Command:     r.Command,
 		Config:      maps.Clone(r.Config),
 		Devices:     devices(r.Devices),
-		Profiles:    []string{"default"},
+		Profiles:    slices.Clone(r.Profiles),
 		Ephemeral:   r.Ephemeral,
 	}, nil
 }
@@ -239,6 +303,9 @@ func (m *Manager) cloneOperation(a createArgs, live *storage.Live) *operation {
 		if err != nil {
 			return err
 		}
+		if a.Empty > 0 {
+			return makeEmpty(ctx, pool, key, a)
+		}
 		_, err = pool.Clone(ctx, a.From, key, storage.CloneOptions{
 			Edit: func(dir *os.Root) error { return store.SaveSpec(dir, a.Spec) },
 			Live: live,
@@ -252,13 +319,16 @@ func (m *Manager) cloneOperation(a createArgs, live *storage.Live) *operation {
 			claimed := make(chan error, 1)
 			go func() { claimed <- m.claimAddress(a.Spec) }()
 			err := clone(ctx)
-			return errors.Join(err, <-claimed)
+			if err = errors.Join(err, <-claimed); err != nil {
+				return err
+			}
+			return m.freshenProfiles(ctx, a.Spec)
 		},
 		undo: func(ctx context.Context) error {
 			if err := m.dropVolume(ctx, a.Pool, key, a.Spec.ID); err != nil {
 				return err
 			}
-			return m.releaseAddress(a.Spec)
+			return errors.Join(m.releaseAddress(a.Spec), m.letAllGo(ctx, a.Held))
 		},
 	}}}
 }
@@ -290,7 +360,7 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 	if err != nil {
 		return err
 	}
-	if spec, err := loadSpec(volume, key.Name); err == nil && spec.ID != id {
+	if spec, err := readSpec(volume, key.Name); err == nil && spec.ID != id {
 		return nil
 	}
 	if err := pool.Delete(ctx, key); err != nil && !fault.Is(err, fault.NotFound) {
@@ -299,15 +369,16 @@ func (m *Manager) dropVolume(ctx context.Context, in string, key storage.Key, id
 	return nil
 }
 
-// dropFiles removes the run and log folders of an instance that is gone, and what
-// its schedule remembers.
+// dropFiles removes the run and log folders of an instance that is gone, what its
+// schedule remembers, and that it was meant to run.
 func (m *Manager) dropFiles(id string) error {
 	for _, dir := range []string{m.cfg.Dirs.RunOf(id), m.cfg.Dirs.LogOf(id), m.memoryPath(id), m.expiriesPath(id)} {
 		if err := os.RemoveAll(dir); err != nil {
 			return fmt.Errorf("cannot remove the files of an instance: %w", err)
 		}
 	}
-	return nil
+	m.dropAgain(id)
+	return m.cfg.Dirs.Power().Clear(id)
 }
 
 // generatedName makes a name from an id: two words, with a digit group of the

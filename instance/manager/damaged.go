@@ -19,7 +19,7 @@ import (
 
 // damaged tells whether that is so.
 func (m *Manager) damaged(ctx context.Context, name string) bool {
-	if store.CheckName(name) != nil {
+	if store.CheckFullName(name) != nil {
 		return false
 	}
 	volume, in, err := m.locate(ctx, name)
@@ -29,7 +29,7 @@ func (m *Manager) damaged(ctx context.Context, name string) bool {
 	if volume == nil {
 		return true
 	}
-	_, err = loadSpec(volume, name)
+	_, err = readSpec(volume, name)
 	return err != nil
 }
 
@@ -75,7 +75,7 @@ func (m *Manager) deleteDamaged(ctx context.Context, name string, o DeleteOption
 	if _, err := m.stopKnown(ctx, spec, StopOptions{Force: true}); err != nil {
 		return fmt.Errorf("cannot delete %q: %w", name, err)
 	}
-	if err := m.remove(ctx, &opened{spec: spec, pool: in, volume: volume}, o.Now || !keepable(volume)); err != nil {
+	if err := m.remove(ctx, &opened{spec: spec, pool: in, volume: volume}, o.Now || !keepable(volume), false); err != nil {
 		return err
 	}
 	m.sweepLater()
@@ -172,5 +172,5 @@ func (m *Manager) stopKnown(ctx context.Context, spec *instance.Spec, o StopOpti
 	if err != nil {
 		return false, err
 	}
-	return true, m.stop(ctx, inst, machine, o)
+	return true, m.stopForGood(ctx, inst, machine, o)
 }

@@ -17,6 +17,7 @@ type deleteArgs struct {
 	Note  deletion
 
 	Damaged bool // its volume cannot be opened
+	Stop    bool // it runs, and is stopped by force
 }
 
 // Delete moves an instance with its snapshots to the trash, or removes it for
@@ -36,21 +37,15 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 	if err := m.noneMounted(inst.spec, "delete"); err != nil {
 		return err
 	}
-	if state := m.state(inst.spec); state.Status != instance.Stopped {
-		if !o.Force {
-			return fault.New(fault.WrongState, "cannot delete %q: it is %s; stop it first, or delete it with --force", name, stateWord(state.Status))
-		}
-		machine, _, err := m.live(inst, "stop")
-		if err == nil {
-			err = m.stop(ctx, inst, machine, StopOptions{Force: true})
-		}
-		if err != nil && !fault.Is(err, fault.WrongState) {
-			return fmt.Errorf("cannot delete %q: %w", name, err)
-		}
+	state := m.state(inst.spec)
+	if state.Status != instance.Stopped && !o.Force {
+		return fault.New(fault.WrongState, "cannot delete %q: it is %s; stop it first, or delete it with --force", name, stateWord(state.Status))
 	}
-	if err := m.remove(ctx, inst, o.Now); err != nil {
+	dependents, _, _ := m.dependentsOn(ctx, name) // what cannot be looked into is no reason to keep it
+	if err := m.remove(ctx, inst, o.Now, state.Status != instance.Stopped); err != nil {
 		return err
 	}
+	m.tellDependents(name, dependents)
 	m.sweepLater()
 	if !o.Now {
 		m.tellOfSpace(ctx, inst.pool, inst.spec.Name)
@@ -58,10 +53,11 @@ func (m *Manager) Delete(ctx context.Context, name string, o DeleteOptions) erro
 	return nil
 }
 
-// remove deletes a stopped instance. The caller holds its lock.
-func (m *Manager) remove(ctx context.Context, inst *opened, forGood bool) error {
+// remove deletes an instance that is stopped, or is to be stopped by force. The caller
+// holds its lock.
+func (m *Manager) remove(ctx context.Context, inst *opened, forGood, stop bool) error {
 	name := inst.spec.Name
-	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool, Damaged: inst.volume == nil}, []string{name}
+	args, names := deleteArgs{Spec: inst.spec, Pool: inst.pool, Damaged: inst.volume == nil, Stop: stop}, []string{name}
 	if !forGood {
 		args.Trash, args.Note = trashName(inst.spec), deletion{At: m.cfg.Clock().UTC(), Passed: m.passed(ctx)}
 		names = append(names, trashLock(args.Trash))
@@ -87,13 +83,19 @@ func (m *Manager) dropEphemeral(ctx context.Context) error {
 		if !v.Spec.Ephemeral || v.State.Status != instance.Stopped || v.State.ExitCode == nil {
 			continue
 		}
+		if failed, _ := m.failed(ctx, v.Spec.ID, v.Spec.Name); failed != nil && !m.readAgain(v.Spec.ID).GaveUp {
+			continue // it is started again
+		}
 		held, err := m.tries.Lock(ctx, "delete", v.Spec.Name)
 		if err != nil {
 			continue
 		}
 		inst, err := m.open(ctx, v.Spec.Name)
+		if err == nil {
+			err = m.settle(ctx, inst) // its end may be noted, and still go on
+		}
 		if err == nil && inst.spec.ID == v.Spec.ID && m.noneMounted(inst.spec, "delete") == nil && m.state(inst.spec).Status == instance.Stopped {
-			errs = append(errs, m.remove(ctx, inst, true))
+			errs = append(errs, m.remove(ctx, inst, true, false))
 		}
 		held.Release()
 	}
@@ -113,7 +115,13 @@ func (m *Manager) tellOfSpace(ctx context.Context, in, called string) {
 }
 
 func (m *Manager) deleteOperation(a deleteArgs) *operation {
-	return &operation{forward: true, steps: []step{
+	return &operation{forward: true, turn: 1, steps: []step{
+		{name: "stop", do: func(ctx context.Context) error {
+			if !a.Stop {
+				return nil
+			}
+			return m.stopDeleted(ctx, a.Spec)
+		}},
 		{name: "volume", do: func(ctx context.Context) error {
 			if a.Damaged {
 				return m.dropDamaged(ctx, a)
@@ -126,6 +134,22 @@ func (m *Manager) deleteOperation(a deleteArgs) *operation {
 		{name: "files", do: func(context.Context) error { return m.dropFiles(a.Spec.ID) }},
 		{name: "address", do: func(context.Context) error { return m.releaseAddress(a.Spec) }},
 	}}
+}
+
+// stopDeleted ends the machine of an instance that is being deleted, if it is there yet.
+func (m *Manager) stopDeleted(ctx context.Context, spec *instance.Spec) error {
+	inst, err := m.same(ctx, spec.Name, spec.ID)
+	if err != nil || inst == nil {
+		return err
+	}
+	machine, _, err := m.live(inst, "stop")
+	if err == nil {
+		err = m.stop(ctx, inst, machine, StopOptions{Force: true})
+	}
+	if fault.Is(err, fault.WrongState) {
+		return nil
+	}
+	return err
 }
 
 // dropDamaged deletes a volume that cannot be opened.

@@ -112,6 +112,7 @@ func (m *Manager) freeze(ctx context.Context, name, doing string, to instance.St
 	if err := do(o.driver, ctx, machine); err != nil {
 		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
+	m.tell("instance-"+doing+"d", name, nil)
 	return nil
 }
 

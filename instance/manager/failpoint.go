@@ -30,7 +30,7 @@ func ParseFailpoints(s string) Failpoints {
 // FailpointNames lists every failpoint there is, in no order, for tests that try
 // them all.
 func FailpointNames() ([]string, error) {
-	var names []string
+	names := []string{stillPoint + ".before", stillPoint + ".after"}
 	for kind, builder := range New(Config{}).builders() {
 		op, err := builder([]byte(`{"Spec":{},"Create":{"Spec":{}}}`))
 		if err != nil {

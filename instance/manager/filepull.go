@@ -1,6 +1,7 @@
 package manager
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,45 +10,27 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"brig/instance/fault"
-	"brig/instance/store"
-	"brig/storage/treecopy"
+	"brig/instance/guest/files"
 )
 
-// PullFile copies a file, or with Recursive a directory, from a snapshot to the
-// host. Links on the way to it lead to where they lead for the guest. What arrives
-// belongs to the caller, and has no set-user-id bits; devices, sockets and FIFOs
-// are left out.
+// PullFile copies a file, or with Recursive a directory, of an instance or a snapshot
+// to the host. Links on the way to it lead to where they lead for the guest. What
+// arrives belongs to the caller, and has no set-user-id bits; devices, sockets and
+// FIFOs are left out.
 func (m *Manager) PullFile(ctx context.Context, r FileRequest) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("cannot copy %q of snapshot %q of %q: %w", r.Path, r.Snapshot, r.Name, err)
-		}
-	}()
-	if err := store.CheckSnapshotName(r.Snapshot); err != nil {
-		return err
-	}
-	inst, err := m.open(ctx, r.Name)
+	defer about(&err, "copy", r.Name, r.Path)
+	src, err := m.reachToRead(ctx, r.Name, r.Path)
 	if err != nil {
 		return err
 	}
-	dir, done, err := m.lookInto(ctx, inst, r.Snapshot)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-	src, err := openIn(dir, r.Path)
-	if err != nil {
-		return err
-	}
-	defer src.Close()
-	p := &puller{ctx: ctx}
-	if err := p.pull(src, r); err != nil {
+	defer func() { err = errors.Join(err, src.close()) }()
+	p := &puller{ctx: ctx, from: src.Client}
+	if err := p.pull(src.path, r); err != nil {
 		return err
 	}
 	if p.left > 0 {
@@ -56,60 +39,55 @@ func (m *Manager) PullFile(ctx context.Context, r FileRequest) (err error) {
 	return nil
 }
 
-// maxTries bounds how often openIn tries anew.
-const maxTries = 10000
-
-// openIn opens a file or directory below dir, which counts as the root for all
-// links. A FIFO does not block, and a device does nothing in a view.
-func openIn(dir *os.File, name string) (*os.File, error) {
-	how := &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
-		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+// ListFiles tells what is in a directory, sorted by name, or about one file.
+func (m *Manager) ListFiles(ctx context.Context, name, where string) (list []FileInfo, err error) {
+	defer about(&err, "list", name, where)
+	src, err := m.reachToRead(ctx, name, where)
+	if err != nil {
+		return nil, err
 	}
-	fd, err := unix.Openat2(int(dir.Fd()), path.Join("/", name), how)
-	// The kernel gives up on ".." while anybody on the host renames anything.
-	// A lease on the file says the same, for longer.
-	for i := 0; i < maxTries && (errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR)); i++ {
-		fd, err = unix.Openat2(int(dir.Fd()), path.Join("/", name), how)
+	defer func() { err = errors.Join(err, src.close()) }()
+	all, err := src.List(ctx, src.path)
+	if err != nil {
+		return nil, err
 	}
-	switch {
-	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return nil, fault.New(fault.NotFound, "there is no such file in it")
-	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.EACCES):
-		return nil, fault.New(fault.Invalid, "it is neither a file nor a directory")
-	case err != nil:
-		return nil, fmt.Errorf("open: %w", err)
+	for _, i := range all {
+		list = append(list, fileInfo(i))
 	}
-	return os.NewFile(uintptr(fd), path.Base(path.Join("/", name))), nil
+	slices.SortFunc(list, func(a, b FileInfo) int { return cmp.Compare(a.Name, b.Name) })
+	return list, nil
 }
 
 // puller copies to the host.
 type puller struct {
 	ctx  context.Context
+	from *files.Client
 	left int // out
 }
 
-func (p *puller) pull(src *os.File, r FileRequest) error {
-	st, err := src.Stat()
-	if err != nil {
-		return err
+func (p *puller) pull(from string, r FileRequest) error {
+	if r.Output != nil {
+		return p.from.Read(p.ctx, from, false, func(files.Info) (files.Sink, error) { return printed{r.Output}, nil })
 	}
+	i, err := p.from.Stat(p.ctx, from, false)
 	switch {
-	case !st.IsDir() && !st.Mode().IsRegular():
-		return fault.New(fault.Invalid, "it is neither a file nor a directory")
-	case st.IsDir() && r.Output != nil:
-		return fault.New(fault.Invalid, "it is a directory, which cannot be printed")
-	case st.IsDir() && !r.Recursive:
-		return fault.New(fault.Invalid, "it is a directory; copy it with --recursive")
-	case r.Output != nil:
-		_, err := io.Copy(r.Output, &reader{p.ctx, src})
+	case err != nil:
 		return err
+	case i.Type != files.Regular && i.Type != files.Directory:
+		return fault.New(fault.Invalid, "it is neither a file nor a directory")
+	case i.Type == files.Directory && !r.Recursive:
+		return fault.New(fault.Invalid, "it is a directory; copy it with --recursive")
+	}
+	if r.Parents {
+		if err := os.MkdirAll(filepath.Dir(r.Target), 0o777); err != nil {
+			return fault.New(fault.Invalid, "its directory cannot be made: %w", err)
+		}
 	}
 	where, name := filepath.Split(r.Target)
 	if st, err := os.Stat(r.Target); name == "" || name == "." || name == ".." || err == nil && st.IsDir() {
-		where, name = r.Target, path.Base(path.Join("/", r.Path))
+		where, name = r.Target, path.Base(from)
 		if name == "/" {
-			name = r.Snapshot
+			name = path.Base(path.Join(r.Name, r.Path))
 		}
 	}
 	if where == "" {
@@ -123,15 +101,45 @@ func (p *puller) pull(src *os.File, r FileRequest) error {
 		return err
 	}
 	defer to.Close()
-	if st.IsDir() {
-		return p.directory(src, st, to, name, 0)
+	if i.Type == files.Directory {
+		return p.directory(from, i, to, name, 0)
 	}
-	return p.file(src, st, to, name)
+	return p.file(from, false, to, name)
+}
+
+// printed is standard output, which has no holes.
+type printed struct{ io.Writer }
+
+func (p printed) Hole(n int64) error {
+	_, err := io.CopyN(p.Writer, zeros{}, n)
+	return err
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// arriving is a file on the host while it is filled.
+type arriving struct {
+	*os.File
+	at int64
+}
+
+func (a *arriving) Write(b []byte) (int, error) {
+	n, err := a.File.Write(b)
+	a.at += int64(n)
+	return n, err
+}
+
+func (a *arriving) Hole(n int64) error {
+	a.at += n
+	_, err := a.Seek(a.at, io.SeekStart)
+	return err
 }
 
 // file copies a regular file, so that under its name there is what was there or
 // all of it.
-func (p *puller) file(src *os.File, st fs.FileInfo, to *os.Root, name string) (err error) {
+func (p *puller) file(from string, noFollow bool, to *os.Root, name string) (err error) {
 	// The longest name has no room for more.
 	tmp := ".brig-" + newID()
 	f, err := to.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
@@ -143,23 +151,34 @@ func (p *puller) file(src *os.File, st fs.FileInfo, to *os.Root, name string) (e
 			to.Remove(tmp)
 		}
 	}()
-	err = treecopy.File(p.ctx, src, f)
+	a := &arriving{File: f}
+	var i files.Info
+	err = p.from.Read(p.ctx, from, noFollow, func(info files.Info) (files.Sink, error) {
+		i = info
+		return a, nil
+	})
 	if err == nil {
-		err = f.Chmod(st.Mode().Perm())
+		err = f.Truncate(a.at)
+	}
+	if err == nil {
+		err = f.Chmod(fs.FileMode(i.Mode) & fs.ModePerm)
+	}
+	if err == nil {
+		err = files.SetXattrs(f, i.Xattrs)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	if err := to.Chtimes(tmp, time.Time{}, st.ModTime()); err != nil {
+	if err := to.Chtimes(tmp, time.Time{}, time.Unix(0, i.MTime)); err != nil {
 		return err
 	}
 	return to.Rename(tmp, name)
 }
 
-// maxPullDepth bounds nesting: each level takes two open files.
+// maxPullDepth bounds nesting: each level takes an open file.
 const maxPullDepth = 400
 
-func (p *puller) directory(src *os.File, st fs.FileInfo, to *os.Root, name string, depth int) error {
+func (p *puller) directory(from string, i files.Info, to *os.Root, name string, depth int) error {
 	if depth > maxPullDepth {
 		return fault.New(fault.Exhausted, "it is nested more than %d levels deep", maxPullDepth)
 	}
@@ -171,71 +190,34 @@ func (p *puller) directory(src *os.File, st fs.FileInfo, to *os.Root, name strin
 		return err
 	}
 	defer into.Close()
-	names, err := treecopy.NamesIn(int(src.Fd()))
+	list, err := p.from.List(p.ctx, from)
 	if err != nil {
 		return err
 	}
-	for _, n := range names {
-		if err := p.ctx.Err(); err != nil {
-			return err
-		}
-		if err := p.entry(src, into, n, depth); err != nil {
-			return fmt.Errorf("%s: %w", strings.ToValidUTF8(n, "?"), err)
+	for _, one := range list {
+		if err := p.entry(from+"/"+string(one.Name), one, into, depth); err != nil {
+			return fmt.Errorf("%s: %w", strings.ToValidUTF8(string(one.Name), "?"), err)
 		}
 	}
-	return errors.Join(into.Chmod(".", st.Mode().Perm()|0o700), into.Chtimes(".", time.Time{}, st.ModTime()))
+	mode := fs.FileMode(i.Mode)&fs.ModePerm | 0o700
+	return errors.Join(into.Chmod(".", mode), into.Chtimes(".", time.Time{}, time.Unix(0, i.MTime)))
 }
 
-// entry copies one name of a directory.
-func (p *puller) entry(src *os.File, into *os.Root, name string, depth int) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(int(src.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFREG, unix.S_IFDIR:
-	case unix.S_IFLNK:
-		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(int(src.Fd()), name, buf)
-		if err != nil {
-			return err
-		}
+// entry copies one name of a directory. What has become a link or gone since it was
+// listed is as it is now.
+func (p *puller) entry(from string, i files.Info, into *os.Root, depth int) error {
+	name := string(i.Name)
+	switch i.Type {
+	case files.Regular:
+		return p.file(from, true, into, name)
+	case files.Directory:
+		return p.directory(from, i, into, name, depth+1)
+	case files.Symlink:
 		if err := into.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return into.Symlink(string(buf[:n]), name)
-	default:
-		p.left++
-		return nil
-	}
-	fd, err := unix.Openat(int(src.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return err
-	case info.IsDir():
-		return p.directory(f, info, into, name, depth+1)
-	case info.Mode().IsRegular():
-		return p.file(f, info, into, name)
+		return into.Symlink(string(i.Target), name)
 	}
 	p.left++
 	return nil
-}
-
-// reader is a reader that ends with a context.
-type reader struct {
-	ctx context.Context
-	io.Reader
-}
-
-func (r *reader) Read(b []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.Reader.Read(b)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
+	"brig/instance/guest/files"
 )
 
 // guestTree makes the files of a guest that means harm.
@@ -43,15 +45,25 @@ func guestTree(t *testing.T) *os.File {
 	return f
 }
 
+// serveFiles connects a client to the files below dir.
+func serveFiles(t *testing.T, dir *os.File) *files.Client {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		files.Serve(theirs, dir)
+		theirs.Close()
+	}()
+	c := files.NewClient(ours)
+	t.Cleanup(func() { c.Close(); <-done })
+	return c
+}
+
 func pullInto(t *testing.T, dir *os.File, r FileRequest) (*puller, error) {
 	t.Helper()
-	src, err := openIn(dir, r.Path)
-	if err != nil {
-		return nil, err
-	}
-	defer src.Close()
-	p := &puller{ctx: t.Context()}
-	return p, p.pull(src, r)
+	p := &puller{ctx: t.Context(), from: serveFiles(t, dir)}
+	return p, p.pull(r.Path, r)
 }
 
 func TestPullFollowsLinksAsTheGuestDoes(t *testing.T) {
@@ -120,13 +132,8 @@ func TestPullStops(t *testing.T) {
 	dir, to := guestTree(t), t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	src, err := openIn(dir, "etc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer src.Close()
-	p := &puller{ctx: ctx}
-	if err := p.pull(src, FileRequest{Path: "etc", Target: to, Recursive: true}); !fault.Is(err, fault.Cancelled) {
+	p := &puller{ctx: ctx, from: serveFiles(t, dir)}
+	if err := p.pull("etc", FileRequest{Path: "etc", Target: to, Recursive: true}); !fault.Is(err, fault.Cancelled) {
 		t.Errorf("pull = %v, want cancelled", err)
 	}
 }
@@ -151,13 +158,12 @@ func TestPullBesideRenames(t *testing.T) {
 			}
 		}
 	}()
+	c := serveFiles(t, dir)
 	for range 3000 {
-		f, err := openIn(dir, "upward")
-		if err != nil {
+		if _, err := c.Stat(t.Context(), "upward", false); err != nil {
 			t.Errorf("opening beside renames = %v", err)
 			break
 		}
-		f.Close()
 	}
 	close(done)
 	<-ended

@@ -39,7 +39,7 @@ func keyOf(image *images.Image) storage.Key {
 // ensureImage gives the image that a user named and the volume to clone for a
 // form. It fetches what is not here.
 func (m *Manager) ensureImage(ctx context.Context, name string, t instance.Type, in string) (*images.Image, storage.Key, error) {
-	image, err := m.fetch(ctx, formOf(name, t), images.ResolveOptions{}, in, false)
+	image, err := m.fetch(ctx, formOf(name, t), images.ResolveOptions{}, in, toUse)
 	if err != nil {
 		return nil, storage.Key{}, err
 	}
@@ -71,16 +71,24 @@ func (m *Manager) PullImage(ctx context.Context, ref string, o PullOptions) (*im
 	if o.VM {
 		ref = formOf(ref, instance.VirtualMachine)
 	}
-	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: images.Architecture(o.Architecture)}, "", true)
+	image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: images.Architecture(o.Architecture)}, "", toKeep)
 	if err != nil {
 		return nil, err
 	}
 	return m.finishImage(ctx, image, o)
 }
 
-// ImportImage takes an image from a file or folder on this host.
+// ImportImage takes an image from a file or folder on this host, or of a scheme for
+// what is on this host.
 func (m *Manager) ImportImage(ctx context.Context, path string, o ImportOptions) (*images.Image, error) {
-	image, err := m.fetch(ctx, ImportRemote+":"+path, images.ResolveOptions{Architecture: images.Architecture(o.Architecture), Rootfs: o.Rootfs}, "", true)
+	name := ImportRemote + ":" + path
+	if ref, err := images.ParseRef(path); err == nil && ref.OnHost() {
+		if o.Rootfs != "" {
+			return nil, fault.New(fault.Invalid, "cannot import %q with %q: an OCI image has no other part", path, o.Rootfs)
+		}
+		name = path
+	}
+	image, err := m.fetch(ctx, name, images.ResolveOptions{Architecture: images.Architecture(o.Architecture), Rootfs: o.Rootfs}, "", toKeep)
 	if err != nil {
 		return nil, err
 	}
@@ -103,7 +111,7 @@ func (m *Manager) finishImage(ctx context.Context, image *images.Image, o PullOp
 		}
 	}
 	if o.Alias != "" {
-		if err := m.cfg.Images.SetAlias(o.Alias, image.Fingerprint); err != nil {
+		if err := m.setAlias(o.Alias, image.Fingerprint); err != nil {
 			return nil, err
 		}
 		image.Aliases = append(image.Aliases, o.Alias)
@@ -111,16 +119,25 @@ func (m *Manager) finishImage(ctx context.Context, image *images.Image, o PullOp
 	return image, nil
 }
 
-// fetch gives the image of a name: one that is here, unless fresh is wanted, or
-// what its remote has now. Two that fetch one name share the work.
-func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOptions, in string, fresh bool) (*images.Image, error) {
+// purpose is what an image is fetched for.
+type purpose int
+
+const (
+	toUse     purpose = iota // for an instance: one that is here will do, and a new one goes when nobody uses it
+	toKeep                   // somebody asked for what its remote has now, which stays
+	toRefresh                // what its remote has now, until refreshing decides what becomes of it
+)
+
+// fetch gives the image of a name: one that is here, if that is enough, or what its
+// remote has now. Two that fetch one name share the work.
+func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOptions, in string, why purpose) (*images.Image, error) {
 	ref, err := images.ParseRef(name)
 	if err != nil {
 		return nil, err
 	}
 	local := ref.Remote == "" && ref.Scheme == ""
 	// A file on this host may have changed, and is looked at again.
-	fresh = fresh || ref.Remote == "" && ref.Scheme != "docker" || o.Architecture != ""
+	fresh := why != toUse || ref.Remote == "" && ref.Scheme != "docker" || o.Architecture != ""
 	if local || !fresh {
 		image, err := m.cachedImage(ctx, ref, in)
 		if err == nil || local || !fault.Is(err, fault.NotFound) {
@@ -147,7 +164,7 @@ func (m *Manager) fetch(ctx context.Context, name string, o images.ResolveOption
 			return image, nil
 		}
 	}
-	return m.pull(ctx, source, ref, name, in, o)
+	return m.pull(ctx, source, ref, name, in, why != toKeep, o)
 }
 
 // ImportRemote is the remote that stands for files on this host.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +24,21 @@ const (
 type ImageChange struct {
 	AutoUpdate *bool
 	Cached     *bool
+	Properties map[string]*string // nil: away with it
+}
+
+// CheckProperty refuses what cannot be a property that a user gives to an image.
+func CheckProperty(key, value string) error {
+	odd := func(r rune) bool { return r < ' ' || r == 0x7f }
+	switch {
+	case key == images.InitProperty || key == images.FirmwareProperty:
+		return fault.New(fault.Forbidden, "the property %q says how the image starts, and was found out", key)
+	case key == "" || len(key) > 64 || strings.ContainsFunc(key, func(r rune) bool { return odd(r) || r == ' ' || r == '=' || r == ':' }):
+		return fault.New(fault.Invalid, "cannot use %q as the name of a property: want 1 to 64 letters, digits, dots, hyphens and underscores", key)
+	case len(value) > 256 || strings.ContainsFunc(value, odd):
+		return fault.New(fault.Invalid, "the value of %q cannot be used: want at most 256 bytes on one line", key)
+	}
+	return nil
 }
 
 // SetImage changes the settings of an image.
@@ -36,7 +50,19 @@ func (m *Manager) SetImage(ctx context.Context, name string, c ImageChange) erro
 	if c.AutoUpdate != nil && *c.AutoUpdate && len(Remotes(image)) == 0 {
 		return fault.New(fault.Invalid, "cannot update image %q by itself: it is not from a remote", name)
 	}
-	return m.cfg.Images.Change(ctx, image.Fingerprint, func(image *images.Image) {
+	for key, value := range c.Properties {
+		text := ""
+		if value != nil {
+			text = *value
+		} else if _, ok := image.Properties[key]; !ok && (key != descriptionProperty || image.Description == "") {
+			return fault.New(fault.NotFound, "image %q has no property %q", name, key)
+		}
+		if err := CheckProperty(key, text); err != nil {
+			return err
+		}
+	}
+	err = m.cfg.Images.Change(ctx, image.Fingerprint, func(image *images.Image) {
+		setProperties(image, c.Properties)
 		if c.AutoUpdate != nil {
 			image.AutoUpdate = *c.AutoUpdate
 		}
@@ -44,6 +70,33 @@ func (m *Manager) SetImage(ctx context.Context, name string, c ImageChange) erro
 			image.Cached = *c.Cached
 		}
 	})
+	if err == nil {
+		m.tell("image-updated", imageLock(image.Fingerprint), nil)
+	}
+	return err
+}
+
+// descriptionProperty is where Incus has the description of an image.
+const descriptionProperty = "description"
+
+func setProperties(image *images.Image, properties map[string]*string) {
+	for key, value := range properties {
+		text := ""
+		if value != nil {
+			text = *value
+		}
+		if key == descriptionProperty {
+			image.Description = text
+		}
+		if value == nil {
+			delete(image.Properties, key)
+			continue
+		}
+		if image.Properties == nil {
+			image.Properties = map[string]string{}
+		}
+		image.Properties[key] = text
+	}
 }
 
 // AliasImage gives an image a local name.
@@ -52,17 +105,39 @@ func (m *Manager) AliasImage(ctx context.Context, alias, name string) error {
 	if err != nil {
 		return err
 	}
-	return m.cfg.Images.SetAlias(alias, image.Fingerprint)
+	return m.setAlias(alias, image.Fingerprint)
+}
+
+// imageLock is the name of the lock of an image.
+func imageLock(fingerprint string) string { return "image:" + fingerprint }
+
+func aliasOf(alias string) string { return "image-alias:" + alias }
+
+// setAlias gives an image a local name, and tells of it.
+func (m *Manager) setAlias(alias, fingerprint string) error {
+	err := m.cfg.Images.SetAlias(alias, fingerprint)
+	if err == nil {
+		m.tell("image-alias-created", aliasOf(alias), map[string]any{"target": fingerprint})
+	}
+	return err
 }
 
 // RenameImageAlias gives an image another local name instead of one it has.
 func (m *Manager) RenameImageAlias(_ context.Context, old, alias string) error {
-	return m.cfg.Images.RenameAlias(old, alias)
+	err := m.cfg.Images.RenameAlias(old, alias)
+	if err == nil {
+		m.tell("image-alias-renamed", aliasOf(alias), map[string]any{"old_name": old})
+	}
+	return err
 }
 
 // DeleteImageAlias takes a local name away. The image stays.
 func (m *Manager) DeleteImageAlias(_ context.Context, alias string) error {
-	return m.cfg.Images.RemoveAlias(alias)
+	err := m.cfg.Images.RemoveAlias(alias)
+	if err == nil {
+		m.tell("image-alias-deleted", aliasOf(alias), nil)
+	}
+	return err
 }
 
 // ImageExpiry is when an image that nobody uses is deleted; zero is never.
@@ -177,6 +252,7 @@ type Refreshed struct {
 // mean what they have now, and so do the aliases of the image. The old one goes when
 // it has no name left; instances that were made from it are not harmed.
 func (m *Manager) RefreshImage(ctx context.Context, name string) (Refreshed, error) {
+	m.tidy(ctx) // the name may be about to mean another image
 	image, err := m.Image(ctx, name)
 	if err != nil {
 		return Refreshed{}, err
@@ -190,52 +266,107 @@ func (m *Manager) RefreshImage(ctx context.Context, name string) (Refreshed, err
 
 func (m *Manager) refreshImage(ctx context.Context, old *images.Image) (Refreshed, error) {
 	r := Refreshed{Old: old.Fingerprint, New: old.Fingerprint}
-	refs := Remotes(old)
-	if len(refs) == 0 {
+	a := refreshImageArgs{Old: old.Fingerprint, References: Remotes(old), Aliases: old.Aliases, Cached: old.Cached, AutoUpdate: old.AutoUpdate}
+	if len(a.References) == 0 {
 		return r, fault.New(fault.Invalid, "it is not from a remote, or is named by its digest")
 	}
+	held, err := m.lockPull(ctx, a.lock())
+	if err != nil {
+		return r, err
+	}
+	defer held.Release()
 	vm, err := m.hasDisk(ctx, old.Fingerprint)
 	if err != nil {
 		return r, err
 	}
-	for _, ref := range refs {
-		image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: old.Architecture}, "", true)
-		if err != nil {
-			return r, err
-		}
-		if image.Fingerprint == old.Fingerprint {
-			continue
-		}
-		if vm {
-			if err := m.ensureDisk(ctx, image, ""); err != nil {
-				return r, err
+	op := m.refreshImageOperation(a)
+	op.steps[0].do = func(ctx context.Context) error {
+		for _, ref := range a.References {
+			image, err := m.fetch(ctx, ref, images.ResolveOptions{Architecture: old.Architecture}, "", toRefresh)
+			if err != nil {
+				return err
+			}
+			if vm {
+				if err := m.ensureDisk(ctx, image, ""); err != nil {
+					return err
+				}
+			}
+			if image.Fingerprint != a.Old {
+				r.New = image.Fingerprint
 			}
 		}
-		r.New = image.Fingerprint
+		return nil
 	}
-	if r.New == r.Old {
-		return r, nil
+	err = m.performAs(ctx, "image-refresh", []string{a.lock()}, a, op)
+	if err == nil && r.New != "" {
+		m.tell("image-refreshed", imageLock(r.New), map[string]any{"old_fingerprint": a.Old})
 	}
-	err = m.cfg.Images.Change(ctx, r.New, func(image *images.Image) {
-		image.Cached, image.AutoUpdate = old.Cached, old.AutoUpdate
-	})
-	if err != nil {
-		return r, err
-	}
-	for _, alias := range old.Aliases {
-		if err := m.cfg.Images.MoveAlias(alias, r.New); err != nil && !fault.Is(err, fault.NotFound) {
-			return r, err
+	return r, err
+}
+
+// refreshImageArgs are all that is needed to carry on with refreshing an image.
+type refreshImageArgs struct {
+	Old                 string // its fingerprint
+	References, Aliases []string
+	Cached, AutoUpdate  bool
+}
+
+// lock is the name of who refreshes the image. That of the image itself is for
+// fetching it.
+func (a refreshImageArgs) lock() string { return "refresh:" + a.Old }
+
+// refreshImageOperation has what was fetched take over from the old image, wherever
+// the fetching stopped.
+func (m *Manager) refreshImageOperation(a refreshImageArgs) *operation {
+	follow := func(ctx context.Context) error { return m.follow(ctx, a) }
+	return &operation{steps: []step{{name: "fetch", undo: follow}, {name: "names", do: follow}}}
+}
+
+// follow gives the aliases and settings of an image to the one that a reference of it
+// means by now, and deletes it if nothing is left of it. Without such a one it does
+// nothing.
+func (m *Manager) follow(ctx context.Context, a refreshImageArgs) error {
+	to := ""
+	for _, ref := range a.References {
+		image, err := m.cfg.Images.Get(ref)
+		if err == nil && image.Fingerprint != a.Old {
+			to = image.Fingerprint
+		} else if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
 		}
 	}
-	left, err := m.Image(ctx, r.Old)
+	if to == "" {
+		return nil
+	}
+	err := m.cfg.Images.Change(ctx, to, func(image *images.Image) {
+		image.Cached, image.AutoUpdate = a.Cached, a.AutoUpdate
+	})
+	if err != nil {
+		return err
+	}
+	for _, alias := range a.Aliases {
+		image, err := m.cfg.Images.Get(alias)
+		if err == nil && image.Fingerprint == a.Old {
+			err = m.cfg.Images.MoveAlias(alias, to)
+		}
+		if err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return m.dropUseless(ctx, a.Old)
+}
+
+// dropUseless deletes an image if it is of no more use.
+func (m *Manager) dropUseless(ctx context.Context, fingerprint string) error {
+	image, err := m.Image(ctx, fingerprint)
 	if fault.Is(err, fault.NotFound) {
-		return r, nil
+		return nil
 	}
-	used, uerr := m.usedImages(ctx)
-	if err = errors.Join(err, uerr); err != nil || m.useless(left, used) == "" {
-		return r, err
+	used, e := m.usedImages(ctx)
+	if err = errors.Join(err, e); err != nil || m.useless(image, used) == "" {
+		return err
 	}
-	return r, m.DeleteImage(ctx, r.Old)
+	return m.DeleteImage(ctx, fingerprint)
 }
 
 // hasDisk tells whether any pool has the disk of an image for virtual machines.
@@ -283,7 +414,7 @@ func (m *Manager) due(image *images.Image) bool {
 // their remotes. A remote that fails is asked again when that is due the next time,
 // and stops no other. While another process does this, nothing is done.
 func (m *Manager) CareForImages(ctx context.Context) error {
-	lock, err := flock.Try(filepath.Join(m.cfg.Dirs.Run, "locks", ".images"))
+	lock, err := flock.Try(m.hiddenLock("images"))
 	if err != nil || lock == nil {
 		return err
 	}

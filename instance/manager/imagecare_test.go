@@ -37,7 +37,7 @@ func TestCachedImagesExpire(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec, err := loadSpec(volume, "web")
+	spec, err := readSpec(volume, "web")
 	if err != nil {
 		t.Fatal(err)
 	}

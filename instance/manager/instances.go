@@ -4,15 +4,18 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/keeper"
+	"brig/instance/project"
+	"brig/instance/spelling"
 	"brig/instance/store"
 	"brig/storage"
 )
@@ -31,17 +34,17 @@ func instanceKey(name string) storage.Key {
 
 // open reads the instance called name.
 func (m *Manager) open(ctx context.Context, name string) (*opened, error) {
-	if err := store.CheckName(name); err != nil {
+	if err := store.CheckFullName(name); err != nil {
 		return nil, err
 	}
 	volume, pool, err := m.find(ctx, instanceKey(name))
 	if fault.Is(err, fault.NotFound) {
-		return nil, fault.New(fault.NotFound, "cannot find an instance named %q: see brig list", name)
+		return nil, m.noInstance(ctx, name)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot open instance %q: %w", name, err)
 	}
-	spec, err := loadSpec(volume, name)
+	spec, err := m.loadSpec(volume, name)
 	if err != nil {
 		return nil, err
 	}
@@ -52,11 +55,31 @@ func (m *Manager) open(ctx context.Context, name string) (*opened, error) {
 	return &opened{spec, pool, volume, driver}, nil
 }
 
+// noInstance is the error of a name that is no instance's. It names one of the same
+// project that may have been meant.
+func (m *Manager) noInstance(ctx context.Context, name string) error {
+	in := project.Of(name)
+	var near []string
+	pools, _ := m.cfg.Pools.Names() // what cannot be listed is not near
+	for _, p := range pools {
+		pool, err := m.pool(ctx, p)
+		if err != nil {
+			continue
+		}
+		there, _, _ := volumesIn(ctx, pool)
+		near = append(near, slices.DeleteFunc(there, func(n string) bool { return project.Of(n) != in || halfDone(n) })...)
+	}
+	if meant := spelling.Nearest(name, near); meant != "" {
+		return fault.New(fault.NotFound, "cannot find an instance named %q: did you mean %q? brig list shows all", name, meant)
+	}
+	return fault.New(fault.NotFound, "cannot find an instance named %q: see brig list", name)
+}
+
 // openLocked locks the instance called name for a command and reads it, after
 // what an earlier command or the end of the machine left was put in order. The
 // caller releases the lock.
 func (m *Manager) openLocked(ctx context.Context, doing, name string, others ...string) (*opened, *store.Held, error) {
-	if err := store.CheckName(name); err != nil {
+	if err := store.CheckFullName(name); err != nil {
 		return nil, nil, err
 	}
 	held, err := m.lock(ctx, doing, append(others, name)...)
@@ -89,6 +112,8 @@ func (m *Manager) settle(ctx context.Context, o *opened) error {
 		case state.Status == instance.Stopped:
 			return m.cleanUp(ctx, machine)
 		case state.Status != instance.Running || state.PID != 0:
+			// What a killed stop has left does not count for a later end.
+			os.Remove(machine.Path(instance.AskedFile))
 			return m.adopt(ctx, o, machine)
 		}
 		// It is starting or ending by itself, which does not take long.
@@ -180,25 +205,29 @@ func (m *Manager) state(spec *instance.Spec) instance.State {
 	state := instance.State{Status: instance.Stopped}
 	if exit := m.lastExit(spec); exit != nil {
 		state.ExitCode, state.Reason = &exit.Code, exit.Reason
+		if plan := m.readAgain(spec.ID).String(); plan != "" {
+			state.Reason = strings.TrimPrefix(state.Reason+"; "+plan, "; ")
+		}
 	}
 	return state
 }
 
 func (m *Manager) lastExit(spec *instance.Spec) *instance.Exit {
-	root, err := os.OpenRoot(m.cfg.Dirs.RunOf(spec.ID))
-	if err != nil {
-		return nil
-	}
-	defer root.Close()
-	data, err := store.ReadFile(root, instance.ExitFile)
-	exit := new(instance.Exit)
-	if err != nil || json.Unmarshal(data, exit) != nil {
-		return nil
-	}
-	return exit
+	return keeper.LastExit(m.cfg.Dirs.RunOf(spec.ID))
 }
 
-func loadSpec(volume storage.Volume, name string) (*instance.Spec, error) {
+// loadSpec reads the configuration of the instance called name, and makes of it and
+// its profiles what counts.
+func (m *Manager) loadSpec(volume storage.Volume, name string) (*instance.Spec, error) {
+	spec, err := readSpec(volume, name)
+	if err == nil {
+		m.resolve(spec)
+	}
+	return spec, err
+}
+
+// readSpec is loadSpec without the profiles.
+func readSpec(volume storage.Volume, name string) (*instance.Spec, error) {
 	if r, ok := volume.(storage.MetaReader); ok {
 		data, err := r.ReadMeta(store.SpecFile, store.MaxFile)
 		if err != nil {

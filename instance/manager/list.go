@@ -113,7 +113,7 @@ func (m *Manager) view(ctx context.Context, pool storage.Pool, name string, star
 	volume, err := pool.Open(ctx, instanceKey(name))
 	if err == nil {
 		var spec *instance.Spec
-		if spec, err = loadSpec(volume, name); err == nil {
+		if spec, err = m.loadSpec(volume, name); err == nil {
 			v.Spec = spec
 		}
 	}
@@ -146,21 +146,30 @@ func (m *Manager) Get(ctx context.Context, name string, o GetOptions) (*View, er
 		return nil, err
 	}
 	v.SnapshotCount = len(v.Snapshots)
+	layers, _, _ := m.layers(inst.spec, nil)
+	merged := merge(inst.spec, layers)
+	v.Config, v.Devices = merged.Config, merged.Devices
+	v.Note = m.seedNote(ctx, inst.spec)
 	if o.Usage {
 		if usage, err := inst.volume.Usage(ctx); err == nil {
 			v.Usage = &usage
+		}
+		if limit, err := storage.LimitOf(ctx, inst.volume); err == nil {
+			v.RootLimit = limit.Max
 		}
 	}
 	machine, err := m.running(inst.spec)
 	if err != nil || machine == nil || v.State.Status == instance.Stopped {
 		return v, nil
 	}
+	v.Pending = pending(inst.spec, machine)
 	for _, nic := range machine.NICs {
 		v.NICs = append(v.NICs, m.nicState(nic))
 	}
 	if meter, ok := inst.driver.(instance.Meter); ok {
 		if use, err := meter.Use(machine); err == nil {
-			v.MemoryUsage, v.CPUUsage, v.Processes = use.Memory, use.CPU, use.Processes
+			v.Use = use
+			v.RootLimit = max(v.RootLimit, use.RootSize)
 		}
 	}
 	return v, nil

@@ -109,22 +109,38 @@ func (m *Manager) lookAtNow(ctx context.Context, inst *opened) (dir *os.File, do
 	return dir, func() error { return errors.Join(shut(), end()) }, nil
 }
 
-// passingTime is when a snapshot that should be gone goes by itself.
+// passingTime is when a snapshot for a look that should be gone goes by itself.
 const passingTime = time.Hour
 
-// passingSnapshot takes a snapshot for looking at. If this process dies, the
-// snapshot expires.
-func (m *Manager) passingSnapshot(ctx context.Context, inst *opened) (storage.Root, func() error, error) {
-	name, err := m.takeSnapshot(ctx, inst, "passing-"+newID(), SnapshotRequest{
-		Description: "for a look at the present state", ExpiresAt: m.cfg.Clock().Add(passingTime),
+// passingPrefix begins the names of snapshots that are there for as long as a command
+// takes.
+const passingPrefix = "passing-"
+
+// passing takes a snapshot of an instance, not of its volumes: of those nobody wants
+// to see anything. Drop, which may be called without the instance's lock, deletes it.
+// If this process dies, it expires after a time.
+func (m *Manager) passing(ctx context.Context, inst *opened, what string, after time.Duration) (name string, drop func() error, err error) {
+	name, err = m.takeSnapshot(ctx, inst, passingPrefix+newID(), SnapshotRequest{
+		Description: "for " + what + " of the present state", ExpiresAt: m.cfg.Clock().Add(after), alone: true,
 	})
 	if err != nil {
-		return storage.Root{}, nil, err
+		return "", nil, err
 	}
-	drop := func() error {
+	return name, func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
-		return inst.volume.DeleteSnapshot(ctx, name)
+		if err := inst.volume.DeleteSnapshot(ctx, name); !fault.Is(err, fault.NotFound) {
+			return err
+		}
+		return nil
+	}, nil
+}
+
+// passingSnapshot is passing for a look at its files.
+func (m *Manager) passingSnapshot(ctx context.Context, inst *opened) (storage.Root, func() error, error) {
+	name, drop, err := m.passing(ctx, inst, "a look", passingTime)
+	if err != nil {
+		return storage.Root{}, nil, err
 	}
 	root, err := inst.volume.SnapshotRoot(ctx, name)
 	if err != nil {

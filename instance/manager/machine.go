@@ -3,12 +3,12 @@ package manager
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"os"
 	"strings"
 
 	"brig/instance"
 	"brig/instance/guest"
+	"brig/instance/project"
 	"brig/storage"
 )
 
@@ -23,38 +23,44 @@ func (m *Manager) machine(ctx context.Context, o *opened) (*instance.Machine, er
 		BrigDir: m.cfg.BrigDir,
 		RunDir:  m.cfg.Dirs.RunOf(spec.ID),
 		LogDir:  m.cfg.Dirs.LogOf(spec.ID),
-		Config:  spec.Config,
+		Config:  spec.Effective.Config,
 		Helpers: m.cfg.Helpers,
-		Boot:    instance.Boot{Hostname: spec.Name, DNS: m.cfg.Network.DNS()},
+		Boot:    instance.Boot{Hostname: project.Short(spec.Name), DNS: m.cfg.Network.DNS()},
+	}
+	if spec.Renew {
+		machine.Boot.Identity = spec.MachineID
 	}
 	app := spec.Image.App
 	if app == nil && len(spec.Image.Init) > 0 {
 		app = &instance.App{Entrypoint: spec.Image.Init, Env: spec.Image.Env}
 	}
-	main := guest.MainOf(app, spec.Command, environment(spec.Config))
+	main := guest.MainOf(app, spec.Command, environment(spec.Effective.Config))
 	if main.Process != nil {
 		main.Process.Held = spec.Held
 	}
 	machine.Boot.Process, machine.Boot.Init, machine.Boot.Env = main.Process, main.Init, main.Env
+	m.seed(spec, machine)
 	if main.Note != "" {
 		m.cfg.Notice(fmt.Sprintf("%s: %s.", spec.Name, main.Note))
 	}
-	if spec.Address.IsValid() {
-		machine.NICs = []instance.NIC{{MAC: spec.MAC, Addresses: []netip.Prefix{spec.Address}}}
-	} else {
+	var err error
+	if machine.NICs, err = m.machineNICs(spec); err != nil {
+		return nil, err
+	}
+	if len(machine.NICs) == 0 {
 		machine.Boot.DNS = nil
 	}
 	if err := mount(ctx, o.volume); err != nil {
 		return nil, err
 	}
-	var err error
 	if machine.Volumes, err = m.attachedTo(ctx, spec); err != nil {
 		return nil, err
 	}
 	root := o.volume.Root()
 	if o.volume.Content() == storage.Tree {
 		machine.Root.Tree = instance.Tree{Lower: root.Lower, Upper: root.Upper, Work: root.Work}
-		return machine, nil
+		machine.Nested, err = nested(machine, root.Aside)
+		return machine, err
 	}
 	machine.Root.Disk = instance.Disk{Path: root.DiskPath, Format: root.DiskFormat}
 	if spec.Image.Firmware != "" {

@@ -5,6 +5,7 @@ package manager
 
 import (
 	"context"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -13,7 +14,10 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/network"
+	"brig/instance/project"
 	"brig/instance/store"
+	"brig/instance/store/profilestore"
+	"brig/instance/store/projectstore"
 	"brig/storage"
 )
 
@@ -28,14 +32,22 @@ type Config struct {
 	Images   *images.Store
 	Source   func(images.Ref) (images.Source, error) // not-found for an unknown remote
 	Exporter images.Exporter
+	Backups  func(ctx context.Context, r io.Reader) (ForeignBackup, error) // files of other programs
+	Files    images.FileExporter
 	Disks    DiskMaker
 	Kernels  Kernels
 	Network  *network.Network
 	Looker   Looker
 
-	Sweep func() error     // frees deleted data in a process of its own
-	Care  func() error     // runs CareForImages in a process of its own; nil: nobody does
-	Clock func() time.Time // what schedules and expiry go by; nil: the host's, in its time zone
+	FileMounts FileMounts // nil: files cannot be mounted
+
+	Sweep func() error                // frees deleted data in a process of its own
+	Care  func() error                // runs CareForImages in a process of its own; nil: nobody does
+	Again func(id, name string) error // runs Manager.Again in a process of its own; nil: nobody does
+	Clock func() time.Time            // what schedules and expiry go by; nil: the host's, in its time zone
+
+	// Sleep waits for the delays between starts at boot; nil: as the host counts.
+	Sleep func(ctx context.Context, d time.Duration) error
 
 	// Uptime tells the kernel's id of this boot and how long ago it was, asleep or
 	// not. Nil: the host's.
@@ -73,6 +85,11 @@ type Looker interface {
 	// process.
 	Open(ctx context.Context, root storage.Root) (dir *os.File, done func() error, err error)
 
+	// Change gives the root directory of the files of a volume that nothing uses, to
+	// change them: what the directory shows ends when it is closed. The file system
+	// on a disk is not to be changed by the host: it gives unsupported.
+	Change(ctx context.Context, root storage.Root) (dir *os.File, err error)
+
 	// Check tells what is wrong with a disk that nobody writes to: with its format,
 	// and with the file system on it.
 	Check(ctx context.Context, root storage.Root) (wrong []string, err error)
@@ -109,6 +126,9 @@ type Manager struct {
 	pulls   *store.Locks // of images: waiting for another's pull is worth while
 	tries   *store.Locks // of either: for what can be left to another
 	intents *store.Intents
+
+	projects projectstore.Store
+	profiles *profileStores
 }
 
 // How long a command waits for another that changes the same thing.
@@ -126,7 +146,15 @@ func New(cfg Config) *Manager {
 		pulls:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), pullWait),
 		tries:   store.NewLocks(filepath.Join(cfg.Dirs.Run, "locks"), 0),
 		intents: store.NewIntents(filepath.Join(cfg.Dirs.State, "intents")),
+
+		projects: projectstore.New(filepath.Join(cfg.Dirs.State, "projects")),
 	}
+	m.profiles = &profileStores{known: map[string]profilestore.Store{}, dir: func(in string) string {
+		if in == project.Default {
+			return filepath.Join(cfg.Dirs.State, "profiles")
+		}
+		return m.projects.Profiles(in)
+	}}
 	for _, d := range cfg.Drivers {
 		m.drivers[d.Type()] = d
 	}
@@ -136,6 +164,9 @@ func New(cfg Config) *Manager {
 	if m.cfg.Clock == nil {
 		m.cfg.Clock = time.Now
 	}
+	if m.cfg.Sleep == nil {
+		m.cfg.Sleep = sleep
+	}
 	if m.cfg.Uptime == nil {
 		m.cfg.Uptime = hostUptime
 	}
@@ -143,6 +174,18 @@ func New(cfg Config) *Manager {
 		m.cfg.Notice = func(string) {}
 	}
 	return m
+}
+
+// sleep waits for d or the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // driver gives the driver of a form.

@@ -45,8 +45,10 @@ func (m *Manager) keptFor() map[string]string {
 	addresses, _ := os.ReadDir(m.addressDir())
 	for _, e := range addresses {
 		path := filepath.Join(m.addressDir(), e.Name())
-		if id, err := os.ReadFile(path); err == nil && len(id) == 16 {
-			kept[path] = string(id)
+		if text, err := os.ReadFile(path); err == nil {
+			if id, _ := claimant(string(text)); len(id) == 16 {
+				kept[path] = id
+			}
 		}
 	}
 	for _, dir := range []string{filepath.Dir(m.cfg.Dirs.RunOf("x")), filepath.Dir(m.cfg.Dirs.LogOf("x")), filepath.Dir(m.memoryPath("x"))} {
@@ -115,7 +117,7 @@ func (m *Manager) everyID(ctx context.Context) (ids map[string]bool, ok bool) {
 			if err != nil {
 				return nil, false
 			}
-			spec, err := loadSpec(volume, name)
+			spec, err := readSpec(volume, name)
 			if err != nil {
 				return nil, false
 			}

@@ -145,7 +145,7 @@ func (m *Manager) usedByNoOther(ctx context.Context, inst *opened, parts []part)
 // onlyAttached leaves out the parts of volumes that an instance does not have any
 // more: they may hold another's data by now.
 func (m *Manager) onlyAttached(inst *opened, parts []part) []part {
-	devices := devicesOf(inst.spec)
+	devices := volumesOf(inst.spec)
 	return slices.DeleteFunc(parts, func(p part) bool {
 		has := slices.ContainsFunc(devices, func(d diskDevice) bool { return d.ref == p.ref() })
 		if !has {
@@ -166,10 +166,8 @@ func (m *Manager) roomForParts(ctx context.Context, parts []part) error {
 		if c == nil {
 			continue
 		}
-		for _, snapshot := range []string{"", p.Snapshot} {
-			if err := m.roomToCopy(ctx, c, snapshot); err != nil {
-				return err
-			}
+		if err := m.roomToCopy(ctx, c, "", p.Snapshot); err != nil {
+			return err
 		}
 	}
 	return nil

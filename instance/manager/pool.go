@@ -18,6 +18,9 @@ type Pools interface {
 	// Names lists the pools, the default one first, without opening them.
 	Names() ([]string, error)
 
+	// Drivers lists the kinds of pools.
+	Drivers() []string
+
 	// Open gives a pool; not-found if there is none of this name, unavailable
 	// if it cannot be used now. Opening one again is cheap.
 	Open(ctx context.Context, name string) (storage.Pool, error)

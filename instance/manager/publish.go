@@ -62,6 +62,9 @@ func (m *Manager) publish(ctx context.Context, r PublishRequest) (*images.Image,
 			return nil, err
 		}
 	}
+	if spec.Image.Firmware != "" {
+		return nil, fault.New(fault.Unsupported, "its disk boots by itself, from partitions that brig does not look into: only instances of images with files of their own can be published")
+	}
 	pool, err := m.pool(ctx, inst.pool)
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ func (m *Manager) checkAlias(alias string, reuse bool) error {
 
 // giveAlias gives an image an alias, which another may have had until now.
 func (m *Manager) giveAlias(alias string, image *images.Image) error {
-	err := m.cfg.Images.SetAlias(alias, image.Fingerprint)
+	err := m.setAlias(alias, image.Fingerprint)
 	if fault.Is(err, fault.AlreadyExists) {
 		err = m.cfg.Images.MoveAlias(alias, image.Fingerprint)
 	}
@@ -214,6 +217,7 @@ func (m *Manager) publishTree(ctx context.Context, a pullArgs, dir *os.File, ima
 	if err := m.performAs(ctx, "publish", []string{"image:" + a.ID}, a, op); err != nil {
 		return nil, err
 	}
+	m.tell("image-created", imageLock(image.Fingerprint), nil)
 	return &image, nil
 }
 

@@ -101,6 +101,7 @@ type pullArgs struct {
 	Fingerprint string // empty if it is known only after unpacking
 	Alias       string // that the image gets, from another if need be; empty: none
 	Disk        bool   // it is an image of the kind disk
+	Cached      bool   // it is fetched on the way to an instance, and nobody asked for it
 }
 
 // volumeOf is the name of the volume that a pull unpacks into.
@@ -114,7 +115,7 @@ func (a pullArgs) volume() storage.Key {
 	return storage.Key{Class: storage.Images, Name: "pull-" + a.ID}
 }
 
-func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref, name, in string, o images.ResolveOptions) (*images.Image, error) {
+func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref, name, in string, cached bool, o images.ResolveOptions) (*images.Image, error) {
 	remote, err := source.Resolve(ctx, ref, o)
 	if err != nil {
 		return nil, err
@@ -125,7 +126,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		return nil, err
 	}
 	image := remote.Image()
-	a := pullArgs{ID: newID(), Name: name, Pool: in, Fingerprint: image.Fingerprint, Disk: image.Kind == images.Disk}
+	a := pullArgs{ID: newID(), Name: name, Pool: in, Fingerprint: image.Fingerprint, Disk: image.Kind == images.Disk, Cached: cached}
 	names := []string{"image:" + name}
 	if a.Fingerprint != "" {
 		// The same image may be fetched under another name.
@@ -137,7 +138,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 		names = append(names, "image:"+a.Fingerprint)
 		_, err = pool.Open(ctx, a.volume())
 		if err == nil {
-			return m.record(image, name)
+			return m.record(image, a)
 		}
 		if !fault.Is(err, fault.NotFound) {
 			return nil, err
@@ -177,6 +178,7 @@ func (m *Manager) pull(ctx context.Context, source images.Source, ref images.Ref
 	if err := m.performAs(ctx, "pull", names, a, op); err != nil {
 		return nil, fmt.Errorf("cannot pull %q: %w", ref, err)
 	}
+	m.tell("image-created", imageLock(image.Fingerprint), nil)
 	if n, ok := remote.(images.Noter); ok && n.Note() != "" {
 		m.cfg.Notice(fmt.Sprintf("%s: %s.", ref, n.Note()))
 	}
@@ -200,7 +202,7 @@ func (m *Manager) recordPulled(ctx context.Context, pool storage.Pool, a pullArg
 
 // nameImage records an image with the names that were wanted.
 func (m *Manager) nameImage(image images.Image, a pullArgs) (*images.Image, error) {
-	recorded, err := m.record(image, a.Name)
+	recorded, err := m.record(image, a)
 	if err == nil && a.Alias != "" {
 		err = m.giveAlias(a.Alias, recorded)
 	}
@@ -238,8 +240,10 @@ func writePulled(dir *os.Root, image images.Image, id string) error {
 	return store.WriteFile(dir, imageFile, data)
 }
 
-// record adds an image, or another name of one, to the store.
-func (m *Manager) record(image images.Image, name string) (*images.Image, error) {
+// record adds an image, or another name of one, to the store. Who asks for an image
+// keeps it from the first moment that it is there: a pull that a power cut ends may be
+// done as a whole, and what it brought is not to go by itself.
+func (m *Manager) record(image images.Image, a pullArgs) (*images.Image, error) {
 	old, err := m.cfg.Images.Get(image.Fingerprint)
 	switch {
 	case err == nil:
@@ -248,10 +252,11 @@ func (m *Manager) record(image images.Image, name string) (*images.Image, error)
 		return nil, err
 	default:
 		image.UploadedAt = now()
-		image.Cached = name != "" // until somebody asks for it
+		image.Cached = a.Cached
 	}
-	if name != "" && !slices.Contains(image.References, name) {
-		image.References = append(image.References, name)
+	image.Cached = image.Cached && a.Cached
+	if a.Name != "" && !slices.Contains(image.References, a.Name) {
+		image.References = append(image.References, a.Name)
 	}
 	return &image, m.cfg.Images.Put(image)
 }

@@ -19,6 +19,7 @@ func (m *Manager) tidy(ctx context.Context) {
 	if err != nil {
 		return // whoever needs the intents will say so
 	}
+	var stopped []store.Intent
 	for _, i := range left {
 		if ctx.Err() != nil {
 			return
@@ -27,12 +28,22 @@ func (m *Manager) tidy(ctx context.Context) {
 		if err != nil {
 			continue
 		}
+		if i.Kind == restartKind {
+			held.Release()
+			stopped = append(stopped, i)
+			continue
+		}
 		if m.unfinished(i.ID) {
 			if err := m.recoverIntents(ctx, []store.Intent{i}); err != nil {
 				m.cfg.Notice(fmt.Sprintf("Something is left from before: %v", err))
 			}
 		}
 		held.Release()
+	}
+	for _, i := range stopped {
+		if err := m.resume(ctx, i); err != nil {
+			m.cfg.Notice(fmt.Sprintf("Something is left from before: %v", err))
+		}
 	}
 }
 
@@ -60,8 +71,11 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"transfer":        build(m.transferOperation),
 		"move":            build(m.moveOperation),
 		"refresh":         build(m.refreshOperation),
+		"import":          build(m.importOperation),
+		"rebuild":         build(m.rebuildOperation),
 		"delete":          build(m.deleteOperation),
 		"untrash":         build(m.untrashOperation),
+		"reconfigure":     build(m.reconfigureOperation),
 		"attach":          build(m.attachOperation),
 		"detach":          build(m.detachOperation),
 		"volume-create":   build(m.createVolumeOperation),
@@ -71,9 +85,13 @@ func (m *Manager) builders() map[string]func(json.RawMessage) (*operation, error
 		"volume-move":     build(m.moveVolumeOperation),
 		"volume-snapshot": build(m.volumeSnapshotOperation),
 		"volume-restore":  build(m.volumeRestoreOperation),
+		"volume-undo":     build(m.volumeRestoreOperation),
 		"pull":            build(m.pullOperation),
 		"publish":         build(m.pullOperation),
+		"image-refresh":   build(m.refreshImageOperation),
 		"image-delete":    build(m.deleteImageOperation),
+		"project-delete":  build(m.projectDeleteOperation),
+		"project-rename":  build(m.projectRenameOperation),
 		"pool-create":     build(m.createPoolOperation),
 		"pool-delete":     build(m.deletePoolOperation),
 		"adopt":           build(m.adoptOperation),

@@ -40,10 +40,11 @@ type refreshArgs struct {
 	From, To string // pools
 	Plan     transfer.Plan
 	Work     string
+	Held     map[string]string // instances that stand still for it, name to id
 }
 
 // refresh brings the copy of src that r names up to date.
-func (m *Manager) refresh(ctx context.Context, src *opened, r CopyRequest) (*instance.Spec, error) {
+func (m *Manager) refresh(ctx context.Context, src *opened, r CopyRequest, admitted *admission) (*instance.Spec, error) {
 	fail := func(err error) (*instance.Spec, error) {
 		return nil, fmt.Errorf("cannot refresh %q from %q: %w", r.Name, r.Source, err)
 	}
@@ -64,6 +65,10 @@ func (m *Manager) refresh(ctx context.Context, src *opened, r CopyRequest) (*ins
 		return fail(fault.New(fault.WrongState, "%q is %s, and only a stopped instance can be refreshed; stop it first with brig stop %s", r.Name, stateWord(state.Status), r.Name))
 	}
 	a := refreshArgs{Spec: refreshed(src.spec, dst.spec), Source: r.Source, From: src.pool, To: dst.pool, Work: partPrefix + newID()}
+	m.resolve(a.Spec)
+	if err = admitted.check(ctx, a.Spec); err != nil {
+		return fail(err)
+	}
 	if a.Plan, err = transfer.NewPlan(ctx, src.volume, dst.volume, store.RefreshPrefix+newID(), transfer.PlanOptions{
 		Hidden: hidden, Alone: r.InstanceOnly, Same: a.From == a.To,
 	}); err != nil {
@@ -87,6 +92,7 @@ func refreshed(from, is *instance.Spec) *instance.Spec {
 	spec.Config, spec.Profiles = maps.Clone(from.Config), slices.Clone(from.Profiles)
 	spec.ID, spec.Name, spec.MAC, spec.Address = is.ID, is.Name, is.MAC, is.Address
 	spec.CreatedAt, spec.LastUsedAt = is.CreatedAt, is.LastUsedAt
+	keepIdentity(&spec, is)
 	return &spec
 }
 
@@ -95,6 +101,7 @@ func (m *Manager) performRefresh(ctx context.Context, src *opened, a refreshArgs
 	if err != nil {
 		return err
 	}
+	a.Held = m.stands(src, live)
 	op := m.refreshOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
 		task := m.cfg.Progress.Task("Refreshing "+a.Spec.Name, 0, false)
@@ -171,7 +178,10 @@ func (m *Manager) refreshOperation(a refreshArgs) *operation {
 			if err := pool.Delete(ctx, instanceKey(a.Work)); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
-			return a.Plan.Undo(ctx, source, dst)
+			if err := a.Plan.Undo(ctx, source, dst); err != nil {
+				return err
+			}
+			return m.letAllGo(ctx, a.Held)
 		})},
 		{name: "volume", do: with(func(ctx context.Context, _, dst storage.Volume) error { return dst.Restore(ctx, a.Plan.Mark) })},
 		{name: "configuration", do: with(func(_ context.Context, _, dst storage.Volume) error { return saveSpec(dst, a.Spec) })},

@@ -6,13 +6,16 @@ import (
 	"time"
 
 	"brig/instance"
+	"brig/profiles"
 	"brig/storage"
 )
 
 // CreateRequest is what a user wants of a new instance.
 type CreateRequest struct {
 	Name        string // empty: a generated one
+	Project     string // of that; empty: the default one
 	Image       string // as the user wrote it
+	Empty       bool   // a virtual machine with an empty disk instead, for an installer
 	Type        instance.Type
 	Config      map[string]string
 	Devices     map[string]map[string]string
@@ -49,11 +52,14 @@ type CopyRequest struct {
 	Source   string
 	Snapshot string // empty: the instance as it is now
 	Name     string // empty: a generated one
+	Project  string // of that; empty: the default one
 
-	Pool         string // empty: that of the source, or where the copy to be refreshed is
-	InstanceOnly bool   // leave the snapshots behind
-	Refresh      bool   // bring a copy that is there up to date
-	Verify       bool   // with Refresh: compare all data in the end
+	Profiles     []string // nil: those of the source
+	Pool         string   // empty: that of the source, or where the copy to be refreshed is
+	InstanceOnly bool     // leave the snapshots behind
+	KeepIdentity bool     // it has the machine id and the SSH host keys of its source
+	Refresh      bool     // bring a copy that is there up to date
+	Verify       bool     // with Refresh: compare all data in the end
 }
 
 // MoveRequest names what to move and where.
@@ -69,6 +75,8 @@ type SnapshotRequest struct {
 	Description string
 	ExpiresAt   time.Time // zero: never
 	Auto        bool      // taken by a schedule, which may drop it again
+
+	alone bool // without its volumes
 }
 
 // RestoreOptions tell what a restore brings back beside the instance itself.
@@ -89,13 +97,45 @@ type DiffRequest struct {
 	To   string // a snapshot; empty: the instance as it is now
 }
 
-// FileRequest says which file of a snapshot to copy to the host.
+// FileRequest says which file of an instance or snapshot to copy to the host.
 type FileRequest struct {
-	Name, Snapshot string
-	Path           string    // in the instance
-	Target         string    // on the host: a file, or a directory to put it into
-	Output         io.Writer // instead of Target
-	Recursive      bool      // directories, too
+	Name      string
+	Path      string    // in the instance, or SNAPSHOT/PATH
+	Target    string    // on the host: a file, or a directory to put it into
+	Output    io.Writer // instead of Target
+	Recursive bool      // directories, too
+	Parents   bool      // make the directories that Target is in
+}
+
+// Ownership is who is to own files; nil: whoever does on the host, or root.
+type Ownership struct {
+	UID, GID *uint32
+	Mode     *uint32 // nil: as on the host
+}
+
+// PushRequest says which files of the host to copy where.
+type PushRequest struct {
+	Name    string
+	Path    string    // in the instance: a file, or a directory to put them into
+	Sources []string  // on the host
+	Input   io.Reader // instead of Sources: what a file is to hold
+	Ownership
+	Recursive bool // directories, too
+	Parents   bool // make the directories that Path is in
+}
+
+// DirectoryRequest describes a directory to be made in an instance.
+type DirectoryRequest struct {
+	Name, Path string
+	Ownership
+	Parents bool // also those it is in; one that is there already will do
+}
+
+// RemoveRequest names what to delete in an instance.
+type RemoveRequest struct {
+	Name, Path string
+	Recursive  bool // directories with what is in them
+	Force      bool // those, and what is not there is no error
 }
 
 // PullOptions narrow down what is pulled.
@@ -128,12 +168,15 @@ type View struct {
 	SnapshotCount int // List only
 
 	// What follows is for Get only, and what a machine uses only while it runs.
-	Snapshots   []instance.Snapshot // oldest first
-	Usage       *storage.Usage
-	NICs        []NICState
-	MemoryUsage int64         // bytes
-	CPUUsage    time.Duration // of all processors together
-	Processes   int
+	Snapshots []instance.Snapshot // oldest first
+	Usage     *storage.Usage
+	Config    map[string]profiles.Value  // what counts, with where it comes from
+	Devices   map[string]profiles.Device // the same; masked ones are not in it
+	Pending   []string                   // what counts after the next start: keys, and devices as "device NAME"
+	Note      string                     // what brig does of the cloud-init.* keys itself; empty: nothing
+	NICs      []NICState
+	Use       instance.Use
+	RootLimit int64 // how large its root can become, in bytes; 0: no limit of its own
 }
 
 // NICState is a network interface of a running instance.

@@ -60,7 +60,7 @@ func (m *Manager) shorten(ctx context.Context, pool storage.Pool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if store.CheckName(name) != nil {
+		if store.CheckFullName(name) != nil {
 			continue // in the trash it is nobody's to be fast
 		}
 		volume, err := pool.Open(ctx, storage.Key{Class: storage.Instances, Name: name})

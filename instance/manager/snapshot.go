@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,6 +29,9 @@ func (m *Manager) CreateSnapshot(ctx context.Context, name, snapshot string, r S
 		return "", err
 	}
 	defer held.Release()
+	if err := m.allowedTo(name, "restricted.snapshots"); err != nil {
+		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	}
 	return m.takeSnapshot(ctx, inst, snapshot, r)
 }
 
@@ -45,7 +49,7 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	at := m.cfg.Clock()
 	switch {
 	case snapshot == "":
-		if snapshot, err = snapshotName(inst.spec.Config, r.Auto, at, taken); err != nil {
+		if snapshot, err = snapshotName(inst.spec.Effective.Config, r.Auto, at, taken); err != nil {
 			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 		}
 	case slices.Contains(taken, snapshot):
@@ -58,24 +62,30 @@ func (m *Manager) takeSnapshot(ctx context.Context, inst *opened, snapshot strin
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
-	parts, locked, err := m.partsToTake(ctx, inst, snapshot)
-	if err != nil {
-		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+	parts, locked := []part(nil), new(store.Held)
+	if !r.alone {
+		if parts, locked, err = m.partsToTake(ctx, inst, snapshot); err != nil {
+			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+		}
 	}
 	defer locked.Release()
 	args := snapshotArgs{Name: name, ID: inst.spec.ID, Snapshot: snapshot, Volumes: parts}
 	o := storage.SnapshotOptions{Description: r.Description, CreatedAt: keptAt(at), ExpiresAt: r.ExpiresAt.UTC(), Auto: r.Auto}
 	op := m.snapshotOperation(args)
+	args.Held = live != nil && m.state(inst.spec).Status == instance.Running
 	if len(parts) == 0 {
 		o.Live = live
 		op.steps[0].do = func(ctx context.Context) error { return inst.volume.Snapshot(ctx, snapshot, o) }
 	} else {
-		args.Held = m.state(inst.spec).Status == instance.Running
+		if args.Others, err = m.standingWith(ctx, parts); err != nil {
+			return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
+		}
 		t := &together{m: m, inst: inst, args: args, o: o}
 		op.steps[0].do, op.steps[1].do = t.take, t.volumes
 		defer func() { err = errors.Join(err, t.release()) }()
 	}
-	if err := m.performAs(ctx, "snapshot", append([]string{name}, partLocks(parts)...), args, op); err != nil {
+	names := slices.AppendSeq(append([]string{name}, partLocks(parts)...), maps.Keys(args.Others))
+	if err := m.performAs(ctx, "snapshot", names, args, op); err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", name, err)
 	}
 	if long(inst.volume) {
@@ -105,7 +115,8 @@ func snapshotName(config map[string]string, auto bool, at time.Time, taken []str
 type snapshotArgs struct {
 	Name, ID, Snapshot string
 	Volumes            []part
-	Held               bool // the instance runs, and stands still for it
+	Held               bool              // the instance runs, and stands still for it
+	Others             map[string]string // so do these that have its volumes, name to id
 }
 
 // snapshotOperation is what recovery needs of a snapshot: it cannot be taken by
@@ -115,7 +126,11 @@ func (m *Manager) snapshotOperation(a snapshotArgs) *operation {
 		{
 			name: "take",
 			undo: func(ctx context.Context) error {
-				if err := m.dropTaken(ctx, a); err != nil || !a.Held {
+				err := m.dropTaken(ctx, a)
+				if err == nil {
+					err = m.letAllGo(ctx, a.Others)
+				}
+				if err != nil || !a.Held {
 					return err
 				}
 				return m.letGo(ctx, a.Name, a.ID)
@@ -145,7 +160,7 @@ func (m *Manager) liveness(inst *opened) (*storage.Live, error) {
 			if state.Status == instance.Frozen {
 				return func() error { return nil }, nil
 			}
-			if err := inst.driver.Freeze(ctx, machine); err != nil {
+			if err := m.standStill(ctx, inst.driver, machine); err != nil {
 				return nil, err
 			}
 			return func() error { return inst.driver.Thaw(context.WithoutCancel(ctx), machine) }, nil
@@ -204,6 +219,11 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string, o 
 	if err := store.CheckSnapshotName(snapshot); err != nil {
 		return err
 	}
+	admitted, err := m.admit(ctx, "restore", name)
+	if err != nil {
+		return err
+	}
+	defer admitted.release()
 	inst, held, err := m.openLocked(ctx, "restore", name)
 	if err != nil {
 		return err
@@ -211,6 +231,9 @@ func (m *Manager) RestoreSnapshot(ctx context.Context, name, snapshot string, o 
 	defer held.Release()
 	if err := hasSnapshot(ctx, inst, snapshot); err != nil {
 		return err
+	}
+	if err := m.checkGoBack(ctx, admitted, inst, snapshot); err != nil {
+		return fmt.Errorf("cannot restore %q: %w", name, err)
 	}
 	var parts []part
 	if o.Volumes {
@@ -277,6 +300,7 @@ func (m *Manager) restoreSpec(ctx context.Context, a restoreArgs) error {
 	}
 	spec.ID, spec.MAC, spec.Address = inst.spec.ID, inst.spec.MAC, inst.spec.Address
 	spec.CreatedAt, spec.LastUsedAt = inst.spec.CreatedAt, inst.spec.LastUsedAt
+	keepIdentity(spec, inst.spec)
 	return saveSpec(inst.volume, spec)
 }
 

@@ -50,7 +50,7 @@ func (m *Manager) Space(ctx context.Context, names []string) (*SpaceView, error)
 	}
 	for _, name := range names {
 		if !slices.ContainsFunc(views, func(v View) bool { return v.Spec.Name == name }) {
-			return nil, fault.New(fault.NotFound, "cannot find an instance named %q: see brig list", name)
+			return nil, m.noInstance(ctx, name)
 		}
 	}
 	space := &SpaceView{}
@@ -289,8 +289,8 @@ func (m *Manager) roomToClone(ctx context.Context, inst *opened, live bool) erro
 
 // roomToCopy refuses a snapshot or copy of a custom volume in its pool, or of one of
 // its snapshots, or the way back to that, which the pool has no room for: where
-// that copies the files.
-func (m *Manager) roomToCopy(ctx context.Context, c *custom, snapshot string) error {
+// that copies the files. Several are all made.
+func (m *Manager) roomToCopy(ctx context.Context, c *custom, snapshots ...string) error {
 	pool, err := m.pool(ctx, c.ref.Pool)
 	if err != nil {
 		return err
@@ -300,28 +300,30 @@ func (m *Manager) roomToCopy(ctx context.Context, c *custom, snapshot string) er
 		return err
 	}
 	can := info.Capabilities
-	if c.volume.Content() != storage.Tree || can.InstantClone && can.LiveSnapshots || info.Free >= info.Total-info.Free {
+	if c.volume.Content() != storage.Tree || can.InstantClone && can.LiveSnapshots || info.Free >= int64(len(snapshots))*(info.Total-info.Free) {
 		return nil
-	}
-	root := c.volume.Root()
-	if snapshot != "" {
-		if root, err = c.volume.SnapshotRoot(ctx, snapshot); err != nil {
-			return err
-		}
 	}
 	if treecopy.Clones(c.volume.Root().Upper) {
 		return nil
 	}
 	var need int64
-	for _, dir := range append([]string{root.Upper}, root.Lower...) {
-		if dir == "" {
-			continue
+	for _, snapshot := range snapshots {
+		root := c.volume.Root()
+		if snapshot != "" {
+			if root, err = c.volume.SnapshotRoot(ctx, snapshot); err != nil {
+				return err
+			}
 		}
-		n, err := treecopy.Size(ctx, dir)
-		if err != nil {
-			return err
+		for _, dir := range append([]string{root.Upper}, root.Lower...) {
+			if dir == "" {
+				continue
+			}
+			n, err := treecopy.Size(ctx, dir)
+			if err != nil {
+				return err
+			}
+			need += n
 		}
-		need += n
 	}
 	if err := room(ctx, pool, c.ref.Pool, need); err != nil {
 		return fmt.Errorf("volume %q: %w", c.ref.Name, err)

@@ -150,7 +150,7 @@ func TestWhatDoesNotFitIsRefusedBeforeAnythingIsDone(t *testing.T) {
 		{"copy of a volume to another pool", trees, func(m *Manager) error {
 			return m.CopyVolume(ctx, VolumeCopyRequest{Name: "data", ToPool: "far", To: "new"})
 		}},
-		{"restore of a volume", trees, func(m *Manager) error { return m.RestoreVolumeSnapshot(ctx, "", "data", "s") }},
+		{"restore of a volume", trees, func(m *Manager) error { return m.RestoreVolumeSnapshot(ctx, "", "data", "s", VolumeRestoreOptions{}) }},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			m := *w.Manager

@@ -14,8 +14,9 @@ import (
 
 // startArgs are all that is needed to undo a start.
 type startArgs struct {
-	Name string
-	ID   string
+	Name  string
+	ID    string
+	Meant bool // it was meant to run before: it failed, or the host was restarted
 }
 
 // Start starts a stopped instance and returns when its init runs, or when it is
@@ -29,6 +30,26 @@ func (m *Manager) Start(ctx context.Context, name string, o StartOptions) error 
 	if state := m.state(inst.spec); state.Status != instance.Stopped {
 		return fault.New(fault.WrongState, "cannot start %q: it is %s", name, stateWord(state.Status))
 	}
+	// Whoever waits to start it again need not any more.
+	if err := m.forgetAgain(inst.spec.ID); err != nil {
+		return fmt.Errorf("cannot start %q: %w", name, err)
+	}
+	if err := m.startLocked(ctx, inst); err != nil {
+		return err
+	}
+	held.Release()
+	return m.waitStarted(ctx, name, o)
+}
+
+// startLocked starts a stopped instance whose lock the caller holds.
+func (m *Manager) startLocked(ctx context.Context, inst *opened) error {
+	name := inst.spec.Name
+	if err := inst.spec.Effective.Err; err != nil {
+		return fmt.Errorf("cannot start %q: %w", name, err)
+	}
+	if err := m.allowed(inst.spec); err != nil {
+		return fmt.Errorf("cannot start %q: %w", name, err)
+	}
 	if err := inst.driver.Check(ctx); err != nil {
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}
@@ -40,15 +61,17 @@ func (m *Manager) Start(ctx context.Context, name string, o StartOptions) error 
 	defer locked.Release()
 	ctx, drop := keeper.Ahead(ctx, m.cfg.Helpers.Keeper, m.cfg.Dirs.RunOf(inst.spec.ID))
 	defer drop()
-	if err := m.perform(ctx, "start", []string{name}, startArgs{name, inst.spec.ID}); err != nil {
+	args := startArgs{name, inst.spec.ID, m.cfg.Dirs.Power().Has(inst.spec.ID)}
+	if err := m.perform(ctx, "start", []string{name}, args); err != nil {
 		return fmt.Errorf("cannot start %q: %w", name, err)
 	}
-	locked.Release()
-	held.Release()
-	return m.waitStarted(ctx, name, o)
+	return nil
 }
 
 func (m *Manager) waitStarted(ctx context.Context, name string, o StartOptions) error {
+	if err := m.runScript(ctx, name); err != nil {
+		return err
+	}
 	switch o.Wait {
 	case "":
 		return nil
@@ -70,6 +93,7 @@ func (m *Manager) waitStarted(ctx context.Context, name string, o StartOptions) 
 func (m *Manager) startOperation(a startArgs) *operation {
 	return &operation{
 		steps: []step{
+			{name: "network", do: func(ctx context.Context) error { return m.takeNIC(ctx, a) }, undo: func(ctx context.Context) error { return m.keepNIC(ctx, a) }},
 			{name: "prepare", do: func(ctx context.Context) error { return m.makeRunDir(a) }, undo: func(ctx context.Context) error { return m.dropRun(ctx, a) }},
 			{name: "run", do: func(ctx context.Context) error { return m.run(ctx, a) }, undo: func(ctx context.Context) error { return m.halt(ctx, a) }},
 		},
@@ -118,17 +142,31 @@ func (m *Manager) run(ctx context.Context, a startArgs) error {
 		return err
 	}
 	os.Remove(machine.Path(instance.ExitFile))
-	if err := keeper.Lend(ctx, machine); err != nil {
+	os.Remove(machine.Path(instance.AskedFile))
+	// That waits for the disk, which the start does not have to.
+	remembered := make(chan error, 1)
+	go func() { remembered <- keeper.Remember(machine) }()
+	if err = keeper.Lend(ctx, machine); err == nil {
+		err = o.driver.Start(ctx, machine)
+	}
+	if lost := <-remembered; fault.Is(lost, fault.Exhausted) {
+		m.cfg.Notice(fmt.Sprintf("%s may not be started by the next brig boot: %v.", a.Name, lost))
+	} else {
+		err = errors.Join(err, lost)
+	}
+	if err != nil {
 		return err
 	}
-	if err := o.driver.Start(ctx, machine); err != nil {
-		return err
-	}
-	return nil
+	return m.renewed(o)
 }
 
 // halt ends a machine that a start has left, whatever state it is in.
 func (m *Manager) halt(ctx context.Context, a startArgs) error {
+	if !a.Meant {
+		if err := m.cfg.Dirs.Power().Clear(a.ID); err != nil {
+			return err
+		}
+	}
 	machine, err := keeper.Load(m.cfg.Dirs.RunOf(a.ID))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -140,6 +178,8 @@ func (m *Manager) halt(ctx context.Context, a startArgs) error {
 	if err != nil {
 		return err
 	}
+	_, missing := os.Lstat(machine.Path(instance.ExitFile))
+	asked(machine)
 	if err := keeper.Abort(ctx, machine); err != nil {
 		return err
 	}
@@ -148,6 +188,9 @@ func (m *Manager) halt(ctx context.Context, a startArgs) error {
 	}
 	if err := m.cleanUp(ctx, machine); err != nil {
 		return err
+	}
+	if missing == nil {
+		return nil // it ran, and ended by itself
 	}
 	// It never ran: there is no exit to remember.
 	if err := os.Remove(machine.Path(instance.ExitFile)); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -85,6 +85,7 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 			continue
 		}
 		defer m.sweepLater()
+		defer m.noteFailure(ctx, kind, s.name, names, err)
 		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}
@@ -97,6 +98,7 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		}
 		return errors.Join(err, m.intents.End(intent.ID))
 	}
+	m.announce(kind, names)
 	return m.intents.End(intent.ID)
 }
 
@@ -123,6 +125,9 @@ func (m *Manager) recoverIntents(ctx context.Context, intents []store.Intent) er
 		op, err := m.operation(i.Kind, i.Args)
 		if err == nil {
 			err = recoverOne(ctx, op)
+		}
+		if err == nil && (op.forward || op.settled != nil && op.settled(ctx)) {
+			m.announce(i.Kind, i.Names)
 		}
 		if err == nil {
 			err = m.intents.End(i.ID)
@@ -167,6 +172,38 @@ func repeat(ctx context.Context, steps []step) error {
 // commands on them left unfinished.
 func (m *Manager) lock(ctx context.Context, doing string, names ...string) (*store.Held, error) {
 	m.tidy(ctx)
+	return m.lockMore(ctx, doing, names...)
+}
+
+// lockMore is lock for a command that took its first locks before, and found by that
+// what killed commands had left.
+func (m *Manager) lockMore(ctx context.Context, doing string, names ...string) (*store.Held, error) {
+	for {
+		held, err := m.lockRecovered(ctx, doing, names)
+		if err != nil {
+			return nil, err
+		}
+		stopped, err := m.restartsOf(names)
+		if err == nil && len(stopped) == 0 {
+			return held, nil
+		}
+		held.Release()
+		if err != nil {
+			return nil, err
+		}
+		for _, i := range stopped {
+			if err := m.resume(ctx, i); err != nil {
+				if m.unfinished(i.ID) {
+					return nil, err
+				}
+				m.cfg.Notice(fmt.Sprintf("Something is left from before: %v", err))
+			}
+		}
+	}
+}
+
+// lockRecovered is lockMore without starting what was stopped to be started again.
+func (m *Manager) lockRecovered(ctx context.Context, doing string, names []string) (*store.Held, error) {
 	for {
 		concerned, wanted, err := m.concerning(names)
 		if err != nil {
@@ -208,7 +245,7 @@ func (m *Manager) concerning(names []string) ([]store.Intent, []string, error) {
 	wanted := slices.Clone(names)
 	var concerned []store.Intent
 	for _, i := range all {
-		if slices.ContainsFunc(i.Names, func(n string) bool { return slices.Contains(names, n) }) {
+		if i.Kind != restartKind && slices.ContainsFunc(i.Names, func(n string) bool { return slices.Contains(names, n) }) {
 			concerned = append(concerned, i)
 			wanted = append(wanted, i.Names...)
 		}

@@ -2,19 +2,24 @@ package manager
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"brig/images"
 	"brig/instance/fault"
 	"brig/instance/store"
+	"brig/storage"
+	"brig/storage/registry"
 )
 
 func bare(t *testing.T) *Manager {
 	return New(Config{
-		Dirs: store.DirsFor(t.TempDir()),
+		Dirs:  store.DirsFor(t.TempDir()),
+		Pools: registry.New(registry.Options{Dir: t.TempDir()}),
 	})
 }
 
@@ -155,5 +160,36 @@ func TestInitOfASystemImage(t *testing.T) {
 	}
 	if init, env := initOf(&images.Image{}); init != nil || env != nil {
 		t.Errorf("initOf an ordinary system = %q, %q, want nothing", init, env)
+	}
+}
+
+// TestNameOfAKilledCreate has the lock of a killed command go a moment after its
+// process: the name is free then, although the volume is still there.
+func TestNameOfAKilledCreate(t *testing.T) {
+	w := newWorld(t)
+	spec := w.create("web", "killed")
+	w.create("db", "done")
+	raw, err := json.Marshal(createArgs{Spec: spec, From: storage.Source{Key: baseImage}})
+	w.must(err)
+	w.must(w.intents.Begin(store.Intent{ID: newID(), Kind: "create", Names: []string{"web"}, Args: raw, Since: time.Now()}))
+	held, err := w.locks.Lock(t.Context(), "create", "web")
+	w.must(err)
+	free := make(chan error)
+	go func() { free <- w.nameWillBeFree(t.Context(), "create", "web") }()
+	select {
+	case err := <-free:
+		t.Errorf("nameWillBeFree = %v while the lock was held", err)
+		held.Release()
+	case <-time.After(50 * time.Millisecond):
+		held.Release()
+		if err := <-free; err != nil {
+			t.Errorf("nameWillBeFree = %v, want the name free", err)
+		}
+	}
+	if _, err := w.open(t.Context(), "web"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("open = %v, want what was killed undone", err)
+	}
+	if err := w.nameWillBeFree(t.Context(), "create", "db"); !fault.Is(err, fault.AlreadyExists) {
+		t.Errorf("nameWillBeFree of an instance = %v, want already-exists", err)
 	}
 }

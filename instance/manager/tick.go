@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"brig/instance"
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/instance/schedule"
 	"brig/instance/store"
@@ -93,6 +94,9 @@ func (m *Manager) tick(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if err := m.reviveLater(ctx, inst.spec); err != nil {
+		return err
+	}
 	if d, err := m.duties(ctx, inst); err != nil || d.none() {
 		return err
 	}
@@ -146,11 +150,11 @@ func (m *Manager) duties(ctx context.Context, inst *opened) (d duties, err error
 	if err != nil {
 		return fail(err)
 	}
-	keep, err := schedule.ParseKeep(spec.Config["snapshots.keep"])
+	keep, err := schedule.ParseKeep(spec.Effective.Config["snapshots.keep"])
 	if err != nil {
 		return fail(err)
 	}
-	plan, err := schedule.Parse(spec.Config["snapshots.schedule"])
+	plan, err := schedule.Parse(spec.Effective.Config["snapshots.schedule"])
 	if err != nil {
 		return fail(err)
 	}
@@ -179,7 +183,7 @@ func (m *Manager) duties(ctx context.Context, inst *opened) (d duties, err error
 	d.old = m.recall(spec, times, at)
 	d.memory = d.old
 	d.due, d.memory.Settled = plan.Due(d.old.Settled, at)
-	if d.due && (d.old.pausing(at) || spec.Config["snapshots.schedule.stopped"] != "true" && m.state(spec).Status == instance.Stopped) {
+	if d.due && (d.old.pausing(at) || spec.Effective.Config["snapshots.schedule.stopped"] != "true" && m.state(spec).Status == instance.Stopped) {
 		// It stays due.
 		d.due, d.memory = false, d.old
 	}
@@ -203,7 +207,7 @@ func (m *Manager) takeDue(ctx context.Context, inst *opened, d *duties) error {
 }
 
 func (m *Manager) takeScheduled(ctx context.Context, inst *opened) (string, error) {
-	span, err := schedule.ParseSpan(inst.spec.Config["snapshots.expiry"])
+	span, err := schedule.ParseSpan(inst.spec.Effective.Config["snapshots.expiry"])
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot %q: %w", inst.spec.Name, err)
 	}
@@ -213,7 +217,7 @@ func (m *Manager) takeScheduled(ctx context.Context, inst *opened) (string, erro
 // snapshotAtStart takes the snapshot that a schedule wants before each start. An
 // instance starts even if that fails.
 func (m *Manager) snapshotAtStart(ctx context.Context, inst *opened) {
-	plan, err := schedule.Parse(inst.spec.Config["snapshots.schedule"])
+	plan, err := schedule.Parse(inst.spec.Effective.Config["snapshots.schedule"])
 	if err == nil && plan.AtStartup() {
 		_, err = m.takeScheduled(ctx, inst)
 	}
@@ -257,7 +261,7 @@ func (m *Manager) memoryPath(id string) string {
 // recall reads the memory of an instance with automatic snapshots taken at times.
 // A schedule that is new begins now.
 func (m *Manager) recall(spec *instance.Spec, times []time.Time, at time.Time) memory {
-	text := spec.Config["snapshots.schedule"]
+	text := spec.Effective.Config["snapshots.schedule"]
 	found, known := m.readMemory(spec.ID)
 	if known && found.Schedule != text {
 		return memory{Schedule: text, Settled: at}
@@ -295,7 +299,7 @@ func (m *Manager) remember(id string, what memory) error { return noteDone(m.mem
 // noteDone writes a file in the folder of what is remembered.
 func noteDone(path string, what any) error {
 	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("cannot note what was done: %w", err)
 	}
 	root, err := os.OpenRoot(dir)

@@ -373,7 +373,7 @@ func TestConfigure(t *testing.T) {
 		"bad pattern":       {ConfigChange{Set: map[string]string{"snapshots.pattern": "a/b"}}, fault.Invalid},
 		"bad expiry":        {ConfigChange{Set: map[string]string{"snapshots.expiry": "soon"}}, fault.Invalid},
 		"no key":            {ConfigChange{Set: map[string]string{"snapshots.kept": "x"}}, fault.Invalid},
-		"of the other form": {ConfigChange{Set: map[string]string{"limits.memory": "1GiB"}}, fault.Invalid},
+		"of the other form": {ConfigChange{Set: map[string]string{"vm.accel": "tcg"}}, fault.Invalid},
 		"unset what is not": {ConfigChange{Unset: []string{"user.a", "user.z"}}, fault.NotFound},
 		"unset no key":      {ConfigChange{Unset: []string{"nonsense"}}, fault.Invalid},
 	} {

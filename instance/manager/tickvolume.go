@@ -9,8 +9,8 @@ import (
 	"brig/storage"
 )
 
-// tickVolumes deletes the snapshots of custom volumes that have expired. Those that
-// were taken with an instance go with the instance's.
+// tickVolumes deletes the snapshots of custom volumes that have expired, those
+// for undo among them. Those that were taken with an instance go with the instance's.
 func (m *Manager) tickVolumes(ctx context.Context) error {
 	pools, err := m.cfg.Pools.Names()
 	if err != nil {
@@ -89,7 +89,7 @@ func (m *Manager) volumeDuties(ctx context.Context, c *custom) (expired []string
 		next = noted
 	}
 	for _, s := range list {
-		if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) && noted.over(s, passed) {
+		if !s.ExpiresAt.IsZero() && !s.ExpiresAt.After(at) && noted.over(s, passed) || forUndo(s) && noteOf(s).over(passed, at) {
 			expired = append(expired, s.Name)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"brig/instance/fault"
@@ -20,7 +21,7 @@ import (
 // their volumes.
 func (m *Manager) partsToTake(ctx context.Context, inst *opened, snapshot string) ([]part, *store.Held, error) {
 	var writable []diskDevice
-	for _, d := range devicesOf(inst.spec) {
+	for _, d := range volumesOf(inst.spec) {
 		if !d.readOnly {
 			writable = append(writable, d)
 		}
@@ -91,6 +92,23 @@ func (t *together) volumes(ctx context.Context) error {
 		}
 	}
 	return t.release()
+}
+
+// standingWith gives the running instances that have volumes, name to id.
+func (m *Manager) standingWith(ctx context.Context, parts []part) (map[string]string, error) {
+	held := map[string]string{}
+	for _, p := range parts {
+		users, err := m.usersOf(ctx, p.ref())
+		if err != nil {
+			return nil, err
+		}
+		running, err := m.runnersOf(ctx, p.ref(), users)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(held, standing(running))
+	}
+	return held, nil
 }
 
 func (t *together) release() error {

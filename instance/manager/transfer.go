@@ -28,6 +28,8 @@ type transferArgs struct {
 	Mark         string // a snapshot of the source for the time of the copy
 	Keep         bool   // it stays, for the copy to be refreshed later
 	Moves        bool   // the source will be deleted
+
+	Held map[string]string // instances that stand still for it, name to id
 }
 
 // partPrefix begins the names of volumes that are being made.
@@ -50,6 +52,7 @@ func (m *Manager) copyWhole(ctx context.Context, src *opened, spec *instance.Spe
 	if r.Snapshot != "" {
 		live = nil
 	}
+	a.Held = m.stands(src, live)
 	if err := m.roomFor(ctx, src, a, live); err != nil {
 		return err
 	}
@@ -69,9 +72,14 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 	if r.Name == "" {
 		r.Name = r.Source
 	}
-	if err := store.CheckName(r.Name); err != nil {
+	if err := store.CheckFullName(r.Name); err != nil {
 		return err
 	}
+	admitted, err := m.admitNew(ctx, "move", r.Name)
+	if err != nil {
+		return err
+	}
+	defer admitted.release()
 	src, held, err := m.openLocked(ctx, "move", r.Source, r.Name)
 	if err != nil {
 		return err
@@ -79,6 +87,7 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 	defer held.Release()
 	if r.Pool == "" || r.Pool == src.pool {
 		held.Release()
+		admitted.release()
 		if r.Name == r.Source {
 			return fault.New(fault.Invalid, "cannot move %q: it is in pool %q and has that name already; give another name, or another pool with --storage", r.Source, src.pool)
 		}
@@ -88,6 +97,13 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 		if err := m.nameIsFree(ctx, r.Name); err != nil {
 			return err
 		}
+		who, _, err := m.dependentsOn(ctx, r.Source)
+		if err != nil {
+			return err
+		}
+		if len(who) > 0 {
+			return fault.New(fault.WrongState, "cannot move %q to another pool and name at once: %s depends on it; rename it first with brig rename %s %s, which changes that, too", r.Source, strings.Join(who, " and "), r.Source, r.Name)
+		}
 	}
 	spec := *src.spec
 	spec.Name = r.Name
@@ -96,6 +112,12 @@ func (m *Manager) Move(ctx context.Context, r MoveRequest) error {
 		From: src.pool, To: r.Pool, Part: partPrefix + newID(), Mark: store.RefreshPrefix + newID(), Moves: true,
 	}
 	err = m.atRest(src)
+	if err == nil {
+		err = m.checkNewProject(ctx, admitted, src.spec, r.Name)
+	}
+	if err == nil {
+		err = nestedStays(src)
+	}
 	if err == nil {
 		err = m.noneMounted(src.spec, "move")
 	}
@@ -167,7 +189,12 @@ func (m *Manager) transferOperation(a transferArgs) *operation {
 	}
 	return &operation{steps: []step{claim, m.writePart(a, nil), {
 		name: "name",
-		do:   func(ctx context.Context) error { return m.namePart(ctx, a) },
+		do: func(ctx context.Context) error {
+			if err := m.namePart(ctx, a); err != nil {
+				return err
+			}
+			return m.freshenProfiles(ctx, a.Spec)
+		},
 		undo: func(ctx context.Context) error { return m.dropVolume(ctx, a.To, instanceKey(a.Spec.Name), a.Spec.ID) },
 	}}}
 }
@@ -227,7 +254,10 @@ func (m *Manager) writePart(a transferArgs, live *storage.Live) step {
 			if err := pool.Delete(ctx, instanceKey(a.Part)); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
-			return m.dropMark(ctx, a.From, instanceKey(a.Source), a.Mark)
+			if err := m.dropMark(ctx, a.From, instanceKey(a.Source), a.Mark); err != nil {
+				return err
+			}
+			return m.letAllGo(ctx, a.Held)
 		},
 	}
 }

@@ -157,7 +157,7 @@ func (m *Manager) Trash(ctx context.Context, o GetOptions) ([]TrashView, error) 
 func (v *TrashView) describe(ctx context.Context, volume storage.Volume, o GetOptions) {
 	if v.Class == storage.Custom {
 		// It has no form.
-	} else if spec, err := loadSpec(volume, v.Name); err == nil {
+	} else if spec, err := readSpec(volume, v.Name); err == nil {
 		v.Type = spec.Type
 	}
 	if note, err := readNote(volume); err == nil {
@@ -244,7 +244,7 @@ func (m *Manager) throwAway(ctx context.Context, a deleteArgs) error {
 	if err != nil {
 		return err
 	}
-	if spec, err := loadSpec(volume, a.Spec.Name); err == nil && spec.ID != a.Spec.ID {
+	if spec, err := readSpec(volume, a.Spec.Name); err == nil && spec.ID != a.Spec.ID {
 		return nil
 	}
 	return toTrash(ctx, pool, volume, a.Trash, a.Note)

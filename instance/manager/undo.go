@@ -39,9 +39,15 @@ func forUndo(s storage.Snapshot) bool { return strings.HasPrefix(s.Name, store.U
 // from the trash if it was deleted, and tells what it undid. The undoing of a
 // restore can be undone in the same way.
 func (m *Manager) Undo(ctx context.Context, name string) (string, error) {
+	admitted, err := m.admit(ctx, "undo", name)
+	if err != nil {
+		return "", err
+	}
+	defer admitted.release()
 	inst, held, err := m.openLocked(ctx, "undo", name)
 	if fault.Is(err, fault.NotFound) {
 		if found, _ := m.findTrash(ctx, name); len(found) > 0 {
+			admitted.release()
 			_, err = m.RestoreTrash(ctx, name, "")
 			return "delete", err
 		}
@@ -58,11 +64,9 @@ func (m *Manager) Undo(ctx context.Context, name string) (string, error) {
 		return "", fault.New(fault.WrongState, "cannot undo anything on %q: no restore was done in the last %d days", name, int(keptFor.Hours()/24))
 	}
 	last := kept[len(kept)-1]
-	what := noteOf(last).Before
-	// To undo an undoing is to do it again.
-	next, again := strings.CutPrefix(what, undoOf)
-	if !again {
-		next = undoOf + what
+	what, next := undoing(last)
+	if err := m.checkGoBack(ctx, admitted, inst, last.Name); err != nil {
+		return "", fmt.Errorf("cannot undo anything on %q: %w", name, err)
 	}
 	parts, err := m.findParts(ctx, inst.spec.ID, last.Name)
 	if err != nil {
@@ -96,6 +100,17 @@ func undoable(ctx context.Context, v storage.Volume) ([]storage.Snapshot, error)
 	return slices.DeleteFunc(list, func(s storage.Snapshot) bool { return !forUndo(s) }), err
 }
 
+// undoing tells what going back to a snapshot for undo undoes, and how undoing that
+// again is called: to undo an undoing is to do it again.
+func undoing(s storage.Snapshot) (what, next string) {
+	what = noteOf(s).Before
+	next, again := strings.CutPrefix(what, undoOf)
+	if !again {
+		next = undoOf + what
+	}
+	return what, next
+}
+
 func noteOf(s storage.Snapshot) (note undoNote) {
 	if json.Unmarshal([]byte(s.Description), &note) != nil || note.Before == "" {
 		note = undoNote{"last change", deletion{At: s.CreatedAt}}
@@ -106,7 +121,7 @@ func noteOf(s storage.Snapshot) (note undoNote) {
 // goBack brings an instance, which the caller has locked, to a snapshot. Doing is
 // the kind of the operation, what is how Undo calls it. Parts are brought back with
 // it.
-func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string, parts []part) error {
+func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, doing, snapshot, what string, parts []part) (err error) {
 	name := inst.spec.Name
 	note, err := json.Marshal(undoNote{what, deletion{m.cfg.Clock().UTC(), m.passed(ctx)}})
 	if err != nil {
@@ -125,9 +140,19 @@ func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, do
 		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	machine, _, err := m.live(inst, "stop")
-	wasRunning := err == nil
-	if wasRunning {
-		if err := m.stop(ctx, inst, machine, StopOptions{Force: true}); err != nil {
+	if err == nil {
+		force := StopOptions{Force: true}
+		resume, err := m.noteRestart(inst.spec, force)
+		if err != nil {
+			return fmt.Errorf("cannot %s %q: %w", doing, name, err)
+		}
+		// Also if it does not come to anything.
+		defer func() {
+			locked.Release()
+			held.Release()
+			err = errors.Join(err, resume(ctx))
+		}()
+		if err := m.stop(ctx, inst, machine, force); err != nil {
 			return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 		}
 	}
@@ -136,11 +161,6 @@ func (m *Manager) goBack(ctx context.Context, inst *opened, held *store.Held, do
 		return fmt.Errorf("cannot %s %q: %w", doing, name, err)
 	}
 	m.sweepLater()
-	locked.Release()
-	held.Release()
-	if wasRunning {
-		return m.Start(ctx, name, StartOptions{})
-	}
 	return nil
 }
 
@@ -215,17 +235,20 @@ func (m *Manager) forgetState(ctx context.Context, inst *opened, snapshot string
 }
 
 // restored tells that a restore was over and at most the dropping of older
-// snapshots was not: that of an undo drops the snapshot that it went back to.
+// snapshots was not.
 func (m *Manager) restored(ctx context.Context, a restoreArgs) bool {
 	inst, err := m.open(ctx, a.Name)
-	if err != nil {
-		return false
-	}
-	list, err := inst.volume.Snapshots(ctx)
+	return err == nil && wentBack(ctx, inst.volume, a.Snapshot, a.Undo)
+}
+
+// wentBack tells that a volume was brought back to a snapshot for undo: that is
+// dropped in the end, when the one of the state before is kept.
+func wentBack(ctx context.Context, v storage.Volume, to, kept string) bool {
+	list, err := v.Snapshots(ctx)
 	has := func(name string) bool {
 		return slices.ContainsFunc(list, func(s storage.Snapshot) bool { return s.Name == name })
 	}
-	return err == nil && a.Undo != "" && has(a.Undo) && !has(a.Snapshot)
+	return err == nil && kept != "" && has(kept) && !has(to)
 }
 
 // expireUndo drops the snapshots for Undo that were kept long enough.
@@ -240,6 +263,7 @@ func (m *Manager) expireUndo(ctx context.Context, passed time.Duration) error {
 		if err != nil {
 			continue // whoever looks into the trash has said so
 		}
+		errs = append(errs, m.expireVolumeUndo(ctx, in, pool, passed))
 		names, _, err := volumesIn(ctx, pool)
 		errs = append(errs, err)
 		for _, name := range names {

@@ -40,9 +40,14 @@ func (m *Manager) RestoreTrash(ctx context.Context, what, as string) (string, er
 // restoreInstance brings a deleted instance back. It has its old address again
 // unless another instance has that now.
 func (m *Manager) restoreInstance(ctx context.Context, t trashed, what, name string) error {
-	if err := store.CheckName(name); err != nil {
+	if err := store.CheckFullName(name); err != nil {
 		return err
 	}
+	admitted, err := m.admitNew(ctx, "restore", name)
+	if err != nil {
+		return err
+	}
+	defer admitted.release()
 	held, err := m.lock(ctx, "restore", name, t.lock())
 	if err != nil {
 		return err
@@ -58,9 +63,12 @@ func (m *Manager) restoreInstance(ctx context.Context, t trashed, what, name str
 		}
 		return err
 	}
-	spec, err := loadSpec(volume, name)
+	spec, err := m.loadSpec(volume, name)
 	if err != nil {
 		return err
+	}
+	if err := admitted.check(ctx, spec); err != nil {
+		return fmt.Errorf("cannot restore %q from the trash: %w", what, err)
 	}
 	// A note that cannot be read is no reason to lose the instance.
 	note, _ := readNote(volume)

@@ -57,6 +57,9 @@ func (m *Manager) seal(ctx context.Context, root *os.Root, image *images.Image) 
 	}
 	listing := model.Listing()
 	image.Tree = model.Digest()
+	if image.Size == 0 { // it was made here, not fetched
+		image.Size = model.Bytes()
+	}
 	return m.cfg.Images.PutBlob(image.Tree, int64(len(listing)), bytes.NewReader(listing))
 }
 

@@ -90,6 +90,14 @@ func loadVolume(volume storage.Volume, name string) (*instance.Volume, error) {
 	return store.LoadVolume(dir, name)
 }
 
+// content is what the volume holds, in Incus's words.
+func (c *custom) content() storage.Content {
+	if c.info.Content != "" {
+		return storage.Content(c.info.Content)
+	}
+	return c.volume.Content()
+}
+
 func (c *custom) save() error {
 	dir, err := c.volume.Dir()
 	if err != nil {
@@ -127,7 +135,7 @@ func checkVolumeConfig(content storage.Content, config map[string]string) error 
 		note, isNote := strings.CutPrefix(key, "user.")
 		var err error
 		switch {
-		case key == sizeKey:
+		case key == sizeKey && content != instance.ContentISO:
 			var n int64
 			if n, err = size.Parse(value); err == nil && (n < minVolume || n > maxVolume) {
 				err = fault.New(fault.Invalid, "it must be from 1MiB to 64TiB")
@@ -162,7 +170,7 @@ func (m *Manager) CreateVolume(ctx context.Context, r VolumeRequest) error {
 	}
 	content := cmp.Or(r.Content, storage.Tree)
 	if content != storage.Tree && content != storage.Disk {
-		return fault.New(fault.Invalid, "cannot create volume %q of type %q: the types are filesystem and block", ref.Name, content)
+		return fault.New(fault.Invalid, "cannot create volume %q of type %q: the types are filesystem and block, and brig storage volume import makes iso", ref.Name, content)
 	}
 	if err := checkVolumeConfig(content, r.Config); err != nil {
 		return fmt.Errorf("cannot create volume %q: %w", ref.Name, err)
@@ -248,11 +256,16 @@ func fillVolume(dir *os.Root, a volumeArgs) error {
 	if err != nil {
 		return err
 	}
+	return blankDisk(dir, n)
+}
+
+// blankDisk makes a disk of so many bytes, none of which is written.
+func blankDisk(dir *os.Root, size int64) error {
 	f, err := dir.OpenFile(storage.DiskRaw, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	return errors.Join(f.Truncate(n), f.Close())
+	return errors.Join(f.Truncate(size), f.Close())
 }
 
 // limit keeps a file system from growing beyond the size it is to have.
@@ -315,7 +328,7 @@ func (m *Manager) ConfigureVolume(ctx context.Context, pool, name string, c Conf
 		return err
 	}
 	defer v.release()
-	content := v.volume.Content()
+	content := v.content()
 	if err := checkVolumeConfig(content, c.Set); err != nil {
 		return fmt.Errorf("cannot configure volume %q: %w", name, err)
 	}
@@ -350,6 +363,7 @@ func (m *Manager) ConfigureVolume(ctx context.Context, pool, name string, c Conf
 	if err != nil {
 		return fmt.Errorf("cannot configure volume %q: %w", name, err)
 	}
+	m.tell("storage-volume-updated", v.ref.lock(), nil)
 	return nil
 }
 

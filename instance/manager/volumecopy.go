@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 
 	"brig/instance"
 	"brig/instance/fault"
@@ -30,9 +31,10 @@ type volumeCopyArgs struct {
 	ToPool, To           string
 	Part                 string
 	Alone                bool
-	Info                 *instance.Volume // of the copy
-	Mark                 string           // a snapshot of the source for the time of the copy
-	Moves                bool             // the source will be deleted
+	Info                 *instance.Volume  // of the copy
+	Mark                 string            // a snapshot of the source for the time of the copy
+	Moves                bool              // the source will be deleted
+	Held                 map[string]string // instances that stand still for it, name to id
 }
 
 // CopyVolume makes a custom volume with the data and configuration of another. One
@@ -81,6 +83,7 @@ func (m *Manager) copyVolume(ctx context.Context, v *lockedVolume, a volumeCopyA
 			return err
 		}
 		live = m.livenessOf(running, "")
+		a.Held = standing(running)
 	}
 	var err error
 	if a.Pool != a.ToPool {
@@ -94,7 +97,8 @@ func (m *Manager) copyVolume(ctx context.Context, v *lockedVolume, a volumeCopyA
 	op := m.copyVolumeOperation(a)
 	op.steps[0].do = func(ctx context.Context) error { return m.writeVolume(ctx, a, live) }
 	defer m.sweepLater()
-	return m.performAs(ctx, "volume-copy", []string{v.ref.lock(), volumeRef{a.ToPool, a.To}.lock()}, a, op)
+	names := []string{v.ref.lock(), volumeRef{a.ToPool, a.To}.lock()}
+	return m.performAs(ctx, "volume-copy", slices.AppendSeq(names, maps.Keys(a.Held)), a, op)
 }
 
 // infoAt gives what a volume, or a snapshot of it, says that it is.
@@ -159,7 +163,12 @@ func (m *Manager) copyVolumeOperation(a volumeCopyArgs) *operation {
 		{
 			name: "data",
 			do:   func(ctx context.Context) error { return m.writeVolume(ctx, a, nil) },
-			undo: func(ctx context.Context) error { return m.dropWritten(ctx, a) },
+			undo: func(ctx context.Context) error {
+				if err := m.dropWritten(ctx, a); err != nil {
+					return err
+				}
+				return m.letAllGo(ctx, a.Held)
+			},
 		},
 		{
 			name: "name",
@@ -276,7 +285,7 @@ func (m *Manager) MoveVolume(ctx context.Context, r VolumeCopyRequest) error {
 		return err
 	}
 	defer v.release()
-	if err := v.unused("move"); err != nil {
+	if err := m.unused(v, "move"); err != nil {
 		return err
 	}
 	if err := m.volumeIsFree(ctx, to); err != nil {
@@ -290,6 +299,7 @@ func (m *Manager) MoveVolume(ctx context.Context, r VolumeCopyRequest) error {
 		if err != nil {
 			return fmt.Errorf("cannot rename volume %q to %q: %w", from.Name, to.Name, err)
 		}
+		m.announce("volume-move", []string{from.lock(), to.lock()})
 		return nil
 	}
 	a := volumeCopyArgs{

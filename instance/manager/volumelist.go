@@ -89,7 +89,7 @@ func (m *Manager) volumeView(ctx context.Context, ref volumeRef, users map[volum
 		v.Reason = err.Error()
 		return v, err
 	}
-	v.Content, v.Info = c.volume.Content(), c.info
+	v.Content, v.Info = c.content(), c.info
 	if v.Snapshots, err = volumeSnapshots(ctx, c, known); err != nil {
 		v.Reason = err.Error()
 		return v, err

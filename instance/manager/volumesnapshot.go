@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -35,13 +36,14 @@ func checkPart(name string) error {
 	return store.CheckSnapshotName(name)
 }
 
-// volumeSnapshots lists the snapshots of a volume. Names gives the names of the
+// volumeSnapshots lists the snapshots of a volume but those for undo. Names gives the names of the
 // instances by their ids, and is called only if one is needed.
 func volumeSnapshots(ctx context.Context, c *custom, names func() map[string]string) ([]VolumeSnapshot, error) {
 	list, err := c.volume.Snapshots(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the snapshots of volume %q: %w", c.ref.Name, err)
 	}
+	list = visible(list)
 	found := make([]VolumeSnapshot, len(list))
 	for i, s := range list {
 		found[i] = VolumeSnapshot{Snapshot: instance.Snapshot(s)}
@@ -102,6 +104,9 @@ func (m *Manager) CreateVolumeSnapshot(ctx context.Context, pool, name, snapshot
 		return "", err
 	}
 	defer v.release()
+	if v.info.Content == instance.ContentISO {
+		return "", fault.New(fault.Unsupported, "cannot snapshot volume %q: it is the image of a disc, which never changes", name)
+	}
 	list, err := v.volume.Snapshots(ctx)
 	if err != nil {
 		return "", fmt.Errorf("cannot snapshot volume %q: %w", name, err)
@@ -131,14 +136,8 @@ func (m *Manager) takeVolumeSnapshot(ctx context.Context, v *lockedVolume, snaps
 	if err != nil {
 		return err
 	}
-	a := volumeSnapshotArgs{v.ref.Pool, v.ref.Name, v.info.ID, snapshot, map[string]string{}}
-	names := []string{v.ref.lock()}
-	for _, u := range running {
-		if u.state.Status != instance.Frozen {
-			a.Held[u.inst.spec.Name] = u.inst.spec.ID
-			names = append(names, u.inst.spec.Name)
-		}
-	}
+	a := volumeSnapshotArgs{v.ref.Pool, v.ref.Name, v.info.ID, snapshot, standing(running)}
+	names := slices.AppendSeq([]string{v.ref.lock()}, maps.Keys(a.Held))
 	op := m.volumeSnapshotOperation(a)
 	op.steps[0].do = func(ctx context.Context) error {
 		return v.volume.Snapshot(ctx, snapshot, storage.SnapshotOptions{
@@ -154,13 +153,38 @@ func (m *Manager) volumeSnapshotOperation(a volumeSnapshotArgs) *operation {
 		if err := m.dropVolumeSnapshot(ctx, part{a.Pool, a.Name, a.ID, a.Snapshot}); err != nil {
 			return err
 		}
-		for name, id := range a.Held {
-			if err := m.letGo(ctx, name, id); err != nil {
-				return err
-			}
-		}
-		return nil
+		return m.letAllGo(ctx, a.Held)
 	}}}}
+}
+
+// stands gives an instance, by name and id, that will be made to stand still while
+// its volume is read: not one that does so already, since its owner wants that.
+func (m *Manager) stands(inst *opened, live *storage.Live) map[string]string {
+	if live == nil || m.state(inst.spec).Status == instance.Frozen {
+		return nil
+	}
+	return map[string]string{inst.spec.Name: inst.spec.ID}
+}
+
+// standing is stands for those that run with a volume.
+func standing(running []runner) map[string]string {
+	held := map[string]string{}
+	for _, r := range running {
+		if r.state.Status != instance.Frozen {
+			held[r.inst.spec.Name] = r.inst.spec.ID
+		}
+	}
+	return held
+}
+
+// letAllGo lets instances go on, by name and id, that somebody held who was killed.
+func (m *Manager) letAllGo(ctx context.Context, held map[string]string) error {
+	for name, id := range held {
+		if err := m.letGo(ctx, name, id); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // letGo lets an instance go on that somebody held who was killed.
@@ -172,72 +196,15 @@ func (m *Manager) letGo(ctx context.Context, name, id string) error {
 	if err != nil {
 		return err
 	}
-	machine, state, err := m.live(inst, "resume")
-	if err != nil || state.Status != instance.Frozen {
+	machine, _, err := m.live(inst, "resume")
+	if err != nil {
 		return nil
 	}
-	return inst.driver.Thaw(ctx, machine)
-}
-
-// volumeRestoreArgs name a snapshot to bring a custom volume back to.
-type volumeRestoreArgs struct {
-	Pool, Name, ID, Snapshot string
-}
-
-// RestoreVolumeSnapshot brings a custom volume that no running instance has back
-// to a snapshot. All snapshots stay.
-func (m *Manager) RestoreVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error {
-	v, err := m.lockVolume(ctx, "restore", refOf(pool, name))
-	if err != nil {
+	// Whatever its state is: it may be about to stand still.
+	if err := inst.driver.Thaw(ctx, machine); !fault.Is(err, fault.WrongState) {
 		return err
 	}
-	defer v.release()
-	if err := v.hasSnapshot(ctx, snapshot); err != nil {
-		return err
-	}
-	if err := m.atRestNow(ctx, v, "restore"); err != nil {
-		return err
-	}
-	if err := m.roomToCopy(ctx, v.custom, snapshot); err != nil {
-		return fmt.Errorf("cannot restore volume %q: %w", name, err)
-	}
-	a := volumeRestoreArgs{v.ref.Pool, v.ref.Name, v.info.ID, snapshot}
-	if err := m.perform(ctx, "volume-restore", []string{v.ref.lock()}, a); err != nil {
-		return fmt.Errorf("cannot restore volume %q: %w", name, err)
-	}
-	m.sweepLater()
-	return nil
-}
-
-func (m *Manager) volumeRestoreOperation(a volumeRestoreArgs) *operation {
-	ref := volumeRef{a.Pool, a.Name}
-	return &operation{forward: true, steps: []step{
-		{name: "volume", do: func(ctx context.Context) error {
-			c, err := m.openVolume(ctx, ref)
-			if err != nil {
-				return err
-			}
-			return c.volume.Restore(ctx, a.Snapshot)
-		}},
-		{name: "size", do: func(ctx context.Context) error { return m.restoreSize(ctx, ref, a.Snapshot) }},
-	}}
-}
-
-// restoreSize notes that a block volume is as large again as its snapshot.
-func (m *Manager) restoreSize(ctx context.Context, ref volumeRef, snapshot string) error {
-	c, err := m.openVolume(ctx, ref)
-	if err != nil || c.volume.Content() != storage.Disk {
-		return err
-	}
-	then, err := c.infoAt(ctx, snapshot)
-	if err != nil {
-		return err
-	}
-	if c.info.Config[sizeKey] == then.Config[sizeKey] {
-		return nil
-	}
-	c.info.Config[sizeKey] = then.Config[sizeKey]
-	return c.save()
+	return nil // it has ended
 }
 
 // DeleteVolumeSnapshot drops a snapshot of a custom volume.

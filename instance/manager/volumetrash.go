@@ -29,7 +29,7 @@ func (m *Manager) DeleteVolume(ctx context.Context, pool, name string, o VolumeD
 		return err
 	}
 	defer v.release()
-	if err := v.unused("delete"); err != nil {
+	if err := m.unused(v, "delete"); err != nil {
 		return err
 	}
 	if o.Now {
@@ -41,7 +41,9 @@ func (m *Manager) DeleteVolume(ctx context.Context, pool, name string, o VolumeD
 		return fmt.Errorf("cannot delete volume %q: %w", name, err)
 	}
 	m.sweepLater()
-	if !o.Now {
+	if o.Now {
+		m.announce("volume-delete", []string{v.ref.lock()})
+	} else {
 		m.tellOfSpace(ctx, v.ref.Pool, v.ref.Pool+"/"+v.ref.Name)
 	}
 	return nil

@@ -58,7 +58,7 @@ func TestADeletedVolumeComesBackWithItsSnapshots(t *testing.T) {
 	if _, err := readNote(c.volume); !isGone(err) {
 		t.Errorf("the note of the delete: %v, want none", err)
 	}
-	w.must(w.RestoreVolumeSnapshot(ctx, "", "old", "s"))
+	w.must(w.RestoreVolumeSnapshot(ctx, "", "old", "s", VolumeRestoreOptions{}))
 	w.volumeHolds("old", "one")
 
 	// By its id, and for good.

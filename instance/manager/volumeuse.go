@@ -44,7 +44,7 @@ func (m *Manager) volumeUsers(ctx context.Context) (map[volumeRef][]VolumeUser, 
 			volume, err := pool.Open(ctx, instanceKey(name))
 			var spec *instance.Spec
 			if err == nil {
-				spec, err = loadSpec(volume, name)
+				spec, err = m.loadSpec(volume, name)
 			}
 			if fault.Is(err, fault.NotFound) {
 				continue
@@ -53,7 +53,7 @@ func (m *Manager) volumeUsers(ctx context.Context) (map[volumeRef][]VolumeUser, 
 				errs = append(errs, err)
 				continue
 			}
-			for _, d := range devicesOf(spec) {
+			for _, d := range volumesOf(spec) {
 				users[d.ref] = append(users[d.ref], VolumeUser{name, d.name})
 			}
 		}
@@ -144,13 +144,37 @@ func instancesOf(users []VolumeUser) []string {
 	return slices.Compact(slices.Sorted(slices.Values(names)))
 }
 
-// unused refuses to do something to a volume that instances have.
-func (v *lockedVolume) unused(doing string) error {
+// unused refuses to do something to a volume that instances have, or would have: by
+// a profile that nobody may have now.
+func (m *Manager) unused(v *lockedVolume, doing string) error {
 	if len(v.users) == 0 {
-		return nil
+		return m.inNoProfile(v.ref, doing)
 	}
 	u := v.users[0]
 	return fault.New(fault.WrongState, "cannot %s volume %q: it is attached to %s; detach it first, with brig storage volume detach %s %s %s", doing, v.ref.Name, strings.Join(instancesOf(v.users), ", "), v.ref.Pool, v.ref.Name, u.Instance)
+}
+
+func (m *Manager) inNoProfile(ref volumeRef, doing string) error {
+	names, err := m.everyProfile()
+	if err != nil {
+		return fmt.Errorf("cannot %s volume %q: %w", doing, ref.Name, err)
+	}
+	for _, name := range names {
+		p, err := m.loadProfile(name)
+		if fault.Is(err, fault.NotFound) {
+			continue // it has just gone
+		}
+		if err != nil {
+			return fault.New(fault.Unavailable, "cannot %s volume %q: it is not known who uses it: %w", doing, ref.Name, err)
+		}
+		of := instance.Spec{Effective: instance.Effective{Devices: p.Devices}}
+		for _, d := range devicesOf(&of) {
+			if d.ref == ref {
+				return fault.New(fault.WrongState, "cannot %s volume %q: the profile %s gives it to instances; take it away there first, with brig profile device remove %s %s", doing, ref.Name, name, name, d.name)
+			}
+		}
+	}
+	return nil
 }
 
 // runner is an instance that runs with a custom volume.
@@ -214,7 +238,7 @@ func (m *Manager) hold(ctx context.Context, r runner) (release func() error, err
 			return nil, err
 		}
 	}
-	if err := r.inst.driver.Freeze(ctx, r.machine); err != nil {
+	if err := m.standStill(ctx, r.inst.driver, r.machine); err != nil {
 		err = errors.Join(err, quiet())
 		if fault.Is(err, fault.WrongState) {
 			return none, nil
@@ -229,6 +253,25 @@ func (m *Manager) hold(ctx context.Context, r runner) (release func() error, err
 		held = false
 		return errors.Join(r.inst.driver.Thaw(context.WithoutCancel(ctx), r.machine), quiet())
 	}, nil
+}
+
+// stillPoint names the failpoints around the moment at which an instance stands still.
+const stillPoint = "hold.still"
+
+// standStill freezes a machine. If this process is killed before it is let go, whoever
+// comes next does that, by what the operation has recorded as held.
+func (m *Manager) standStill(ctx context.Context, driver instance.Driver, machine *instance.Machine) error {
+	err := m.cfg.Failpoints.hit(stillPoint + ".before")
+	if err == nil {
+		err = driver.Freeze(ctx, machine)
+	}
+	if err != nil {
+		return err
+	}
+	if err = m.cfg.Failpoints.hit(stillPoint + ".after"); err != nil {
+		err = errors.Join(err, driver.Thaw(context.WithoutCancel(ctx), machine))
+	}
+	return err
 }
 
 // holdAll holds instances, those that only read excepted.

@@ -29,7 +29,7 @@ func BenchmarkAttachWhileUp(b *testing.B) {
 	}
 	defer lease.Close()
 	for b.Loop() {
-		if _, err := n.Attach(b.Context(), Endpoint{id(1), lease.MAC, lease.Address}); err != nil {
+		if _, err := n.Attach(b.Context(), Endpoint{ID: id(1), MAC: lease.MAC, Address: lease.Address}); err != nil {
 			b.Fatal(err)
 		}
 		if err := n.Detach(b.Context(), id(1)); err != nil {
@@ -55,7 +55,7 @@ func BenchmarkFirstAttachAndLastDetach(b *testing.B) {
 	var up, down time.Duration
 	for b.Loop() {
 		start := time.Now()
-		if _, err := n.Attach(b.Context(), Endpoint{id(1), lease.MAC, lease.Address}); err != nil {
+		if _, err := n.Attach(b.Context(), Endpoint{ID: id(1), MAC: lease.MAC, Address: lease.Address}); err != nil {
 			b.Fatal(err)
 		}
 		up += time.Since(start)

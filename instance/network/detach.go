@@ -85,7 +85,10 @@ func (n *Network) withHandle(ctx context.Context, do func(h *netlink.Handle) err
 
 // leave forgets a user and removes what it left and nobody else will remove.
 func (n *Network) leave(h *netlink.Handle, id string) error {
-	err := removeAbandoned(h, HostName(id, 0))
+	var err error
+	for i := range MaxNICs {
+		err = errors.Join(err, removeAbandoned(h, HostName(id, i)))
+	}
 	if err := n.unregister(id); err != nil {
 		return err
 	}

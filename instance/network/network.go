@@ -12,6 +12,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -88,9 +89,15 @@ func HostName(id string, index int) string {
 	return fmt.Sprintf("b%.12s%x", id, index)
 }
 
+// MaxNICs is how many interfaces an instance can have.
+const MaxNICs = 8
+
 // MAC is the hardware address of the first interface of the instance with this
 // id: locally administered, and the same for as long as the instance lives.
-func MAC(id string) string { return hardwareAddr("eth0 of " + id).String() }
+func MAC(id string) string { return DeviceMAC(id, guestName) }
+
+// DeviceMAC is that of the interface of a device.
+func DeviceMAC(id, device string) string { return hardwareAddr(device + " of " + id).String() }
 
 // hardwareAddr makes a locally administered address of what.
 func hardwareAddr(what string) net.HardwareAddr {
@@ -103,6 +110,8 @@ type Endpoint struct {
 	ID      string
 	MAC     string
 	Address netip.Prefix // from Allocate; Holds has to be true for it
+	Name    string       // of the interface inside; empty: eth0
+	Index   int          // of the interface, below MaxNICs: by the first one the instance reaches others
 }
 
 // Attach makes the network ready for an instance that is about to start, and
@@ -157,7 +166,7 @@ func (n *Network) attach(ctx context.Context, e Endpoint) (nic instance.NIC, err
 	}()
 	n.reached("registered")
 
-	hostName := HostName(e.ID, 0)
+	hostName := HostName(e.ID, e.Index)
 	if err := removeLink(h, hostName); err != nil {
 		return nic, err
 	}
@@ -167,15 +176,18 @@ func (n *Network) attach(ctx context.Context, e Endpoint) (nic instance.NIC, err
 			return nic, err
 		}
 	}
-	return instance.NIC{
-		Name:      guestName,
+	nic = instance.NIC{
+		Name:      cmp.Or(e.Name, guestName),
 		HostName:  hostName,
 		MAC:       e.MAC,
 		Bridge:    n.bridge,
 		MTU:       mtu,
 		Addresses: []netip.Prefix{e.Address},
-		Gateway:   gateway(subnet),
-	}, nil
+	}
+	if e.Index == 0 {
+		nic.Gateway = gateway(subnet)
+	}
+	return nic, nil
 }
 
 // bringUp makes everything that may be missing, in an order that the next

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 )
 
@@ -80,7 +81,7 @@ func (n *Network) save(subnet netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(n.config), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(n.config), 0o700); err != nil {
 		return err
 	}
 	staged := n.config + ".new"

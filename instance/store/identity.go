@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 )
 
@@ -21,7 +22,7 @@ func (d Dirs) Identity() (string, error) {
 	if !errors.Is(err, os.ErrNotExist) {
 		return id, err
 	}
-	if err := os.MkdirAll(d.State, 0o700); err != nil {
+	if err := durable.MkdirAll(d.State, 0o700); err != nil {
 		return "", fmt.Errorf("cannot make the id of this brig: %w", classed(err))
 	}
 	root, err := os.OpenRoot(d.State)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 )
 
@@ -41,7 +42,7 @@ func NewIntents(dir string) *Intents { return &Intents{dir: dir} }
 
 // Begin records an intent. It is on disk when Begin returns.
 func (s *Intents) Begin(i Intent) error {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+	if err := durable.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("cannot record the intent to %s: %w", i.Kind, classed(err))
 	}
 	root, err := os.OpenRoot(s.dir)
@@ -137,39 +138,77 @@ func (s *Intents) End(id string) error {
 	return syncDir(root, ".")
 }
 
+// Damaged is the file of an intent that nobody can read.
+type Damaged struct {
+	Path string
+	Err  error
+}
+
 // List gives the intents that were not ended. Those of commands that are still
-// running are among them: their locks are held.
+// running are among them: their locks are held. What cannot be read is left out, for
+// it tells nobody what it is about: see Damaged.
 func (s *Intents) List() ([]Intent, error) {
+	list, _, err := s.read()
+	return list, err
+}
+
+// Damaged gives the files that cannot be read.
+func (s *Intents) Damaged() []Damaged {
+	_, damaged, _ := s.read()
+	return damaged
+}
+
+// PutAside has a damaged file be no intent any more. It stays, for people to look at.
+func (s *Intents) PutAside(d Damaged) error {
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return fmt.Errorf("cannot put the intent %s aside: %w", filepath.Base(d.Path), err)
+	}
+	defer root.Close()
+	name := filepath.Base(d.Path)
+	if err := ignoreMissing(root.Rename(name, name+".damaged")); err != nil {
+		return fmt.Errorf("cannot put the intent %s aside: %w", name, err)
+	}
+	return syncDir(root, ".")
+}
+
+func (s *Intents) read() (list []Intent, damaged []Damaged, err error) {
 	entries, err := os.ReadDir(s.dir)
 	entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return filepath.Ext(e.Name()) != ".json" })
 	if errors.Is(err, os.ErrNotExist) || len(entries) == 0 && err == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the intents: %w", err)
+		return nil, nil, fmt.Errorf("cannot read the intents: %w", err)
 	}
 	root, err := os.OpenRoot(s.dir)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the intents: %w", err)
+		return nil, nil, fmt.Errorf("cannot read the intents: %w", err)
 	}
 	defer root.Close()
-	var list []Intent
 	for _, e := range entries {
-		data, err := ReadFile(root, e.Name())
-		if errors.Is(err, os.ErrNotExist) {
-			continue
+		i, err := readIntent(root, e.Name())
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			damaged = append(damaged, Damaged{filepath.Join(s.dir, e.Name()), err})
+		default:
+			list = append(list, i)
 		}
-		var i Intent
-		if err == nil {
-			err = json.Unmarshal(data, &i)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("cannot read the intent %s: %w", e.Name(), err)
-		}
-		if i.ID != strings.TrimSuffix(e.Name(), ".json") {
-			return nil, fmt.Errorf("cannot read the intent %s: it names itself %q", e.Name(), i.ID)
-		}
-		list = append(list, i)
 	}
-	return list, nil
+	return list, damaged, nil
+}
+
+func readIntent(root *os.Root, name string) (i Intent, err error) {
+	data, err := ReadFile(root, name)
+	if err != nil {
+		return i, err
+	}
+	if err := json.Unmarshal(data, &i); err != nil {
+		return i, err
+	}
+	if i.ID != strings.TrimSuffix(name, ".json") || len(i.Names) == 0 {
+		return i, fault.New(fault.Internal, "it names itself %q, about %q", i.ID, i.Names)
+	}
+	return i, nil
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"brig/instance/fault"
 	"brig/instance/flock"
 )
@@ -60,6 +62,16 @@ func (h *Held) Release() {
 		l.Discard()
 	}
 	h.locks = nil
+}
+
+// Files are the locked files, for a process that has to keep the locks when this one is
+// killed. They stay Held's.
+func (h *Held) Files() []*os.File {
+	var list []*os.File
+	for _, l := range h.locks {
+		list = append(list, l.File())
+	}
+	return list
 }
 
 // Sweep removes the files of locks whose holders were killed.
@@ -132,4 +144,18 @@ func busyWith(path string) string {
 		return ""
 	}
 	return fmt.Sprintf(" with %s since %s (process %d)", h.Doing, h.Since.Local().Format(time.TimeOnly), h.PID)
+}
+
+// Holder tells what the lock of a name is held for, or nothing if it is free.
+func (l *Locks) Holder(name string) string {
+	path := filepath.Join(l.dir, strings.ReplaceAll(name, "/", "_")+lockSuffix)
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		return "" // who held it was killed
+	}
+	return strings.TrimPrefix(busyWith(path), " with ")
 }

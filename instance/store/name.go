@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"brig/instance/fault"
+	"brig/instance/project"
 )
 
 // CheckName refuses what cannot be the name of an instance: names are host
@@ -29,6 +30,18 @@ func CheckName(name string) error {
 		}
 	}
 	return nil
+}
+
+// CheckFullName is CheckName for a full name: one with its project before it.
+func CheckFullName(full string) error {
+	in, name := project.Split(full)
+	if err := project.CheckName(in); err != nil {
+		return err
+	}
+	if in == project.Default && name != full {
+		return fault.New(fault.Invalid, "cannot use %q as an instance name: in the project %s it is called %q alone", full, in, name)
+	}
+	return CheckName(name)
 }
 
 // UndoPrefix begins the names of the snapshots that brig takes by itself, so that

@@ -6,15 +6,15 @@
 package config
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"brig/instance"
+	"brig/instance/cgroup"
 	"brig/instance/fault"
 	"brig/instance/guest"
+	"brig/instance/limits"
 )
 
 // Host is what the configuration has to know about this host.
@@ -25,10 +25,16 @@ type Host struct {
 	Seccomp   string   // path of liblxc's common policy; empty: there is none
 	LXCFS     string   // where lxcfs is mounted; empty: nowhere
 	LXCFSProc []string // names of lxcfs's files below proc
+	LXCFSCPU  bool     // lxcfs tells which processors there are
+	Limits    []limits.Setting
 }
 
 // File is the name of the configuration in the run directory.
 const File = "lxc.conf"
+
+// Seccomp is the name of the file in the run directory with what the configuration
+// says of system calls, if it says anything.
+const Seccomp = "seccomp"
 
 // Stage is the folder of the host on which the keeper mounts, in its own mount
 // namespace, all that liblxc gives to a container. The container's root has to
@@ -60,6 +66,15 @@ func VolumeDir(m *instance.Machine, device string) string {
 	return filepath.Join(Stage(m), "volume-"+device)
 }
 
+// NodeDir is where the keeper mounts a file system for device files, from where liblxc
+// binds them into the container.
+func NodeDir(m *instance.Machine) string { return filepath.Join(Stage(m), "nodes") }
+
+// NodeLine is a line of Volumes for a device file.
+func NodeLine(m *instance.Machine, a instance.Attached) string {
+	return fstab(filepath.Join(NodeDir(m), a.Device), strings.TrimPrefix(a.Path, "/"), "none", "bind,create=file") + "\n"
+}
+
 // Volumes is the file that tells liblxc which of them to bind where, each time the
 // container boots.
 func Volumes(m *instance.Machine) string { return filepath.Join(Stage(m), "volumes") }
@@ -85,11 +100,9 @@ type Cgroups struct {
 	Pivot   string // of liblxc's monitor while it ends
 }
 
-// CgroupsOf names the cgroups of m. The run directory is part of the names: two
-// brigs whose folders were copied from each other know the same ids.
+// CgroupsOf names the cgroups of m.
 func CgroupsOf(m *instance.Machine) Cgroups {
-	sum := sha256.Sum256([]byte(filepath.Clean(m.RunDir)))
-	name := "brig-" + m.ID + "-" + hex.EncodeToString(sum[:3])
+	name := cgroup.Name(m)
 	c := Cgroups{Payload: name, Monitor: name + ".monitor", Pivot: name + ".end"}
 	if m.Privileged() {
 		// Its root may write what its root cgroup has: keep the limits above it.
@@ -114,7 +127,7 @@ func PublicDir(m *instance.Machine) string {
 func Text(m *instance.Machine, h Host) ([]byte, error) {
 	w := &writer{}
 	w.set("lxc.log.file", filepath.Join(m.LogDir, Log))
-	w.set("lxc.log.level", "WARN")
+	w.set("lxc.log.level", "INFO") // which tells how init ended
 	w.rootfs(m)
 	w.system(m, h)
 	w.limits(m, h)
@@ -127,6 +140,7 @@ func Text(m *instance.Machine, h Host) ([]byte, error) {
 		w.set("lxc.net.0.type", "empty")
 	}
 	w.hook(m)
+	w.own(m)
 	if w.err != nil {
 		return nil, fault.New(fault.Invalid, "cannot configure container %q: %w", m.Name, w.err)
 	}

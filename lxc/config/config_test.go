@@ -48,6 +48,17 @@ func TestText(t *testing.T) {
 			m.NICs = nil
 			m.Config = map[string]string{"security.nesting": "true"}
 		}, Host{Seccomp: policy}},
+		{"own", func(m *instance.Machine) {
+			m.NICs = nil
+			m.Config = map[string]string{
+				"security.syscalls.deny": "mount", "linux.sysctl.kernel.shmmni": "7", "linux.sysctl.net.ipv4.ip_forward": "1",
+				"raw.lxc": "# more\nlxc.cgroup2.devices.allow = c 1:1 rwm\nlxc.prlimit.nofile=7",
+			}
+			m.Volumes = []instance.Attached{
+				{Device: "disk", Source: "/dev/sda", Path: "/dev/disks/a b", Node: &instance.Node{Block: true, Major: 8}},
+				{Device: "zero", Source: "/dev/zero", Path: "/dev/zero", Node: &instance.Node{Major: 1, Minor: 5}},
+			}
+		}, Host{Unified: true, Devices: true, Seccomp: policy}},
 		{"app", func(m *instance.Machine) {
 			m.Boot.Process = &instance.Process{Args: []string{"/app"}}
 			m.RunDir, m.NICs = "/srv/it's a \"brig\"\\/run", nil
@@ -133,5 +144,23 @@ func TestStageHidesNothingThatTheMachineNeeds(t *testing.T) {
 	m.Helpers.Guest = "/media/x/brig-guest"
 	if got := Stage(m); got != "/opt" {
 		t.Errorf("Stage with a pool below /mnt and a program below /media = %q, want /opt", got)
+	}
+}
+
+// TestNodesAreThoseOfThisContainer reads back which devices a configuration allows that
+// not every container may use, and that nobody asked for in another way.
+func TestNodesAreThoseOfThisContainer(t *testing.T) {
+	text, err := os.ReadFile("testdata/own.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := machine()
+	m.Config = map[string]string{"raw.lxc": "lxc.cgroup2.devices.allow = c 1:1 rwm"}
+	if got := Nodes(string(text), m); len(got) != 1 || got[0] != "b 8:0 rwm" {
+		t.Errorf("Nodes = %q, want the disk", got)
+	}
+	a := instance.Attached{Device: "disk", Path: "/dev/disks/a b", Node: &instance.Node{}}
+	if got, want := NodeLine(m, a), "/mnt/nodes/disk dev/disks/a\\040b none bind,create=file 0 0\n"; got != want {
+		t.Errorf("NodeLine = %q, want %q", got, want)
 	}
 }

@@ -2,14 +2,17 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
+	"brig/instance/security"
 )
 
 func (w *writer) rootfs(m *instance.Machine) {
@@ -59,8 +62,14 @@ func (w *writer) system(m *instance.Machine, h Host) {
 			w.set("lxc.apparmor.allow_nesting", "1")
 		}
 	}
-	if h.Seccomp != "" {
-		w.set("lxc.seccomp.profile", h.Seccomp)
+	policy := h.Seccomp
+	if text, err := security.Policy(m.Config); err != nil {
+		w.fail("%w", err)
+	} else if text != "" {
+		policy = m.Path(Seccomp)
+	}
+	if policy != "" {
+		w.set("lxc.seccomp.profile", policy)
 		if nesting {
 			w.set("lxc.seccomp.allow_nesting", "1")
 		}
@@ -78,6 +87,26 @@ var devices = []string{
 	"c 10:229 rwm", "c 10:200 rwm", // fuse tun
 }
 
+// MayUse tells of a rule for one device whether every container has it.
+func MayUse(rule string) bool {
+	return slices.Contains(devices, rule) || strings.HasPrefix(rule, "c 136:")
+}
+
+// Nodes gives the rules for devices in a configuration, but not those that every
+// container has, and those that raw.lxc says.
+func Nodes(text string, m *instance.Machine) (rules []string) {
+	raw, _ := security.ParseLXC(m.Config["raw.lxc"])
+	for line := range strings.Lines(text) {
+		key, rule, _ := strings.Cut(strings.TrimSpace(line), " = ")
+		if key != "lxc.cgroup.devices.allow" && key != "lxc.cgroup2.devices.allow" || MayUse(rule) ||
+			slices.Contains(raw, security.Line{Key: key, Value: rule}) {
+			continue
+		}
+		rules = append(rules, rule)
+	}
+	return rules
+}
+
 func (w *writer) limits(m *instance.Machine, h Host) {
 	c := CgroupsOf(m)
 	w.set("lxc.cgroup.dir.container", c.Payload)
@@ -86,6 +115,18 @@ func (w *writer) limits(m *instance.Machine, h Host) {
 	}
 	w.set("lxc.cgroup.dir.monitor", c.Monitor)
 	w.set("lxc.cgroup.dir.monitor.pivot", c.Pivot)
+	for _, l := range h.Limits {
+		key := "lxc.cgroup."
+		if h.Unified {
+			key = "lxc.cgroup2."
+		}
+		w.set(key+l.File, l.Value)
+	}
+	for _, key := range slices.Sorted(maps.Keys(m.Config)) {
+		if name, ok := strings.CutPrefix(key, "limits.kernel."); ok {
+			w.set("lxc.prlimit."+name, m.Config[key])
+		}
+	}
 	if !h.Devices {
 		return
 	}
@@ -96,6 +137,11 @@ func (w *writer) limits(m *instance.Machine, h Host) {
 	w.set(key+"deny", "a")
 	for _, d := range devices {
 		w.set(key+"allow", d)
+	}
+	for _, a := range m.Volumes {
+		if a.Node != nil {
+			w.set(key+"allow", a.Node.Rule())
+		}
 	}
 }
 
@@ -120,12 +166,20 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 	if !m.Privileged() {
 		// This sysfs is that of the container's own network namespace.
 		auto = "proc:mixed sys:rw"
+		if slices.ContainsFunc(slices.Collect(maps.Keys(m.Config)), ipcSysctl) {
+			auto = "proc:rw sys:rw"
+		}
 	}
 	if IsApp(m) {
 		// Nobody in an app mounts cgroups for it.
 		auto += " cgroup:ro:force"
 	} else {
 		auto += " cgroup:mixed"
+		if Nesting(m) && !h.Unified {
+			// Systemd mounts only the hierarchies that it knows together, and leaves
+			// empty read-only folders for others, which stop those inside.
+			auto += ":force"
+		}
 	}
 	w.set("lxc.mount.auto", auto)
 
@@ -149,6 +203,9 @@ func (w *writer) mounts(m *instance.Machine, h Host) {
 	if h.LXCFS != "" {
 		for _, name := range h.LXCFSProc {
 			w.mount(filepath.Join(h.LXCFS, "proc", name), path.Join("proc", name), "none", "bind,optional")
+		}
+		if h.LXCFSCPU {
+			w.mount(filepath.Join(h.LXCFS, "sys/devices/system/cpu"), "sys/devices/system/cpu", "none", "bind,optional")
 		}
 	}
 	w.set("lxc.mount.fstab", Volumes(m))
@@ -224,6 +281,35 @@ func (w *writer) hook(m *instance.Machine) {
 
 func shellQuote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// own is what people set for m: settings of the kernel, and lines of liblxc.
+func (w *writer) own(m *instance.Machine) {
+	for _, key := range slices.Sorted(maps.Keys(m.Config)) {
+		name, ok := strings.CutPrefix(key, security.Sysctl)
+		if !ok {
+			continue
+		}
+		// Others are the host's, which a privileged container could set.
+		if err := security.CheckSysctl(name, m.Privileged()); err != nil {
+			w.fail("%w", err)
+		}
+		w.set("lxc.sysctl."+name, m.Config[key])
+	}
+	lines, err := security.ParseLXC(m.Config["raw.lxc"])
+	if err != nil {
+		w.fail("raw.lxc: %w", err)
+	}
+	for _, l := range lines {
+		w.set(l.Key, l.Value)
+	}
+}
+
+// ipcSysctl tells of a key whether liblxc has to write below /proc/sys other than to
+// what is the network's.
+func ipcSysctl(key string) bool {
+	name, ok := strings.CutPrefix(key, security.Sysctl)
+	return ok && !security.OfNetwork(name)
 }
 
 // Nesting tells whether m may have containers of its own.

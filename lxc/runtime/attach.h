@@ -34,4 +34,9 @@ int brig_attach(const char *path, const char *name, struct brig_command *cmd, pi
 /* Opens the console. Returns a descriptor that keeps it taken, or -1. */
 int brig_console(const char *path, const char *name, int *terminal);
 
+/* Runs a program, as root, in the mount namespace of a process, and its user
+ * namespace if asked. Its standard input is given, and it has no other files. The
+ * caller has to wait for the process, whose id is returned, or -1 with errno. */
+pid_t brig_within(int pidfd, int users, int program, char **argv, char **env, int input, int null);
+
 #endif

@@ -56,3 +56,21 @@ func (c Container) Start(configFile string, init []string) error {
 	}
 	return nil
 }
+
+// Allow lets the running container of a host with cgroup v2 alone use a device, or with
+// deny not any more: its monitor has the program that decides.
+func (c Container) Allow(rule string, deny bool) error {
+	lxc, err := golxc.NewContainer(name, c.path)
+	if err != nil {
+		return fault.New(fault.Internal, "liblxc has no container: %w", err)
+	}
+	defer lxc.Release()
+	key := "devices.allow"
+	if deny {
+		key = "devices.deny"
+	}
+	if err := lxc.SetCgroupItem(key, rule); err != nil {
+		return fault.New(fault.Internal, "liblxc cannot set %s to %q: %w", key, rule, err)
+	}
+	return nil
+}

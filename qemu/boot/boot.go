@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"brig/instance"
+	"brig/instance/durable"
 	"brig/instance/fault"
 )
 
@@ -262,7 +263,7 @@ const lockEvery = 50 * time.Millisecond
 // lock keeps others from changing the store, and removes what a dead process
 // left in it. It waits until ctx ends.
 func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
-	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+	if err := durable.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the folder of kernels: %w", err)
 	}
 	f, err := os.OpenFile(filepath.Join(s.dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)

@@ -19,7 +19,7 @@ import (
 
 // initramfsFormat goes into the name of a cached initramfs. It changes whenever
 // the content would change for the same kernel and brig-guest.
-const initramfsFormat = "1"
+const initramfsFormat = "2"
 
 // unusedFor is how long a cached initramfs is kept without being used.
 const unusedFor = 7 * 24 * time.Hour

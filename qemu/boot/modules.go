@@ -23,7 +23,7 @@ import (
 var (
 	essential = []string{"virtio_pci", "virtio_blk", "virtio_console", "qemu_fw_cfg", "ext4"}
 	useful    = []string{
-		"virtio_net", "virtio_rng", "vmw_vsock_virtio_transport", "pvpanic_pci",
+		"virtio_net", "virtio_rng", "virtio_balloon", "vmw_vsock_virtio_transport", "pvpanic_pci",
 		"button", "evdev", // without them the power button, by which a machine is asked to stop, is not heard
 		"autofs4", "overlay", "fuse", "virtiofs", "9pnet_virtio", "9p",
 	}

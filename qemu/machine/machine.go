@@ -2,7 +2,8 @@
 // qemu-system-x86_64. It is a pure function of its arguments: it opens nothing
 // and asks the host nothing, so that golden files can show every word of it.
 //
-// No text of a user stands where QEMU would read an option: names are escaped,
+// No text of a user stands where QEMU would read an option, but that of raw.qemu,
+// which is meant for it: names are escaped,
 // disks are given as JSON, sockets and taps are descriptors that the keeper
 // opened.
 package machine
@@ -17,6 +18,8 @@ import (
 
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/limits"
+	"brig/instance/security"
 	"brig/instance/size"
 )
 
@@ -44,15 +47,15 @@ const (
 	RootDevice = "root"
 )
 
+// Balloon is the id of the device by which a guest gives memory back.
+const Balloon = "balloon"
+
 // DefaultMemory is the guest's memory when limits.memory is not set, MinMemory
 // the least with which a kernel and its initramfs come up.
 const (
 	DefaultMemory = 1 << 30
 	MinMemory     = 128 << 20
 )
-
-// maxCPUs is what q35 takes.
-const maxCPUs = 255
 
 // Host is what the keeper found or opened on the host for this machine.
 type Host struct {
@@ -61,6 +64,7 @@ type Host struct {
 	Initramfs              string // path
 	BootFile               string // path of boot.json
 	Firmware, FirmwareVars string // paths of UEFI's code and variables
+	Seed                   string // path of the disk for cloud-init; empty: none
 	ConsoleLog             string // path
 	FDs                    FDs
 }
@@ -73,6 +77,9 @@ type FDs struct {
 	VsockCID                    uint32
 	Shares                      []int // one a file system among the volumes: its connection with virtiofsd
 }
+
+// sandbox is what QEMU forbids itself.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 // Args gives QEMU's arguments, without the program's name. Bad configuration, and
 // a machine with neither a kernel nor firmware, are invalid.
@@ -92,7 +99,7 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	a.add("-display", "none")
 	a.add("-msg", "timestamp=on")
 	a.add("-action", "panic=none") // the kernel restarts by itself, and the keeper was told
-	a.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+	a.add("-sandbox", sandbox)
 	// Virtiofsd works in the guest's memory.
 	options := "q35,usb=off,vmport=off,dump-guest-core=off"
 	if len(h.FDs.Shares) > 0 {
@@ -117,13 +124,35 @@ func Args(m *instance.Machine, h Host) ([]string, error) {
 	}
 	a.monitors(h)
 	a.guestDevices(h)
-	if err := a.disk(m.Root.Disk, m.Kernel == nil); err != nil {
+	var order map[string]int
+	boot := ""
+	if m.Kernel == nil {
+		order = bootOrder(m.Volumes)
+		boot = fmt.Sprintf(",bootindex=%d", order[""])
+	}
+	if err := a.disk(m.Root.Disk, boot); err != nil {
 		return nil, err
 	}
-	if err := a.volumes(m.Volumes, h.FDs.Shares); err != nil {
+	if err := a.seed(h.Seed); err != nil {
 		return nil, err
 	}
-	return a.list, a.nics(m.NICs, h.FDs)
+	if err := a.volumes(m.Volumes, h.FDs.Shares, order); err != nil {
+		return nil, err
+	}
+	if err := a.nics(m.NICs, h.FDs); err != nil {
+		return nil, err
+	}
+	// The last, so that what guests call their interfaces by is where it was.
+	a.add("-device", "virtio-balloon-pci,id="+Balloon)
+	for i := range HotPorts {
+		a.add("-device", fmt.Sprintf("pcie-root-port,id=%s,chassis=%d", HotPort(i), i+1))
+	}
+	more, err := security.ParseQEMU(m.Config["raw.qemu"])
+	if err != nil {
+		return nil, fmt.Errorf("cannot use raw.qemu: %w", err)
+	}
+	a.add(more...)
+	return a.list, nil
 }
 
 // KernelArgs is the kernel's command line, the same for every machine: what
@@ -166,7 +195,27 @@ func (a *args) firmware(m *instance.Machine, h Host, options *string) error {
 	return nil
 }
 
-type args struct{ list []string }
+// seed adds the disk on which cloud-init finds what it is told.
+func (a *args) seed(path string) error {
+	if path == "" {
+		return nil
+	}
+	b, err := json.Marshal(map[string]any{
+		"driver": "raw", "node-name": "seed", "read-only": true,
+		"file": map[string]any{"driver": "file", "filename": path, "read-only": true},
+	})
+	if err != nil {
+		return err
+	}
+	a.add("-blockdev", string(b))
+	a.add("-device", "virtio-blk-pci,id=seed,serial=cidata,drive=seed")
+	return nil
+}
+
+type args struct {
+	list   []string
+	drives int // that have a disc
+}
 
 func (a *args) add(words ...string) { a.list = append(a.list, words...) }
 
@@ -203,7 +252,7 @@ func (a *args) guestDevices(h Host) {
 	}
 }
 
-func (a *args) disk(d instance.Disk, boots bool) error {
+func (a *args) disk(d instance.Disk, boot string) error {
 	if d.Path == "" {
 		return fault.New(fault.Invalid, "cannot start a virtual machine without a root disk")
 	}
@@ -218,10 +267,7 @@ func (a *args) disk(d instance.Disk, boots bool) error {
 		}
 		a.add("-blockdev", string(b))
 	}
-	device := "virtio-blk-pci,id=" + RootDevice + ",serial=root,drive=" + RootNode
-	if boots {
-		device += ",bootindex=0"
-	}
+	device := "virtio-blk-pci,id=" + RootDevice + ",serial=root,drive=" + RootNode + boot
 	a.add("-device", device)
 	return nil
 }
@@ -274,11 +320,11 @@ func CPUs(config map[string]string) (int, error) {
 	if v == "" {
 		return 1, nil
 	}
-	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 || n > maxCPUs {
-		return 0, fault.New(fault.Invalid, "cannot use %q for %s: want a number of processors from 1 to %d", v, KeyCPU, maxCPUs)
+	c, err := limits.ParseCPU(v)
+	if err != nil {
+		return 0, fmt.Errorf("cannot use %q for %s: %w", v, KeyCPU, err)
 	}
-	return n, nil
+	return max(c.Count, len(c.Set)), nil
 }
 
 // Memory is the size of the guest's memory that the configuration asks for on a

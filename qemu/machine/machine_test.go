@@ -45,6 +45,7 @@ func TestArgs(t *testing.T) {
 		},
 		"bios": func(m *instance.Machine, h *machine.Host) {
 			m.Kernel, m.Firmware = nil, "bios"
+			h.Seed = "/run/a,b/seed.img"
 		},
 		"uefi": func(m *instance.Machine, h *machine.Host) {
 			m.Kernel, m.Firmware = nil, "uefi"
@@ -58,6 +59,15 @@ func TestArgs(t *testing.T) {
 				{Device: "books", Dir: "/pool/books/rootfs", Path: "/books", ReadOnly: true},
 			}
 			h.FDs.Shares = []int{9, 10}
+		},
+		"discs": func(m *instance.Machine, h *machine.Host) {
+			m.Kernel, m.Firmware = nil, "bios"
+			raw := func(path string) instance.Disk { return instance.Disk{Path: path, Format: "raw"} }
+			m.Volumes = []instance.Attached{
+				{Device: "data", Disk: raw("/pool/data.raw")},
+				{Device: "installer", Disk: raw("/pool/installer,x.raw"), CDROM: true, ReadOnly: true},
+				{Device: "rescue", Disk: raw("/pool/rescue.raw"), CDROM: true, ReadOnly: true, Priority: 5},
+			}
 		},
 		"hostile": func(m *instance.Machine, h *machine.Host) {
 			m.Name = "-web,process=x"
@@ -77,6 +87,20 @@ func TestArgs(t *testing.T) {
 			compare(t, filepath.Join("testdata", name+".golden"), lines(got))
 		})
 	}
+}
+
+func TestFilesArgs(t *testing.T) {
+	m := example()
+	m.Name, m.Root.Disk.Path = "web,process=x", "/pool/a,b/disk.qcow2"
+	m.Config = map[string]string{"limits.memory": "8GiB", "raw.qemu": "-device usb"}
+	m.Volumes = []instance.Attached{{Device: "disk", Disk: instance.Disk{Path: "/pool/db/disk.qcow2", Format: "qcow2"}}}
+	got, err := machine.FilesArgs(m, machine.FilesHost{
+		Accelerator: "tcg", Initramfs: "/var/lib/brig/kernels/cloud/initramfs-1", Settings: `{"a":1,"files":true}`, Agent: 3, Console: 4,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	compare(t, filepath.Join("testdata", "files.golden"), lines(got))
 }
 
 // lines puts each option with its value on a line of its own.

@@ -4,11 +4,13 @@
 package qmp
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/digitalocean/go-qemu/qmp"
@@ -60,6 +62,11 @@ func dial(ctx context.Context, dir, name string, events bool) (*Monitor, error) 
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "cannot reach QEMU: %w", err)
 	}
+	greeting, err := bound(m.mon)
+	if err != nil {
+		m.mon.Disconnect()
+		return nil, err
+	}
 	if events {
 		// Asked for before Connect starts the reader, so that none is lost;
 		// the channel exists only after it.
@@ -70,6 +77,7 @@ func dial(ctx context.Context, dir, name string, events bool) (*Monitor, error) 
 	if err := m.guarded(ctx, m.mon.Connect); err != nil {
 		return nil, err
 	}
+	greeting.end()
 	if events {
 		if m.events, err = m.mon.Events(ctx); err != nil {
 			return nil, err
@@ -96,6 +104,15 @@ func (m *Monitor) guarded(ctx context.Context, f func() error) error {
 // nil. What QEMU refuses is an internal error with its text; a QEMU that does
 // not answer is unavailable, and the connection is of no more use.
 func (m *Monitor) Run(ctx context.Context, command string, arguments, result any) error {
+	return m.run(ctx, command, arguments, result, nil)
+}
+
+// Give hands an open file to QEMU, which knows it by a name until a command uses it.
+func (m *Monitor) Give(ctx context.Context, name string, file *os.File) error {
+	return m.run(ctx, "getfd", map[string]string{"fdname": name}, nil, file)
+}
+
+func (m *Monitor) run(ctx context.Context, command string, arguments, result any, file *os.File) error {
 	ctx, cancel := context.WithTimeout(ctx, Deadline)
 	defer cancel()
 	line, err := json.Marshal(qmp.Command{Execute: command, Args: arguments})
@@ -103,12 +120,12 @@ func (m *Monitor) Run(ctx context.Context, command string, arguments, result any
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { m.mon.Disconnect() })
-	out, err := m.mon.Run(append(line, '\n'))
+	out, err := m.mon.RunWithFile(append(line, '\n'), file)
 	if !stop() {
 		return fault.New(fault.Unavailable, "cannot have QEMU run %q: it does not answer: %w", command, ctx.Err())
 	}
 	if ended(err) {
-		return fault.New(fault.Unavailable, "cannot have QEMU run %q: it has ended", command)
+		return fault.New(fault.Unavailable, "cannot have QEMU run %q: it has ended, or does not speak QMP", command)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot have QEMU run %q: %w", command, err)
@@ -124,7 +141,7 @@ func (m *Monitor) Run(ctx context.Context, command string, arguments, result any
 func ended(err error) bool {
 	_, syntax := errors.AsType[*json.SyntaxError](err)
 	_, network := errors.AsType[*net.OpError](err)
-	return syntax || network
+	return syntax || network || errors.Is(err, bufio.ErrTooLong)
 }
 
 // Close ends the connection.

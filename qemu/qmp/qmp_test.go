@@ -3,6 +3,7 @@ package qmp_test
 import (
 	"context"
 	"errors"
+	"os"
 	"os/exec"
 	"testing"
 	"time"
@@ -85,6 +86,30 @@ func TestRun(t *testing.T) {
 	}
 	if err := qmp.One(t.Context(), dir, "cont", nil, nil); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("One after the end = %v, want unavailable", err)
+	}
+}
+
+func TestGiveHandsOverAFile(t *testing.T) {
+	dir, _ := start(t)
+	m, err := qmp.Dial(t.Context(), dir, rundir.QMP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := m.Give(t.Context(), "card", f); err != nil {
+		t.Fatalf("Give = %v", err)
+	}
+	name := map[string]string{"fdname": "card"}
+	if err := m.Run(t.Context(), "closefd", name, nil); err != nil {
+		t.Errorf("closefd = %v, want QEMU to have the file", err)
+	}
+	if err := m.Run(t.Context(), "closefd", name, nil); fault.Of(err) != fault.Internal {
+		t.Errorf("closefd again = %v, want an internal error", err)
 	}
 }
 

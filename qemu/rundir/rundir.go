@@ -21,6 +21,7 @@ const (
 	ConsoleLock  = "console.lock"
 	StateFile    = "state.json"
 	Boot         = "boot.json"
+	Seed         = "seed.img"        // disk for cloud-init
 	Initramfs    = "initramfs"       // link to the one to boot
 	Firmware     = "firmware"        // link to its code, for UEFI
 	FirmwareVars = "firmware-vars"   // its variables, of this run alone

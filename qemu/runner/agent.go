@@ -2,6 +2,8 @@ package runner
 
 import (
 	"context"
+	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -9,6 +11,7 @@ import (
 	"brig/instance/fault"
 	"brig/instance/guest"
 	"brig/instance/guest/wire"
+	"brig/instance/keeper"
 	"brig/qemu/rundir"
 )
 
@@ -108,6 +111,10 @@ func (v *vm) told(e wire.Event) {
 	case wire.Running:
 		v.status.initRuns()
 		v.initRuns()
+		select {
+		case v.booted <- struct{}{}:
+		default: // one is on its way
+		}
 	case wire.Exited:
 		v.status.update(func(s *rundir.State) {
 			s.Exit = &instance.Exit{Code: e.Code & 0xff, At: time.Now().UTC(), Reason: e.Text}
@@ -119,4 +126,42 @@ func (v *vm) told(e wire.Event) {
 			s.Exit = &instance.Exit{Code: exitLost, At: time.Now().UTC(), Reason: e.Text}
 		})
 	}
+}
+
+// cardsTime bounds how long a guest may take to set up a network card.
+const cardsTime = time.Minute
+
+// setUpCards has a guest set up the network cards that the machine was given while it
+// ran, at each boot: one that has booted again was told only of those that it was started
+// with.
+func (v *vm) setUpCards(ctx context.Context) {
+	for {
+		select {
+		case <-v.booted:
+		case <-ctx.Done():
+			return
+		}
+		now, err := keeper.Load(v.m.RunDir)
+		if err != nil {
+			continue // it has just ended
+		}
+		for _, nic := range now.NICs[min(1, len(now.NICs)):] {
+			if err := v.setUpCard(ctx, nic); err != nil {
+				fmt.Fprintf(os.Stderr, "%s: %v\n", v.m.Name, err)
+			}
+		}
+	}
+}
+
+func (v *vm) setUpCard(ctx context.Context, nic instance.NIC) error {
+	if nic.Half {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, cardsTime)
+	defer cancel()
+	conn, err := guest.Dial(ctx, v.m.Path(guest.AgentSocket))
+	if err != nil {
+		return err
+	}
+	return guest.AddNIC(ctx, conn, nic)
 }

@@ -70,7 +70,7 @@ func inherit(m *instance.Machine, lock *os.File) (_ *files, fds machine.FDs, err
 		}
 	}
 	for _, n := range m.NICs {
-		tap, err := openTap(n)
+		tap, err := OpenTap(n)
 		if err != nil {
 			return nil, fds, err
 		}

@@ -75,9 +75,16 @@ func run(ctx context.Context, m *instance.Machine, ready func(error)) (ended boo
 	if err != nil {
 		return false, err
 	}
+	// Before QEMU is started, which is in the same cgroup then. A keeper that takes
+	// over comes from another session, and leaves that, too.
+	leave, err := enter(m)
+	if err != nil {
+		return false, fmt.Errorf("cannot start %q: %w", m.Name, err)
+	}
+	defer leave()
 	v := &vm{
 		m: m, status: &status{dir: m.RunDir}, port: newPort(), gone: make(chan struct{}), ended: make(chan struct{}),
-		init: make(chan struct{}), failed: make(chan error, 1),
+		init: make(chan struct{}), failed: make(chan error, 1), booted: make(chan struct{}, 1),
 	}
 	if running {
 		err = v.adopt()
@@ -110,6 +117,8 @@ type vm struct {
 	init     chan struct{} // closed when init runs for the first time
 	initOnce sync.Once
 	failed   chan error // why init will not run
+
+	booted chan struct{} // something in it when init runs, also again
 }
 
 // start starts QEMU.
@@ -134,6 +143,9 @@ func (v *vm) start(ctx context.Context) error {
 	if err := os.WriteFile(m.Path(rundir.Boot), encoded, 0o600); err != nil {
 		return err
 	}
+	if err := writeSeed(m); err != nil {
+		return err
+	}
 	lock, err := rundir.Acquire(m.Path(rundir.Lock))
 	if err != nil {
 		return err
@@ -149,14 +161,14 @@ func (v *vm) start(ctx context.Context) error {
 	if fds.Shares, err = share(ctx, m, inherited); err != nil {
 		return err
 	}
-	memory, err := hostMemory()
+	memory, err := HostMemory()
 	if err != nil {
 		return err
 	}
 	args, err := machine.Args(m, machine.Host{
 		Accelerator: choice.Accelerator, Memory: memory, FDs: fds, Initramfs: m.Path(rundir.Initramfs),
 		Firmware: m.Path(rundir.Firmware), FirmwareVars: m.Path(rundir.FirmwareVars),
-		BootFile: m.Path(rundir.Boot), ConsoleLog: filepath.Join(m.LogDir, rundir.ConsoleLog),
+		BootFile: m.Path(rundir.Boot), Seed: seedPath(m), ConsoleLog: filepath.Join(m.LogDir, rundir.ConsoleLog),
 	})
 	if err != nil {
 		return err
@@ -211,6 +223,7 @@ func (v *vm) attend(ctx context.Context, ready func(error)) (ended bool, err err
 	defer helpers.Wait()
 	defer cancel()
 	helpers.Go(func() { boundLogs(inner, v.m.LogDir) })
+	helpers.Go(func() { v.setUpCards(inner) })
 	// Both end by themselves after QEMU, with its last words heard.
 	var listeners sync.WaitGroup
 	listeners.Go(func() { v.watch(inner) })
@@ -294,8 +307,8 @@ func (v *vm) fail(err error) {
 	}
 }
 
-// hostMemory is how much memory the host has, in bytes.
-func hostMemory() (int64, error) {
+// HostMemory is how much memory the host has, in bytes.
+func HostMemory() (int64, error) {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0, err

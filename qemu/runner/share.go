@@ -42,6 +42,9 @@ func findDaemon() (string, error) {
 // mounts tells the guest what to mount.
 func mounts(m *instance.Machine) (list []instance.Mount) {
 	for _, v := range m.Volumes {
+		if v.Source == instance.Tmpfs {
+			list = append(list, instance.Mount{Tag: machine.Serial(v.Device), Type: "tmpfs", Path: v.Path, Size: v.Size})
+		}
 		if v.Dir != "" {
 			list = append(list, instance.Mount{Tag: machine.Serial(v.Device), Type: machine.VirtioFS, Path: v.Path, ReadOnly: v.ReadOnly})
 		}
@@ -63,7 +66,7 @@ func share(ctx context.Context, m *instance.Machine, f *files) (fds []int, err e
 		}
 		conn, err := serve(ctx, daemon, m, v)
 		if err != nil {
-			return nil, fmt.Errorf("volume %q cannot be shared: %w", v.Volume, err)
+			return nil, fmt.Errorf("%s cannot be shared: %w", v, err)
 		}
 		fds = append(fds, f.add(conn))
 	}

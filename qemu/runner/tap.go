@@ -13,9 +13,9 @@ import (
 	"brig/instance/fault"
 )
 
-// openTap makes the host's end of a network interface and joins it to its
+// OpenTap makes the host's end of a network interface and joins it to its
 // bridge. The interface lives as long as somebody has the file open.
-func openTap(n instance.NIC) (*os.File, error) {
+func OpenTap(n instance.NIC) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fault.New(fault.Unsupported, "cannot make network interface %q: cannot open /dev/net/tun: %w; load the module tun", n.HostName, err)

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/instance/size"
 	"brig/storage"
@@ -132,7 +133,7 @@ func (d Driver) format(ctx context.Context, name string, config map[string]strin
 		if bytes, err = size.Parse(config["size"]); err != nil {
 			return err
 		}
-		if err := os.MkdirAll(d.Files, 0o700); err != nil {
+		if err := durable.MkdirAll(d.Files, 0o700); err != nil {
 			return err
 		}
 	}

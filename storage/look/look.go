@@ -62,6 +62,21 @@ func (v *View) open(ctx context.Context, root storage.Root, s *server) (err erro
 	return nil
 }
 
+// Change gives the root directory of a tree that nothing uses, for changing its files
+// with owners as they are on disk. Devices in it do not work. What was mounted for it
+// ends when it is closed. The file system on a disk is the work of a guest, and the
+// kernel would have to believe more of it to write to it: that is unsupported.
+func Change(root storage.Root) (*os.File, error) {
+	if root.DiskPath != "" {
+		return nil, fault.New(fault.Unsupported, "cannot change the files on a disk: only what runs in the machine can")
+	}
+	dir, err := mount.Stage(mount.Spec{Lower: root.Lower, Upper: root.Upper, Work: root.Work})
+	if err != nil {
+		return nil, fmt.Errorf("cannot reach its files: %w", err)
+	}
+	return dir, nil
+}
+
 // Close ends the view.
 func (v *View) Close() error {
 	var errs []error

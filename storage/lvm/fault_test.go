@@ -388,6 +388,29 @@ func TestTroubleBehindBrigsBack(t *testing.T) {
 			t.Errorf("left: %v, %v", list, err)
 		}
 	})
+	t.Run("record of a newer brig", func(t *testing.T) {
+		v := makeWeb(t, p, 1<<20)
+		record := filepath.Join(options(place).Dir, "pool/instances/web/volume.json")
+		data, err := os.ReadFile(record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		os.WriteFile(record, bytes.Replace(data, []byte(`"version":1`), []byte(`"version":9`), 1), 0o600)
+		_, err = p.Open(ctx, web)
+		want(t, "Open of a newer volume", err, fault.Unsupported, "newer brig", "9")
+		want(t, "Snapshot of it", v.Snapshot(ctx, "s", storage.SnapshotOptions{}), fault.Unsupported)
+		want(t, "Delete of it", p.Delete(ctx, web), fault.Unsupported)
+		if err := other.Snapshot(ctx, "beside", storage.SnapshotOptions{}); err != nil {
+			t.Errorf("Snapshot of its neighbour = %v", err)
+		}
+		if err := p.Sweep(ctx); err != nil && !fault.Is(err, fault.Unsupported) {
+			t.Errorf("Sweep beside it = %v", err)
+		}
+		os.WriteFile(record, data, 0o600)
+		if err := errors.Join(v.Snapshot(ctx, "s", storage.SnapshotOptions{}), p.Delete(ctx, web), p.Sweep(ctx)); err != nil {
+			t.Errorf("with the record that it had: %v", err)
+		}
+	})
 	t.Run("newer", func(t *testing.T) {
 		header := filepath.Join(options(place).Dir, "pool/pool.json")
 		data, err := os.ReadFile(header)

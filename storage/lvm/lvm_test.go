@@ -22,16 +22,13 @@ import (
 	"brig/storage/storagetest/lab"
 )
 
-// short are the tests for where time is short: what is neither a race nor a death.
-const short = "^Test(Trees|Disks)$/^(Contract|Names|Create|Clone|Snapshots|SnapshotsKeepTheirFields|RestoreKeepsNewer|Usage|UsageOfSnapshots|Limits|Grow|ReopenHalfWay|Full)$"
-
-// TestLab runs the tests of this package where there is a device mapper. The rest is
-// run by
+// TestLab runs the tests of this package where there is a device mapper. Some of them
+// are run by
 //
-//	go run ./cmd/internal/lab test brig/storage/lvm
+//	go run ./cmd/internal/lab test -user brig/storage/lvm -test.run=NAME
 //
-// with BRIG_TEST_BIN naming a folder with the programs and the probe, and for the
-// virtual machine BRIG_TEST_CACHE one with kernels, as the tests of cmd/brig leave it.
+// without -user for instances, and with BRIG_TEST_BIN naming a folder with the programs
+// and the probe, and for the virtual machine BRIG_TEST_CACHE one with kernels, as the tests of cmd/brig leave it.
 func TestLab(t *testing.T) {
 	if lab.Inside() {
 		t.Skip("is in the lab")
@@ -42,17 +39,29 @@ func TestLab(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a machine")
 	}
-	bin := t.TempDir()
-	if err := instancetest.Build(bin); err != nil {
-		t.Fatal(err)
-	}
+	disks := []int64{4 << 30, 4 << 30}
 	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/lvm", Short: short, Args: []string{"-test.parallel=2"}}},
-		Disks: []int64{4 << 30, 4 << 30},
-		Trees: map[string]string{"bin": bin},
-		Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},
+		Kind:  lab.User,
+		Tests: []lab.Binary{{Package: "brig/storage/lvm", Args: []string{"-test.parallel=2", "-test.skip=" + keeping}}},
+		Disks: disks,
 	})
+	if os.Getenv(lab.Env) == lab.Full {
+		bin := t.TempDir()
+		if err := instancetest.Build(bin); err != nil {
+			t.Fatal(err)
+		}
+		lab.Run(t, lab.Options{
+			Tests: []lab.Binary{{Package: "brig/storage/lvm", Run: keeping}},
+			Disks: disks,
+			Trees: map[string]string{"bin": bin},
+			Env:   []string{"BRIG_TEST_BIN=" + lab.Tree("bin")},
+		})
+	}
 }
+
+// keeping are the tests that keep instances. The quick kernel has no nftables of the family
+// that their network needs.
+const keeping = "^TestPets"
 
 func inside(t testing.TB) {
 	t.Helper()

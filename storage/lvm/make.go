@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/instance/run"
 	"brig/instance/size"
@@ -101,7 +102,7 @@ func makeFile(path, text string) (*os.File, error) {
 	if bytes < minMedium {
 		return nil, fault.New(fault.Invalid, "%d bytes are too few: an lvm pool needs at least %d", bytes, minMedium)
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

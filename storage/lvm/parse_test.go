@@ -169,7 +169,7 @@ func TestUsageFromMappings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := slices.Sorted(maps.Keys(mappings)); !slices.Equal(got, []int64{1, 2, 3, 7}) || len(mappings[1]) != 2 || mappings[1][1] != (extent{10, 10}) {
+	if got := slices.Sorted(maps.Keys(mappings)); !slices.Equal(got, []int64{1, 2, 3, 7}) || len(mappings[1]) != 2 || mappings[1][1] != (extent{10, 10, 1}) {
 		t.Fatalf("parseDump = %v", mappings)
 	}
 	// 1 is a volume and 2 its snapshot, which share 15 to 19; somebody else has 18 to 20.
@@ -186,13 +186,29 @@ func TestUsageFromMappings(t *testing.T) {
 	}
 }
 
+func TestPartsOfADiskFromMappings(t *testing.T) {
+	mappings, err := parseDump(strings.NewReader(dump))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []storage.Extent{{Start: 0, End: 4096, At: 5 * 4096}, {Start: 4096, End: 11 * 4096, At: 10 * 4096}}
+	if got := inBytes(mappings[1], 4096); !slices.Equal(got, want) {
+		t.Errorf("the parts of device 1 are %v, want %v", got, want)
+	}
+	if got := inBytes(mappings[3], 4096); len(got) != 0 {
+		t.Errorf("the parts of device 3, which is empty, are %v", got)
+	}
+}
+
 func TestHostileDumps(t *testing.T) {
 	for _, bad := range []string{
 		`<single_mapping origin_block="0" data_block="5" time="2"/>`,
 		`<device dev_id="x" mapped_blocks="1">`,
-		"<device dev_id=\"1\">\n<range_mapping data_begin=\"1\" length=\"0\"/>",
-		"<device dev_id=\"1\">\n<range_mapping data_begin=\"-1\" length=\"2\"/>",
-		"<device dev_id=\"1\">\n<range_mapping data_begin=\"1\" length=\"9223372036854775807\"/>",
+		"<device dev_id=\"1\">\n<range_mapping origin_begin=\"0\" data_begin=\"1\" length=\"0\"/>",
+		"<device dev_id=\"1\">\n<range_mapping origin_begin=\"0\" data_begin=\"-1\" length=\"2\"/>",
+		"<device dev_id=\"1\">\n<range_mapping origin_begin=\"0\" data_begin=\"1\" length=\"9223372036854775807\"/>",
+		"<device dev_id=\"1\">\n<range_mapping origin_begin=\"-2\" data_begin=\"1\" length=\"1\"/>",
+		"<device dev_id=\"1\">\n<range_mapping data_begin=\"1\" length=\"1\"/>",
 		"<device dev_id=\"1\">\n<range_mapping data_begin=\"1",
 		strings.Repeat("x", 1<<20),
 	} {

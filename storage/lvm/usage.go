@@ -1,11 +1,9 @@
 package lvm
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path"
@@ -15,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"brig/instance/fault"
 	"brig/instance/flock"
 	"brig/instance/run"
 	"brig/storage"
@@ -105,7 +102,7 @@ func (p *Pool) measure(ctx context.Context) (*measure, error) {
 	if err != nil {
 		return nil, err
 	}
-	mappings, err := p.mappings(ctx)
+	mappings, err := p.mappings(ctx, "")
 	if err != nil {
 		return nil, err
 	}
@@ -151,8 +148,9 @@ func (p *Pool) owners(ctx context.Context) (map[int64]belongs, error) {
 	return owners, nil
 }
 
-// mappings reads the mappings of all devices of the thin pool, as they are now.
-func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
+// mappings reads the mappings of all devices of the thin pool, or of the one with a
+// number, as they are now.
+func (p *Pool) mappings(ctx context.Context, number string) (map[int64][]extent, error) {
 	meta, pool := "/dev/mapper/"+dmName(p.vg, p.thin)+"_tmeta", dmName(p.vg, p.thin)+"-tpool"
 	// There is one snapshot of the metadata at a time, and every brig that wants one
 	// takes this lock. One that is there nevertheless was left by a dead program.
@@ -181,59 +179,14 @@ func (p *Pool) mappings(ctx context.Context) (map[int64][]extent, error) {
 		r.CloseWithError(err)
 		parsed <- err
 	}()
-	_, err = run.With(ctx, run.Options{Stdout: w}, "thin_dump", "-m", meta)
+	args := []string{"-m"}
+	if number != "" {
+		args = append(args, "--dev-id", number)
+	}
+	_, err = run.With(ctx, run.Options{Stdout: w}, "thin_dump", append(args, meta)...)
 	w.Close()
 	parseErr := <-parsed
 	return found, errors.Join(cmp.Or(classify(err), parseErr), dmMessage(pool, release))
-}
-
-// extent is a run of chunks of the thin pool.
-type extent struct{ begin, length int64 }
-
-// parseDump reads the mappings that thin_dump prints: XML with an element a line.
-func parseDump(r io.Reader) (map[int64][]extent, error) {
-	found := map[int64][]extent{}
-	device := int64(-1)
-	s := bufio.NewScanner(r)
-	for s.Scan() {
-		line := strings.TrimSpace(s.Text())
-		number := func(name string) (n int64, err error) {
-			_, after, ok := strings.Cut(line, " "+name+`="`)
-			value, _, end := strings.Cut(after, `"`)
-			if !ok || !end {
-				return 0, fmt.Errorf("thin_dump printed %q", line)
-			}
-			return strconv.ParseInt(value, 10, 64)
-		}
-		kind, _, _ := strings.Cut(line, " ")
-		e := extent{length: 1}
-		var err, err2 error
-		switch kind {
-		case "<device":
-			if device, err = number("dev_id"); err == nil && found[device] == nil {
-				found[device] = []extent{}
-			}
-			if err != nil {
-				return nil, err
-			}
-			continue
-		case "<single_mapping":
-			e.begin, err = number("data_block")
-		case "<range_mapping":
-			e.begin, err = number("data_begin")
-			e.length, err2 = number("length")
-		default:
-			continue
-		}
-		if err := errors.Join(err, err2); err != nil {
-			return nil, err
-		}
-		if device < 0 || e.begin < 0 || e.length <= 0 || e.begin > 1<<48 || e.length > 1<<48 {
-			return nil, fault.New(fault.Internal, "thin_dump printed %q", line)
-		}
-		found[device] = append(found[device], e)
-	}
-	return found, s.Err()
 }
 
 // tally counts what each device and each volume has, and has alone. It goes once

@@ -88,7 +88,8 @@ func (v *volume) mount(ctx context.Context) (storage.Root, error) {
 // if that failed.
 func (p *Pool) rootOf(ctx context.Context, id string, rec *record, readOnly bool) (storage.Root, error) {
 	if rec.Content == storage.Disk {
-		return storage.Root{DiskPath: p.devicePath(id), DiskFormat: qcow2.Raw}, p.activateDisk(ctx, id)
+		data := func(ctx context.Context) ([]storage.Extent, error) { return p.extents(ctx, id) }
+		return storage.Root{DiskPath: p.devicePath(id), DiskFormat: qcow2.Raw, DiskData: data}, p.activateDisk(ctx, id)
 	}
 	tree := filepath.Join(p.mountPoint(id), storage.RootName)
 	err := p.mountVolume(ctx, id, rec, readOnly)

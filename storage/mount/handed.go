@@ -29,7 +29,20 @@ func Detached(dir string, m IDMap, readOnly bool) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot mount %q: %w", dir, err)
 	}
-	return os.NewFile(uintptr(fd), dir), nil
+	f := os.NewFile(uintptr(fd), dir)
+	// What is mounted below dir later is not for those who get this.
+	if err := propagate(f, unix.MS_PRIVATE); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func propagate(f *os.File, how uint64) error {
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH, &unix.MountAttr{Propagation: how}); err != nil {
+		return fmt.Errorf("mount_setattr %q: %w", f.Name(), err)
+	}
+	return nil
 }
 
 // Inside calls f on a thread in the mount namespace of another process, which is
@@ -81,7 +94,16 @@ func Handed(pid int, target string, m IDMap) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot hand over %q: %w", target, err)
 	}
-	return os.NewFile(uintptr(fd), target), nil
+	f := os.NewFile(uintptr(fd), target)
+	// The kernel does that for another user namespace: what is mounted below it there
+	// does not come back.
+	if m.Count == 0 {
+		if err := propagate(f, unix.MS_SLAVE); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	return f, nil
 }
 
 // heir is a child that never runs anything, in a user namespace of its own with

@@ -24,9 +24,19 @@ func View(s Spec) (*os.File, error) {
 	if s.Upper != "" && len(s.Lower) > 0 {
 		s = Spec{Lower: append([]string{s.Upper}, s.Lower...)}
 	}
+	return unattached(s, viewAttributes)
+}
+
+// Stage gives a mount of s like View's that can be written to. Its Upper is in use by
+// nobody else.
+func Stage(s Spec) (*os.File, error) {
+	return unattached(s, viewAttributes&^unix.MOUNT_ATTR_RDONLY)
+}
+
+func unattached(s Spec, attributes uint64) (*os.File, error) {
 	var fd int
 	var err error
-	aside(func() { fd, err = view(s) })
+	aside(func() { fd, err = view(s, attributes) })
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +61,7 @@ func aside(f func()) {
 	<-done
 }
 
-func view(s Spec) (int, error) {
+func view(s Spec, attributes uint64) (int, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return -1, fmt.Errorf("unshare: %w", err)
 	}
@@ -61,7 +71,7 @@ func view(s Spec) (int, error) {
 	if err := Tree(viewPlace, s, IDMap{}); err != nil {
 		return -1, err
 	}
-	return detach(viewPlace, nil, viewAttributes)
+	return detach(viewPlace, nil, attributes)
 }
 
 // FileSystem is View of the file system of a known type on a block device, which

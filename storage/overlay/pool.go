@@ -135,6 +135,10 @@ func (p *Pool) create() error {
 			return err
 		}
 	}
+	// The header says that they are there, so they are there first, also after a power cut.
+	if err := pooldir.Sync(p.root, "."); err != nil {
+		return err
+	}
 	p.step("pool directories")
 	return p.writeHeader()
 }

@@ -19,6 +19,7 @@ import (
 const (
 	recordFile   = "volume.json"
 	snapshotsDir = "snapshots"
+	asideDir     = "aside"
 )
 
 // record is the content of volume.json. It is the truth about a volume: a layer

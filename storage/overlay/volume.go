@@ -76,6 +76,7 @@ func (v *volume) Root() storage.Root {
 	case rec.Flat:
 		root.Upper = p.path(layersDir, rec.Active, rootName)
 	case rec.Active != "":
+		root.Aside = p.path(v.key.String(), asideDir)
 		root.Upper, root.Work = p.path(layersDir, rec.Active, rootName), p.path(layersDir, rec.Active, workName)
 	}
 	return root

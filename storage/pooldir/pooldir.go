@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/storage"
 )
@@ -60,7 +61,7 @@ func OpenFolder(path string, mayMake bool) (*Dir, error) {
 	root, err := os.OpenRoot(path)
 	if errors.Is(err, fs.ErrNotExist) && mayMake {
 		// Guests' set-user-id programs must be out of reach for the host's users.
-		if err := os.MkdirAll(path, 0o700); err != nil {
+		if err := durable.MkdirAll(path, 0o700); err != nil {
 			return nil, err
 		}
 		root, err = os.OpenRoot(path)

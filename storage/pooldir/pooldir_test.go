@@ -173,10 +173,12 @@ func TestHoldFollowsTheName(t *testing.T) {
 		}
 		second <- err
 	}()
-	if _, err := d.ThrowAway(web.String()); err != nil {
+	// At once, so that there is a directory whenever the other one looks.
+	write(t, d, pooldir.Staging+"/web/new", "")
+	fd := int(d.File.Fd())
+	if err := unix.Renameat2(fd, pooldir.Staging+"/web", fd, web.String(), unix.RENAME_EXCHANGE); err != nil {
 		t.Fatal(err)
 	}
-	write(t, d, web.String()+"/new", "")
 	first.Close()
 	if err := <-second; err != nil {
 		t.Errorf("whoever waited got another directory than the one with the name: %v", err)

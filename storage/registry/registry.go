@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/storage"
 )
@@ -97,6 +98,9 @@ func (r *Registry) Names() ([]string, error) {
 	}
 	return names, nil
 }
+
+// Drivers lists the drivers, sorted.
+func (r *Registry) Drivers() []string { return slices.Sorted(maps.Keys(r.options.Drivers)) }
 
 // Record tells how a pool was made.
 func (r *Registry) Record(name string) (storage.Record, error) {
@@ -274,7 +278,7 @@ func shut(pool storage.Pool) error {
 func (r *Registry) driver(record storage.Record) (Driver, error) {
 	driver, ok := r.options.Drivers[record.Driver]
 	if !ok {
-		return nil, fault.New(fault.Unsupported, "cannot use pool %q: there is no driver %q; the drivers are %s", record.Name, record.Driver, strings.Join(slices.Sorted(maps.Keys(r.options.Drivers)), ", "))
+		return nil, fault.New(fault.Unsupported, "cannot use pool %q: there is no driver %q; the drivers are %s", record.Name, record.Driver, strings.Join(r.Drivers(), ", "))
 	}
 	return driver, nil
 }
@@ -287,7 +291,7 @@ func (r *Registry) write(record storage.Record) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(r.options.Dir, 0o700); err != nil {
+	if err := durable.MkdirAll(r.options.Dir, 0o700); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(r.options.Dir, ".new-")

@@ -23,9 +23,15 @@ func TestLab(t *testing.T) {
 	if testing.Short() {
 		t.Skip("boots a machine")
 	}
-	lab.Run(t, lab.Options{
-		Tests: []lab.Binary{{Package: "brig/storage/transfer", Args: []string{"-test.run=InLab"}}},
-	})
+	for _, kind := range []struct {
+		lab.Kind
+		tests string
+	}{{lab.User, "^TestLVMPairsInLab$"}, {lab.Emulated, "^TestZFS.*InLab$"}} {
+		lab.Run(t, lab.Options{
+			Kind:  kind.Kind,
+			Tests: []lab.Binary{{Package: "brig/storage/transfer", Run: kind.tests}},
+		})
+	}
 }
 
 // newZFS makes a pool in a zpool of its own, or beside another.
@@ -87,30 +93,43 @@ func zpool(t *testing.T, name string) string {
 	return name
 }
 
-// TestPairsInLab copies to, from and between pools on ZFS and LVM, and keeps the copies
-// up to date.
-func TestPairsInLab(t *testing.T) {
+// inLab is a copy from a pool to another.
+type inLab struct {
+	content  storage.Content
+	from, to string
+	quick    bool
+	short    bool // also where time is short
+}
+
+// TestZFSPairsInLab copies to, from and between pools on ZFS, and keeps the copies up
+// to date.
+func TestZFSPairsInLab(t *testing.T) {
+	pairsInLab(t,
+		inLab{storage.Tree, "zfs", "zfs", true, false},
+		inLab{storage.Tree, "zfs", "zfs-far", true, true},
+		inLab{storage.Disk, "zfs", "zfs-far", true, false},
+		inLab{storage.Tree, "zfs", "overlay", false, false},
+		inLab{storage.Tree, "btrfs", "zfs", false, false},
+		inLab{storage.Disk, "overlay", "zfs", false, false},
+	)
+}
+
+// TestLVMPairsInLab does so with pools on LVM.
+func TestLVMPairsInLab(t *testing.T) {
+	pairsInLab(t,
+		inLab{storage.Tree, "lvm", "lvm", true, true},
+		inLab{storage.Tree, "overlay", "lvm", false, true},
+		inLab{storage.Disk, "lvm", "lvm", true, true},
+		inLab{storage.Disk, "lvm", "overlay", false, true},
+		inLab{storage.Disk, "overlay", "lvm", false, true},
+	)
+}
+
+func pairsInLab(t *testing.T, pairs ...inLab) {
 	if !lab.Inside() {
 		t.Skip("runs in the lab")
 	}
-	for _, c := range []struct {
-		content  storage.Content
-		from, to string
-		quick    bool
-		short    bool // also where time is short
-	}{
-		{storage.Tree, "zfs", "zfs", true, false},
-		{storage.Tree, "zfs", "zfs-far", true, true},
-		{storage.Disk, "zfs", "zfs-far", true, false},
-		{storage.Tree, "zfs", "overlay", false, false},
-		{storage.Tree, "btrfs", "zfs", false, false},
-		{storage.Disk, "overlay", "zfs", false, false},
-		{storage.Tree, "lvm", "lvm", true, false},
-		{storage.Tree, "overlay", "lvm", false, true},
-		{storage.Disk, "lvm", "lvm", true, false},
-		{storage.Disk, "lvm", "overlay", false, false},
-		{storage.Disk, "overlay", "lvm", false, false},
-	} {
+	for _, c := range pairs {
 		t.Run(string(c.content)+"/"+c.from+"/"+c.to, func(t *testing.T) {
 			if testing.Short() && !c.short {
 				t.Skip("takes long")

@@ -80,6 +80,9 @@ func extents(ctx context.Context, r storage.Root) ([]extent, error) {
 
 // written gives the parts of a disk that hold data.
 func written(ctx context.Context, r storage.Root) ([]place, error) {
+	if r.DiskData != nil {
+		return partsOf(ctx, r)
+	}
 	list, err := extents(ctx, r)
 	var all []place
 	for _, e := range list {
@@ -90,8 +93,17 @@ func written(ctx context.Context, r storage.Root) ([]place, error) {
 	return all, err
 }
 
-// changedRaw compares two raw disks, block by block where they do not share them.
+// changedRaw compares two raw disks, block by block where they do not share them. Where
+// their pool tells what they share, nothing is read.
 func changedRaw(ctx context.Context, base, from storage.Root) ([]place, error) {
+	if base.DiskData != nil && from.DiskData != nil {
+		before, err := base.DiskData(ctx)
+		if err != nil {
+			return nil, err
+		}
+		now, err := from.DiskData(ctx)
+		return changedExtents(before, now), err
+	}
 	a, _, err := qcow2.OpenRaw(base.DiskPath, os.O_RDONLY)
 	if err != nil {
 		return nil, err

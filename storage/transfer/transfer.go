@@ -48,6 +48,10 @@ type Request struct {
 	Mark Mark
 	Keep bool
 
+	// Base is a snapshot that whoever reads an export has. Only states that came after it
+	// are exported, and of those what differs. Empty: all.
+	Base string
+
 	// Edit, which may be nil, changes the metadata files of a state in the new
 	// volume. Snapshot is its name there, empty for what the volume itself holds.
 	// Snapshots that are sent keep the files that they have.

@@ -30,12 +30,25 @@ func TestPets(t *testing.T) {
 	t.Logf("# zfs %s\n%s", strings.Join(fields, " "), tool(t, "zfs", fields...))
 	p.Brig("start", "old", "--wait", "ready")
 	p.Says("old", "second")
+	p.machine(app)
 	p.destroyed(app)
 	p.Brig("storage", "info", "pets")
 }
 
 // pets is a brig with a pool on ZFS, and what is shown of its use.
 type pets struct{ instancetest.Transcript }
+
+// machine looks into snapshots of a virtual machine, which is not started.
+func (p pets) machine(app string) {
+	p.T.Helper()
+	const group = "root:x:0:\napp:x:2345:\nextra:x:3456:app\n" // of the probe's image
+	p.Brig("create", app, "vm", "--vm", "-s", "pets")
+	for _, name := range []string{"one", "two"} {
+		p.Brig("snapshot", "create", "vm", name)
+	}
+	p.Looks("vm", "/etc/group", instancetest.State{Snapshot: "one", Text: group}, instancetest.State{Snapshot: "two", Text: group})
+	p.Brig("delete", "--now", "vm")
+}
 
 // destroyed has an instance whose dataset somebody destroyed.
 func (p pets) destroyed(app string) {

@@ -11,6 +11,7 @@ import (
 
 	gozfs "github.com/mistifyio/go-zfs/v4"
 
+	"brig/instance/durable"
 	"brig/instance/fault"
 	"brig/storage"
 	"brig/storage/pooldir"
@@ -127,7 +128,7 @@ func (d Driver) createZpool(ctx context.Context, config map[string]string) error
 	source, made := config[keySource], config[keyMade]
 	if made == madeFile {
 		if filepath.Dir(source) == filepath.Clean(d.Files) {
-			if err := os.MkdirAll(d.Files, 0o700); err != nil {
+			if err := durable.MkdirAll(d.Files, 0o700); err != nil {
 				return err
 			}
 		}

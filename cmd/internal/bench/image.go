@@ -53,44 +53,83 @@ type layout struct {
 	layer string // path of the layer, a tar.gz
 }
 
-// writeLayout makes an image of a tar, see
-// https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
+// writeLayout makes an image of a tar.
 func writeLayout(ctx context.Context, dir, plain string) (layout, error) {
-	l := layout{ref: "oci:" + dir + ":bench"}
-	blobs := filepath.Join(dir, "blobs", "sha256")
-	if err := os.MkdirAll(blobs, 0o700); err != nil {
-		return l, err
+	l, err := newLayers(dir)
+	if err != nil {
+		return layout{}, err
 	}
-	packed := filepath.Join(dir, "layer.tar.gz")
+	if err := l.add(ctx, plain); err != nil {
+		return layout{}, err
+	}
+	return layout{ref: "oci:" + dir + ":bench", layer: l.path(l.layers[0])}, l.write(tagged{"bench", l.layers, l.diffIDs})
+}
+
+// layers writes an OCI image layout, see
+// https://github.com/opencontainers/image-spec/blob/main/image-layout.md.
+type layers struct {
+	dir     string
+	layers  []descriptor
+	diffIDs []string
+}
+
+func newLayers(dir string) (*layers, error) {
+	l := &layers{dir: dir}
+	return l, os.MkdirAll(l.blobs(), 0o700)
+}
+
+func (l *layers) blobs() string { return filepath.Join(l.dir, "blobs", "sha256") }
+
+func (l *layers) path(d descriptor) string {
+	return filepath.Join(l.blobs(), d.Digest[len("sha256:"):])
+}
+
+// add makes a layer of a tar.
+func (l *layers) add(ctx context.Context, plain string) error {
+	packed := filepath.Join(l.dir, "layer.tar.gz")
 	layer, diffID, err := compress(ctx, packed, plain)
 	if err != nil {
-		return l, err
+		return err
 	}
-	l.layer = filepath.Join(blobs, layer.Digest[len("sha256:"):])
-	if err := os.Rename(packed, l.layer); err != nil {
-		return l, err
-	}
-	config, err := writeBlob(blobs, "application/vnd.oci.image.config.v1+json", map[string]any{
-		"architecture": runtime.GOARCH, "os": "linux",
-		"config": map[string]any{"Cmd": []string{"/bin/sh"}},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{diffID}},
-	})
-	if err != nil {
-		return l, err
-	}
-	const manifestType = "application/vnd.oci.image.manifest.v1+json"
-	manifest, err := writeBlob(blobs, manifestType, map[string]any{
-		"schemaVersion": 2, "mediaType": manifestType, "config": config, "layers": []descriptor{layer},
-	})
-	if err != nil {
-		return l, err
-	}
-	manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": "bench"}
-	if err := writeJSON(filepath.Join(dir, "index.json"), map[string]any{"schemaVersion": 2, "manifests": []descriptor{manifest}}); err != nil {
-		return l, err
-	}
-	return l, writeJSON(filepath.Join(dir, "oci-layout"), map[string]string{"imageLayoutVersion": "1.0.0"})
+	l.layers, l.diffIDs = append(l.layers, layer), append(l.diffIDs, diffID)
+	return os.Rename(packed, l.path(layer))
 }
+
+// tagged is an image of some layers.
+type tagged struct {
+	tag     string
+	layers  []descriptor
+	diffIDs []string
+}
+
+// write completes the layout with images.
+func (l *layers) write(images ...tagged) error {
+	var index []descriptor
+	for _, image := range images {
+		config, err := writeBlob(l.blobs(), "application/vnd.oci.image.config.v1+json", map[string]any{
+			"architecture": runtime.GOARCH, "os": "linux",
+			"config": map[string]any{"Cmd": []string{"/bin/sh"}},
+			"rootfs": map[string]any{"type": "layers", "diff_ids": image.diffIDs},
+		})
+		if err != nil {
+			return err
+		}
+		manifest, err := writeBlob(l.blobs(), manifestType, map[string]any{
+			"schemaVersion": 2, "mediaType": manifestType, "config": config, "layers": image.layers,
+		})
+		if err != nil {
+			return err
+		}
+		manifest.Annotations = map[string]string{"org.opencontainers.image.ref.name": image.tag}
+		index = append(index, manifest)
+	}
+	if err := writeJSON(filepath.Join(l.dir, "index.json"), map[string]any{"schemaVersion": 2, "manifests": index}); err != nil {
+		return err
+	}
+	return writeJSON(filepath.Join(l.dir, "oci-layout"), map[string]string{"imageLayoutVersion": "1.0.0"})
+}
+
+const manifestType = "application/vnd.oci.image.manifest.v1+json"
 
 type descriptor struct {
 	MediaType   string            `json:"mediaType"`

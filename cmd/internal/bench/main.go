@@ -73,6 +73,7 @@ var sections = []section{
 	{"list", (*bench).list},
 	{"vm", (*bench).vm},
 	{"unpack", (*bench).unpack},
+	{"images", (*bench).images},
 	{"btrfs", (*bench).btrfs},
 	{"zfs", (*bench).zfs},
 }

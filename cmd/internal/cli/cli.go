@@ -17,6 +17,7 @@ import (
 
 	"brig/images"
 	"brig/instance/fault"
+	"brig/instance/project"
 	"brig/instance/store"
 )
 
@@ -53,6 +54,7 @@ type session struct {
 	started  bool // arguments were fine and the command has begun
 	progress *progress
 	compose  func() (Manager, error)
+	project  string // of --project; empty: not given
 }
 
 // exitCode ends a command with a code and no message of its own.
@@ -106,8 +108,28 @@ func (s *session) say(format string, args ...any) {
 	}
 }
 
-// manager gives the manager, composing it on first use.
-func (s *session) manager() (Manager, error) { return s.compose() }
+// manager gives the manager for the project that the command is about, composing it on
+// first use.
+func (s *session) manager() (Manager, error) { return s.managerOf(false) }
+
+// managerOf gives the manager for that project, or for all: then every name is a full
+// one.
+func (s *session) managerOf(all bool) (Manager, error) {
+	m, err := s.compose()
+	if err != nil || all {
+		return m, err
+	}
+	in, err := s.projectName()
+	if err != nil {
+		return nil, err
+	}
+	if in != project.Default {
+		if err := m.HasProject(in); err != nil {
+			return nil, fmt.Errorf("%w; brig project switch %s goes back to the one that is always there", err, project.Default)
+		}
+	}
+	return inProject{m, in}, nil
+}
 
 func (s *session) composeManager() (Manager, error) {
 	dirs, brigDir, err := s.dirs()

@@ -9,6 +9,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
+	"brig/instance/project"
 )
 
 // column is one column of a listing of instances.
@@ -30,42 +31,41 @@ func listColumns() []column {
 		{'c', "CREATED AT", func(v *manager.View) string { return timeText(v.Spec.CreatedAt) }, false},
 		{'d', "DESCRIPTION", func(v *manager.View) string { return v.Spec.Description }, false},
 		{'D', "DISK USAGE", diskText, true},
-		{'e', "PROJECT", func(*manager.View) string { return "default" }, false},
+		{'e', "PROJECT", func(v *manager.View) string { return project.Of(v.Spec.Name) }, false},
 		{'f', "BASE IMAGE", func(v *manager.View) string { return short(v.Spec.Image.Fingerprint) }, false},
 		{'F', "BASE IMAGE", func(v *manager.View) string { return v.Spec.Image.Fingerprint }, false},
 		{'h', "HEALTH", func(v *manager.View) string { return v.State.Health }, false},
 		{'i', "IMAGE", func(v *manager.View) string { return v.Spec.Image.Reference }, false},
 		{'l', "LAST USED AT", func(v *manager.View) string { return timeText(v.Spec.LastUsedAt) }, false},
-		{'m', "MEMORY USAGE", ifUp(func(v *manager.View) string { return sizeText(v.MemoryUsage) }), true},
-		{'n', "NAME", func(v *manager.View) string { return v.Spec.Name }, false},
-		{'N', "PROCESSES", ifUp(func(v *manager.View) string { return strconv.Itoa(v.Processes) }), true},
+		{'m', "MEMORY USAGE", ifUp(func(v *manager.View) string { return sizeText(v.Use.Memory) }), true},
+		{'n', "NAME", func(v *manager.View) string { return project.Short(v.Spec.Name) }, false},
+		{'N', "PROCESSES", ifUp(func(v *manager.View) string { return strconv.Itoa(v.Use.Processes) }), true},
 		{'p', "PID", ifUp(func(v *manager.View) string { return strconv.Itoa(v.State.PID) }), false},
 		{'P', "PROFILES", func(v *manager.View) string { return strings.Join(v.Spec.Profiles, "\n") }, false},
 		{'r', "REASON", func(v *manager.View) string { return v.State.Reason }, false},
 		{'s', "STATE", func(v *manager.View) string { return statusText(v.State.Status) }, false},
 		{'S', "SNAPSHOTS", func(v *manager.View) string { return strconv.Itoa(v.SnapshotCount) }, false},
 		{'t', "TYPE", func(v *manager.View) string { return typeText(v.Spec) }, false},
-		{'u', "CPU USAGE", ifUp(func(v *manager.View) string { return fmt.Sprintf("%ds", int64(v.CPUUsage.Seconds())) }), true},
+		{'u', "CPU USAGE", ifUp(func(v *manager.View) string { return fmt.Sprintf("%ds", int64(v.Use.CPU.Seconds())) }), true},
 		{'U', "STARTED AT", ifUp(func(v *manager.View) string { return timeText(v.State.StartedAt) }), false},
 		{'x', "EXIT CODE", func(v *manager.View) string { return exitText(v.State) }, false},
 	}
 }
 
-// parseColumns understands letters, and between commas also configuration
-// keys: KEY or KEY:TITLE.
+// parseColumns understands letters, and between commas also keys, see keyColumn.
 func parseColumns(s string) ([]column, error) {
 	known := listColumns()
 	var out []column
 	for word := range strings.SplitSeq(s, ",") {
-		key, title, titled := strings.Cut(word, ":")
 		switch {
 		case word == "":
 			return nil, fault.New(fault.Invalid, "cannot use the columns %q: one of them is empty", s)
-		case strings.Contains(key, "."):
-			if !titled {
-				title = strings.ToUpper(key)
+		case strings.Contains(word, "."):
+			c, err := keyColumn(word)
+			if err != nil {
+				return nil, err
 			}
-			out = append(out, column{title: title, text: func(v *manager.View) string { return v.Spec.Config[key] }})
+			out = append(out, c)
 			continue
 		}
 		for i := range len(word) {

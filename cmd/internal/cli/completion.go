@@ -8,6 +8,7 @@ import (
 
 	"brig/images"
 	"brig/instance/fault"
+	"brig/instance/project"
 )
 
 func newCompletion(s *session) *cobra.Command {
@@ -121,7 +122,7 @@ func (s *session) instanceNames(cmd *cobra.Command) []cobra.Completion {
 	}
 	list := make([]cobra.Completion, 0, len(views))
 	for _, v := range views {
-		list = append(list, cobra.CompletionWithDesc(v.Spec.Name, strings.ToLower(string(v.State.Status))))
+		list = append(list, cobra.CompletionWithDesc(project.Short(v.Spec.Name), strings.ToLower(string(v.State.Status))))
 	}
 	return list
 }

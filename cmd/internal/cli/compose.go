@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,11 +14,14 @@ import (
 	"brig/images/archive"
 	"brig/images/debian"
 	"brig/images/disk"
+	"brig/images/export"
+	"brig/images/incusbackup"
 	"brig/images/oci"
 	"brig/images/oci/registries"
 	"brig/images/simplestreams"
 	"brig/instance"
 	"brig/instance/fault"
+	"brig/instance/filemount"
 	"brig/instance/keeper"
 	"brig/instance/manager"
 	"brig/instance/network"
@@ -32,6 +36,20 @@ import (
 	"brig/storage/registry"
 	"brig/storage/zfs"
 )
+
+// mountFiles shows files by FUSE.
+func mountFiles(ctx context.Context, o manager.FileMount, ready func()) error {
+	return filemount.Serve(ctx, filemount.Options{
+		Target: o.Target, Source: o.Source, Path: o.Path, ReadOnly: o.ReadOnly,
+		Connect: func(ctx context.Context) (*filemount.Conn, error) {
+			client, done, err := o.Connect(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return &filemount.Conn{Client: client, Done: done}, nil
+		},
+	}, ready)
+}
 
 // Compose makes the manager with its drivers. It is the one place that names
 // them.
@@ -59,16 +77,22 @@ func Compose(o Options) (Manager, error) {
 		Images:  records,
 		Source: func(ref images.Ref) (images.Source, error) {
 			if ref.Remote == manager.ImportRemote {
-				return files{archive.New(registry)}, nil
+				return files{archive.New(registry, lookIntoDisk)}, nil
 			}
 			return sources, nil
 		},
-		Exporter:   registry,
+		Exporter: registry,
+		Backups: func(ctx context.Context, r io.Reader) (manager.ForeignBackup, error) {
+			return incusbackup.Open(ctx, r)
+		},
+		Files:      export.Files{},
 		Disks:      disks{},
 		Kernels:    kernelStore{kernels},
 		Network:    network.New(o.Dirs, ""),
+		FileMounts: mountFiles,
 		Looker:     looker{look.NewMounts(filepath.Join(o.Dirs.Run, "looks"))},
 		Sweep:      func() error { return beside(o, "sweep") },
+		Again:      func(id, name string) error { return beside(o, "again", id, name) },
 		Care:       func() error { return beside(o, "image", "refresh", "--due") },
 		Progress:   o.Progress,
 		Notice:     o.Notice,
@@ -116,6 +140,24 @@ func (looker) Open(ctx context.Context, root storage.Root) (*os.File, func() err
 		return nil, nil, err
 	}
 	return v.Dir, v.Close, nil
+}
+
+func (looker) Change(_ context.Context, root storage.Root) (*os.File, error) {
+	return look.Change(root)
+}
+
+// lookIntoDisk shows the files of a disk that somebody else made: what fsck has
+// nothing to say against.
+func lookIntoDisk(ctx context.Context, disk string) (*os.File, func() error, error) {
+	root := storage.Root{DiskPath: disk, DiskFormat: "raw"}
+	wrong, err := look.Check(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(wrong) > 0 {
+		return nil, nil, fault.New(fault.Invalid, "its file system is damaged: %s", strings.Join(wrong, "; "))
+	}
+	return looker{}.Open(ctx, root)
 }
 
 func (looker) Check(ctx context.Context, root storage.Root) ([]string, error) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -16,20 +17,27 @@ import (
 
 func newConfig(s *session) *cobra.Command {
 	return newGroup("config", "See and change the configuration of instances",
-		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigDevice(s), newConfigKeys(s))
+		newConfigGet(s), newConfigSet(s), newConfigUnset(s), newConfigShow(s), newConfigEdit(s), newConfigDevice(s), newConfigKeys(s))
 }
 
 func newConfigGet(s *session) *cobra.Command {
-	return &cobra.Command{
+	var expanded bool
+	cmd := &cobra.Command{
 		Use:   "get NAME KEY",
 		Short: "Print the value of a configuration key",
 		Args:  argsOf(2, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			config, err := s.configOf(cmd, args[0])
+			if _, err := config.Find(args[1]); err != nil {
+				return err
+			}
+			v, err := s.view(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			value, ok := config[args[1]]
+			value, ok := v.Spec.Config[args[1]]
+			if expanded {
+				value, ok = expandedConfig(v.Spec)[args[1]]
+			}
 			if !ok {
 				return fault.New(fault.NotFound, "%q is not set for %q", args[1], args[0])
 			}
@@ -38,6 +46,8 @@ func newConfigGet(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeConfigKeys(1),
 	}
+	cmd.Flags().BoolVarP(&expanded, "expanded", "e", false, "With what profiles say")
+	return cmd
 }
 
 func newConfigSet(s *session) *cobra.Command {
@@ -47,17 +57,13 @@ func newConfigSet(s *session) *cobra.Command {
 		Example: "  brig config set web snapshots.schedule=@hourly snapshots.keep=hourly=24,daily=7,weekly=4\n  brig config set web snapshots.schedule '0 6,18 * * *, @weekly'",
 		Args:    argsOf(2, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			pairs := args[1:]
-			if len(pairs) == 2 && !strings.Contains(pairs[0], "=") {
-				pairs = []string{pairs[0] + "=" + pairs[1]}
-			}
-			set, err := parseConfig(pairs)
+			set, err := parseConfig(pairsOf(args[1:]))
 			if err != nil {
 				return err
 			}
 			return s.configure(cmd, args[0], manager.ConfigChange{Set: set})
 		},
-		ValidArgsFunction: s.completeInstances(1),
+		ValidArgsFunction: s.completeNewKeys(s.instanceNames),
 	}
 }
 
@@ -76,41 +82,18 @@ func newConfigUnset(s *session) *cobra.Command {
 	}
 }
 
-func newConfigShow(s *session) *cobra.Command {
-	var kind string
-	cmd := &cobra.Command{
-		Use:   "show NAME",
-		Short: "Show the configuration keys that are set",
-		Args:  argsOf(1, 1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			f, err := parseFormat(kind)
-			if err != nil {
-				return err
-			}
-			config, err := s.configOf(cmd, args[0])
-			if err != nil {
-				return err
-			}
-			t := &table{header: []string{"KEY", "VALUE"}}
-			for _, key := range slices.Sorted(maps.Keys(config)) {
-				t.add(key, config[key])
-			}
-			return s.print(f, t, orEmpty(config))
-		},
-		ValidArgsFunction: s.completeInstances(1),
-	}
-	formatFlag(cmd, &kind)
-	return cmd
-}
-
 func newConfigKeys(s *session) *cobra.Command {
 	var kind string
 	cmd := &cobra.Command{
 		Use:     "keys",
 		Short:   "List the configuration keys there are, and what they are for",
-		Example: "  brig config keys\n  brig config keys -f json | jq '.[] | select(.live) | .name'",
+		Example: "  brig config keys\n  brig config keys -f json | jq '.[] | select(.live) | .name'\n  brig config keys -f md",
 		Args:    argsOf(0, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind == "md" {
+				_, err := io.WriteString(s.Stdout, config.Reference())
+				return err
+			}
 			f, err := parseFormat(kind)
 			if err != nil {
 				return err
@@ -142,12 +125,16 @@ type keyView struct {
 	Description string        `json:"description"`
 }
 
-func (s *session) configOf(cmd *cobra.Command, name string) (map[string]string, error) {
+func (s *session) view(cmd *cobra.Command, name string) (*manager.View, error) {
 	m, err := s.manager()
 	if err != nil {
 		return nil, err
 	}
-	v, err := m.Get(cmd.Context(), name, manager.GetOptions{})
+	return m.Get(cmd.Context(), name, manager.GetOptions{})
+}
+
+func (s *session) configOf(cmd *cobra.Command, name string) (map[string]string, error) {
+	v, err := s.view(cmd, name)
 	if err != nil {
 		return nil, err
 	}
@@ -163,11 +150,29 @@ func (s *session) configure(cmd *cobra.Command, name string, c manager.ConfigCha
 	if err != nil {
 		return err
 	}
+	s.obeyed("Configured "+name, later)
+	return nil
+}
+
+// obeyed says what was done, and what of it a running instance obeys only later.
+func (s *session) obeyed(text string, later []string) {
 	if len(later) > 0 {
-		s.say("Configured %s; it will obey %s after its next start", name, strings.Join(later, ", "))
-	} else {
-		s.say("Configured %s", name)
+		text += "; it will obey " + strings.Join(later, ", ") + " after its next start"
 	}
+	s.say("%s", text)
+}
+
+// change changes an instance and says what that did.
+func (s *session) change(cmd *cobra.Command, name, said string, edit func(*manager.Settings) error) error {
+	m, err := s.manager()
+	if err != nil {
+		return err
+	}
+	later, err := m.Change(cmd.Context(), name, edit)
+	if err != nil {
+		return err
+	}
+	s.obeyed(said, later)
 	return nil
 }
 

@@ -13,7 +13,8 @@ import (
 func newDelete(s *session) *cobra.Command {
 	var o manager.DeleteOptions
 	cmd := newAction(s, action{
-		use: "delete", aliases: []string{"rm"}, short: "Delete instances with all their snapshots", done: "Deleted",
+		use: "delete", examples: [2]string{"brig delete web", "brig delete -f --now 'test-*'"},
+		aliases: []string{"rm"}, short: "Delete instances with all their snapshots", done: "Deleted",
 		do: func(ctx context.Context, m Manager, name string) error {
 			if instance, snapshot, ok := strings.Cut(name, "/"); ok {
 				return fault.New(fault.Invalid, "cannot delete %q: to delete a snapshot use: brig snapshot delete %s %s", name, instance, snapshot)

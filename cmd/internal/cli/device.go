@@ -12,22 +12,51 @@ import (
 
 func newConfigDevice(s *session) *cobra.Command {
 	return newGroup("device", "See and change the devices of instances",
-		newDeviceAdd(s), newDeviceRemove(s), newDeviceList(s), newDeviceShow(s))
+		newDeviceAdd(s), newDeviceSet(s), newDeviceUnset(s), newDeviceOverride(s), newDeviceRemove(s), newDeviceList(s), newDeviceShow(s))
 }
 
 func newDeviceAdd(s *session) *cobra.Command {
 	return &cobra.Command{
 		Use:   "add NAME DEVICE TYPE [KEY=VALUE...]",
 		Short: "Add a device to an instance",
-		Long: `Add a device to an instance. There is one type, disk: a custom volume. Its keys:
+		Long: `Add a device to an instance. A disk is a custom volume, a directory of the host, or
+memory. Its keys:
 
   pool=POOL source=VOLUME   the volume
+  source=/srv/data          or the directory
+  source=tmpfs:             or memory, which is empty at each start
+  size=64MiB                how much memory may hold; without it half of what there is
   path=/srv/data            where the instance has it; not for block volumes
   readonly=true             the instance can only read it
+  shift=true                directories: the instance sees the owners that files have on
+                            the host, and files that it makes belong to its ids there;
+                            without it they are nobody's in a container with ids of its
+                            own. A virtual machine always sees the owners of the host.
+  required=false            directories: do without it if it is not there at the start
 
-A virtual machine gets a file system by virtiofsd, which has to be installed.`,
-		Example: "  brig config device add web data disk pool=default source=photos path=/srv/photos",
-		Args:    argsOf(3, -1),
+A unix-char or unix-block is a device file of the host in a container. Its keys:
+
+  source=/dev/ttyUSB0       where the host has it
+  path=/dev/modem           where the instance has it; without it, as the host does
+  major=188 minor=0         which device it is; without them, the one at source
+  mode=0660 uid=0 gid=0     its permissions, and its owner in the container
+  required=false            do without it if it is not there at the start
+
+Each instance has a network card, and a nic with the name eth0 sets it at the next start.
+A nic with another name is one more card in the same network. Its keys:
+
+  name=lan0                 what it is called in the instance; without it, as the device
+  ipv4.address=10.1.2.3     its address, of brig's subnet
+  hwaddr=02:00:00:01:02:03  its hardware address
+
+A running container has a disk, device file or further card at once, and a running
+virtual machine a block volume or card, up to four of them. It gets a file system by
+virtiofsd, which has to be installed, at its next start. What is mounted on the host
+below a directory is not seen in it.`,
+		Example: `  brig config device add web data disk pool=default source=photos path=/srv/photos
+  brig config device add web src disk source=/srv/src path=/src shift=true readonly=true
+  brig config device add web modem unix-char source=/dev/ttyUSB0 gid=20`,
+		Args: argsOf(3, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			keys, err := parseConfig(args[3:])
 			if err != nil {
@@ -122,13 +151,7 @@ func newDeviceShow(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{header: []string{"NAME", "KEY", "VALUE"}}
-			for _, name := range slices.Sorted(maps.Keys(devices)) {
-				for _, key := range slices.Sorted(maps.Keys(devices[name])) {
-					t.add(name, key, devices[name][key])
-				}
-			}
-			return s.print(f, t, devices)
+			return s.print(f, deviceTable(devices), devices)
 		},
 		ValidArgsFunction: s.completeInstances(1),
 	}

@@ -29,7 +29,7 @@ holds.`,
 			if err != nil {
 				return err
 			}
-			m, err := s.manager()
+			m, err := s.managerOf(len(args) == 0)
 			if err != nil {
 				return err
 			}

@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,6 +21,7 @@ import (
 	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
+	"brig/profiles"
 	"brig/storage"
 )
 
@@ -36,6 +40,8 @@ type fake struct {
 
 	mu    sync.Mutex
 	calls []string // guarded by mu
+
+	samples [][]manager.Sample // guarded by mu
 }
 
 func (f *fake) note(format string, args ...any) {
@@ -56,7 +62,7 @@ func (f *fake) List(context.Context) ([]manager.View, error) {
 	for i := range views {
 		v := &views[i]
 		v.SnapshotCount = len(v.Snapshots)
-		v.Snapshots, v.Usage, v.NICs, v.MemoryUsage, v.CPUUsage, v.Processes = nil, nil, nil, 0, 0, 0
+		v.Snapshots, v.Usage, v.NICs, v.Use, v.RootLimit = nil, nil, nil, instance.Use{}, 0
 	}
 	return views, nil
 }
@@ -64,10 +70,23 @@ func (f *fake) List(context.Context) ([]manager.View, error) {
 func (f *fake) Get(_ context.Context, name string, _ manager.GetOptions) (*manager.View, error) {
 	for _, v := range f.views {
 		if v.Spec.Name == name {
+			counts := profiles.Merge(nil, v.Spec.Config, v.Spec.Devices)
+			v.Config, v.Devices = counts.Config, counts.Devices
 			return &v, nil
 		}
 	}
 	return nil, fault.New(fault.NotFound, "there is no instance %q: brig list shows which there are", name)
+}
+
+// Samples are the next of those that were given; the last ones stay.
+func (f *fake) Samples(context.Context) ([]manager.Sample, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.samples[0]
+	if len(f.samples) > 1 {
+		f.samples = f.samples[1:]
+	}
+	return now, nil
 }
 
 func (f *fake) Launch(ctx context.Context, r manager.CreateRequest, o manager.StartOptions) (*instance.Spec, error) {
@@ -204,6 +223,40 @@ func (f *fake) PullFile(_ context.Context, r manager.FileRequest) error {
 	return f.on(r.Name, "pull %+v", r)
 }
 
+func ownershipText(o manager.Ownership) string {
+	text := make([]string, 3)
+	for i, n := range []*uint32{o.UID, o.GID, o.Mode} {
+		switch {
+		case n == nil:
+			text[i] = "-"
+		case i == 2:
+			text[i] = strconv.FormatUint(uint64(*n), 8)
+		default:
+			text[i] = fmt.Sprint(*n)
+		}
+	}
+	return strings.Join(text, ":")
+}
+
+func (f *fake) PushFiles(_ context.Context, r manager.PushRequest) error {
+	return f.on(r.Name, "push %s %s %v input=%t %s recursive=%t parents=%t", r.Name, r.Path, r.Sources, r.Input != nil, ownershipText(r.Ownership), r.Recursive, r.Parents)
+}
+
+func (f *fake) DeleteFile(_ context.Context, r manager.RemoveRequest) error {
+	return f.on(r.Name, "delete %+v", r)
+}
+
+func (f *fake) MakeDirectory(_ context.Context, r manager.DirectoryRequest) error {
+	return f.on(r.Name, "mkdir %s %s %s parents=%t", r.Name, r.Path, ownershipText(r.Ownership), r.Parents)
+}
+
+func (f *fake) ListFiles(context.Context, string, string) ([]manager.FileInfo, error) {
+	return []manager.FileInfo{
+		{Name: "a\x1bb", Type: "file", Mode: 0o4755, UID: 1000, GID: 5, Size: 12},
+		{Name: "l", Type: "symlink", Mode: 0o777, Size: 4, Target: "/etc"},
+	}, nil
+}
+
 func (f *fake) Trash(_ context.Context, o manager.GetOptions) ([]manager.TrashView, error) {
 	list := slices.Clone(f.trash)
 	for i := range list {
@@ -252,6 +305,76 @@ func (f *fake) Configure(_ context.Context, name string, c manager.ConfigChange)
 		later = append(later, "limits.cpu")
 	}
 	return later, f.on(name, "configure %s %+v", name, c)
+}
+
+func (f *fake) Change(_ context.Context, name string, edit func(*manager.Settings) error) ([]string, error) {
+	if err := f.on(name, "change %s", name); err != nil {
+		return nil, err
+	}
+	v, _ := f.Get(context.Background(), name, manager.GetOptions{})
+	st := manager.Settings{Config: maps.Clone(v.Spec.Config), Profiles: slices.Clone(v.Spec.Profiles)}
+	if err := edit(&st); err != nil {
+		return nil, err
+	}
+	f.note("to %+v", st)
+	return nil, nil
+}
+
+func (f *fake) Settings(_ context.Context, name string) (manager.Settings, error) {
+	v, err := f.Get(context.Background(), name, manager.GetOptions{})
+	if err != nil {
+		return manager.Settings{}, err
+	}
+	return manager.Settings{Config: v.Spec.Config, Profiles: v.Spec.Profiles}, nil
+}
+
+func (f *fake) Profiles(context.Context, string) ([]manager.ProfileView, error) {
+	return []manager.ProfileView{
+		{Profile: profiles.Profile{Name: "default", Description: "What every instance begins with"}, UsedBy: []string{"db", "web"}},
+		{Profile: profiles.Profile{Name: "small", Config: map[string]string{"limits.memory": "64MiB"}, Devices: map[string]map[string]string{"photos": {"type": "none"}}}},
+	}, nil
+}
+
+func (f *fake) Profile(_ context.Context, name string) (*manager.ProfileView, error) {
+	list, _ := f.Profiles(context.Background(), "")
+	for _, p := range list {
+		if p.Name == name {
+			return &p, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "there is no profile %q", name)
+}
+
+func (f *fake) CreateProfile(_ context.Context, p profiles.Profile) ([]manager.PendingView, error) {
+	f.note("create profile %+v", p)
+	return nil, nil
+}
+
+func (f *fake) ChangeProfile(ctx context.Context, name string, edit func(*profiles.Profile) error) ([]manager.PendingView, error) {
+	v, err := f.Profile(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if err := edit(&v.Profile); err != nil {
+		return nil, err
+	}
+	f.note("change profile %+v", v.Profile)
+	return []manager.PendingView{{Instance: "web", What: []string{"limits.cpu"}}}, nil
+}
+
+func (f *fake) CopyProfile(_ context.Context, name, to string) error {
+	f.note("copy profile %s %s", name, to)
+	return nil
+}
+
+func (f *fake) RenameProfile(_ context.Context, name, to string) error {
+	f.note("rename profile %s %s", name, to)
+	return nil
+}
+
+func (f *fake) DeleteProfile(_ context.Context, name string) error {
+	f.note("delete profile %s", name)
+	return nil
 }
 
 func (f *fake) Tick(context.Context) error {
@@ -347,6 +470,14 @@ func (f *fake) DeleteImage(ctx context.Context, name string) error {
 }
 
 func (f *fake) SetImage(_ context.Context, name string, c manager.ImageChange) error {
+	for key, v := range c.Properties {
+		text := "away"
+		if v != nil {
+			text = *v
+		}
+		f.note("set property %s %s=%s", name, key, text)
+		return nil
+	}
 	for what, v := range map[string]*bool{"auto-update": c.AutoUpdate, "cached": c.Cached} {
 		if v != nil {
 			f.note("set image %s %s=%v", name, what, *v)
@@ -394,6 +525,11 @@ func (f *fake) ExportImage(_ context.Context, name, to string) (string, error) {
 	return "sha256:" + f.images[0].Fingerprint, nil
 }
 
+func (f *fake) ExportFiles(_ context.Context, r manager.ExportRequest) ([]string, error) {
+	f.note("export files %+v", r)
+	return []string{"base.tar.xz"}, nil
+}
+
 func (f *fake) CareForImages(context.Context) error {
 	f.note("care for images")
 	return nil
@@ -422,6 +558,27 @@ func (f *fake) Pool(ctx context.Context, name string) (*manager.PoolView, error)
 
 func (f *fake) Move(_ context.Context, r manager.MoveRequest) error {
 	return f.on(r.Source, "move %+v", r)
+}
+
+func (f *fake) Rebuild(_ context.Context, name, image string) error {
+	return f.on(name, "rebuild %s of %q", name, image)
+}
+
+func (f *fake) ExportInstance(_ context.Context, r manager.BackupRequest, to io.Writer) error {
+	if _, err := io.WriteString(to, "backup of "+r.Name+"\n"); err != nil {
+		return err
+	}
+	return f.on(r.Name, "export %+v", r)
+}
+
+func (f *fake) ImportInstance(_ context.Context, r manager.BackupSource, from io.Reader) (*instance.Spec, error) {
+	data, err := io.ReadAll(from)
+	if err != nil {
+		return nil, err
+	}
+	spec := &instance.Spec{Name: cmp.Or(r.Name, "web"), Type: instance.Container}
+	f.note("import %+v of %d bytes", r, len(data))
+	return spec, nil
 }
 
 func (f *fake) Space(_ context.Context, names []string) (*manager.SpaceView, error) {
@@ -514,6 +671,11 @@ func (f *fake) Volume(ctx context.Context, pool, name string, _ manager.GetOptio
 	return nil, fault.New(fault.NotFound, "cannot find a volume named %q in pool %q", name, pool)
 }
 
+func (f *fake) ImportVolume(_ context.Context, r manager.ImportVolumeRequest) error {
+	f.note("import volume %+v", r)
+	return nil
+}
+
 func (f *fake) CreateVolume(_ context.Context, r manager.VolumeRequest) error {
 	f.note("create volume %+v", r)
 	return nil
@@ -549,8 +711,18 @@ func (f *fake) CreateVolumeSnapshot(_ context.Context, pool, name, snapshot stri
 	return cmp.Or(snapshot, "snap0"), nil
 }
 
-func (f *fake) RestoreVolumeSnapshot(_ context.Context, pool, name, snapshot string) error {
-	f.note("restore volume %s %s %s", pool, name, snapshot)
+func (f *fake) RestoreVolumeSnapshot(_ context.Context, pool, name, snapshot string, o manager.VolumeRestoreOptions) error {
+	f.note("restore volume %s %s %s%s", pool, name, snapshot, map[bool]string{true: " with restart"}[o.Restart])
+	return nil
+}
+
+func (f *fake) UndoVolume(_ context.Context, pool, name string, o manager.VolumeRestoreOptions) (string, error) {
+	f.note("undo volume %s %s%s", pool, name, map[bool]string{true: " with restart"}[o.Restart])
+	return `restore to "v1"`, nil
+}
+
+func (f *fake) ForgetVolumeUndo(_ context.Context, pool, name string) error {
+	f.note("forget undo of volume %s %s", pool, name)
 	return nil
 }
 
@@ -610,7 +782,11 @@ func world() *fake {
 					Addresses:     []netip.Prefix{netip.MustParsePrefix("10.86.0.2/24"), netip.MustParsePrefix("fd42::2/64"), netip.MustParsePrefix("fe80::2/64")},
 					BytesReceived: 2048, BytesSent: 1000, PacketsReceived: 20, PacketsSent: 10,
 				}},
-				MemoryUsage: 64 << 20, CPUUsage: 2500 * time.Millisecond, Processes: 12,
+				Use: instance.Use{
+					Memory: 64 << 20, MemoryPeak: 80 << 20, MemoryLimit: 1 << 30, SwapLimit: 512 << 20,
+					CPU: 2500 * time.Millisecond, CPULimit: 250 * time.Millisecond, Processes: 12, ProcessLimit: 100,
+				},
+				RootLimit: 10 << 30,
 			},
 			{
 				Spec: &instance.Spec{
@@ -638,6 +814,7 @@ func world() *fake {
 				Pool:  "default",
 			},
 		},
+		samples: samples(at(60)),
 		images: []images.Image{
 			{
 				Fingerprint: debian.Fingerprint, Kind: images.System, References: []string{"debian:bookworm"}, Aliases: []string{"base", "deb"},

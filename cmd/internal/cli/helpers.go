@@ -19,7 +19,9 @@ func helpers() (instance.Helpers, error) {
 	if err != nil {
 		return instance.Helpers{}, fmt.Errorf("cannot find brig's own program file: %w", err)
 	}
-	return helpersBeside(filepath.Dir(self))
+	h, err := helpersBeside(filepath.Dir(self))
+	h.Brig = self
+	return h, err
 }
 
 func helpersBeside(dir string) (instance.Helpers, error) {

@@ -20,7 +20,7 @@ import (
 func newImage(s *session) *cobra.Command {
 	return newGroup("image", "Fetch, import, verify and delete images",
 		newImagePull(s), newImageImport(s), newImageSearch(s), newImageList(s), newImageShow(s), newImageHistory(s), newImageDiff(s), newImageVerify(s), newImageDelete(s),
-		newImageAlias(s), newImageSet(s), newImageRefresh(s), newImagePrune(s), newImageExport(s), newImagePush(s))
+		newImageAlias(s), newImageSet(s), newImageProperty(s, "set-property"), newImageProperty(s, "unset-property"), newImageGetProperty(s), newImageRefresh(s), newImagePrune(s), newImageExport(s), newImagePush(s))
 }
 
 func newImagePull(s *session) *cobra.Command {
@@ -59,7 +59,7 @@ func newImagePull(s *session) *cobra.Command {
 func newImageImport(s *session) *cobra.Command {
 	var o manager.ImportOptions
 	cmd := &cobra.Command{
-		Use:   "import FILE [ROOTFS]|oci:DIR[:TAG]|oci-archive:FILE|docker-archive:FILE",
+		Use:   "import FILE [ROOTFS]|oci:DIR[:TAG]|oci-archive:FILE|docker-archive:FILE|containers-storage:NAME",
 		Short: "Import an image from a file or folder",
 		Long: `Import an image from a file or folder.
 
@@ -67,7 +67,7 @@ What a file is its content says: a tarball of a root file system, a squashfs
 image, an image of Incus or LXD (unified, or split into the metadata and ROOTFS),
 the disk of a virtual machine (qcow2, raw, VMDK, VHD, VHDX, OVA), or an OCI image.
 Tarballs may be compressed with gzip, xz, zstd or bzip2.`,
-		Example: "  brig image import rootfs.tar.xz --alias mine\n  brig image import incus.tar.xz rootfs.squashfs --alias mine\n  brig image import debian-12-genericcloud.qcow2 --alias cloud",
+		Example: "  brig image import rootfs.tar.xz --alias mine\n  brig image import incus.tar.xz rootfs.squashfs --alias mine\n  brig image import debian-12-genericcloud.qcow2 --alias cloud\n  brig image import containers-storage:localhost/app --alias app",
 		Args:    argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := s.manager()

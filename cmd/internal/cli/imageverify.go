@@ -114,7 +114,7 @@ func (s *session) printReport(r *manager.VerifyReport, verbose bool) error {
 			line += " " + c.Subject
 		}
 		if c.Count > 0 {
-			line += fmt.Sprintf(": %d files differ", c.Count)
+			line += ": " + plural(c.Count, "difference")
 		}
 		if c.Text != "" {
 			line += ": " + c.Text

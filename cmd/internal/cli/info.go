@@ -3,12 +3,16 @@ package cli
 import (
 	"bytes"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
+	"brig/instance/project"
 )
 
 func newInfo(s *session) *cobra.Command {
@@ -47,7 +51,7 @@ func newInfo(s *session) *cobra.Command {
 func infoText(v *manager.View) []byte {
 	var p page
 	spec, st := v.Spec, v.State
-	p.line(0, "Name", spec.Name)
+	p.line(0, "Name", project.Short(spec.Name))
 	p.line(0, "Description", spec.Description)
 	p.line(0, "Status", statusText(st.Status))
 	p.line(0, "Reason", st.Reason)
@@ -56,7 +60,8 @@ func infoText(v *manager.View) []byte {
 	p.line(0, "Architecture", spec.Architecture)
 	p.line(0, "Image", imageText(v))
 	p.line(0, "Command", strings.Join(spec.Command, " "))
-	p.line(0, "Profiles", strings.Join(spec.Profiles, ", "))
+	p.line(0, "Profiles", profilesText(spec))
+	p.line(0, "After the next start", strings.Join(v.Pending, ", "))
 	p.line(0, "Storage pool", v.Pool)
 	if up(v) {
 		p.line(0, "PID", fmt.Sprint(st.PID))
@@ -68,12 +73,32 @@ func infoText(v *manager.View) []byte {
 		p.line(0, "Started", timeText(st.StartedAt))
 	}
 	p.line(0, "Exit code", exitText(st))
+	p.line(0, "Note", v.Note)
 	p.resources(v)
 	if len(v.Snapshots) > 0 {
 		p.WriteString("\nSnapshots:\n")
 		p.Write(snapshotTable(v.Snapshots).boxed(true))
 	}
 	return p.Bytes()
+}
+
+// profilesText tells which profiles an instance has, and which of them are only in the
+// instance itself.
+func profilesText(spec *instance.Spec) string {
+	names := slices.Clone(spec.Profiles)
+	for i, name := range names {
+		if slices.Contains(spec.Effective.Carried, name) {
+			names[i] = because(name, "the instance's own copy: it is not on this host")
+		}
+	}
+	return because(strings.Join(names, ", "), errorText(spec.Effective.Err))
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
 }
 
 func imageText(v *manager.View) string {
@@ -109,23 +134,45 @@ func (p *page) resources(v *manager.View) {
 	p.WriteString("\nResources:\n")
 	if v.Usage != nil {
 		p.WriteString("  Disk usage:\n")
-		p.line(4, "root", sizeText(v.Usage.Used))
+		p.line(4, "root", ofLimit(sizeText(v.Usage.Used), v.RootLimit, sizeText))
 		p.line(4, "not shared with others", sizeText(v.Usage.Exclusive))
 	}
 	if !up(v) {
 		return
 	}
-	p.line(2, "Processes", fmt.Sprint(v.Processes))
-	p.WriteString("  CPU usage:\n")
-	p.line(4, "CPU usage (in seconds)", fmt.Sprint(int64(v.CPUUsage.Seconds())))
-	p.WriteString("  Memory usage:\n")
-	p.line(4, "Memory (current)", sizeText(v.MemoryUsage))
+	p.use(v.Use)
 	if list := nics(v); len(list) > 0 {
 		p.WriteString("  Network usage:\n")
 		for _, n := range list {
 			p.nic(n)
 		}
 	}
+}
+
+// use tells what a running instance uses, and of how much.
+func (p *page) use(u instance.Use) {
+	p.line(2, "Processes", ofLimit(strconv.Itoa(u.Processes), u.ProcessLimit, strconv.Itoa))
+	p.WriteString("  CPU usage:\n")
+	p.line(4, "CPU usage (in seconds)", strconv.FormatInt(int64(u.CPU.Seconds()), 10))
+	if u.CPULimit > 0 {
+		p.line(4, "CPU limit", fmt.Sprintf("%s of each second", u.CPULimit))
+	}
+	p.WriteString("  Memory usage:\n")
+	p.line(4, "Memory (current)", ofLimit(sizeText(u.Memory), u.MemoryLimit, sizeText))
+	if u.MemoryPeak > 0 {
+		p.line(4, "Memory (peak)", sizeText(u.MemoryPeak))
+	}
+	if u.Swap > 0 || u.SwapLimit > 0 {
+		p.line(4, "Swap (current)", ofLimit(sizeText(u.Swap), u.SwapLimit, sizeText))
+	}
+}
+
+// ofLimit adds how much something may be, if that is limited.
+func ofLimit[N int | int64 | float64](is string, limit N, text func(N) string) string {
+	if limit == 0 {
+		return is
+	}
+	return is + " of " + text(limit)
 }
 
 func (p *page) nic(n manager.NICState) {

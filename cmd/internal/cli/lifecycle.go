@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/manager"
 )
@@ -16,15 +17,19 @@ type action struct {
 	use, short string
 	aliases    []string
 	done       string // past participle, for the message
+	examples   [2]string
+	suits      func(*manager.View) bool // what it is done to of those that match a pattern; nil: all
 	do         func(ctx context.Context, m Manager, name string) error
 }
 
 func newAction(s *session, a action) *cobra.Command {
-	return &cobra.Command{
-		Use:     a.use + " NAME...",
+	c := chooser{suits: a.suits}
+	cmd := &cobra.Command{
+		Use:     a.use + " NAME|PATTERN...",
 		Aliases: a.aliases,
 		Short:   a.short,
-		Args:    argsOf(1, -1),
+		Example: "  " + a.examples[0] + "\n  " + a.examples[1],
+		Args:    c.args,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := distinct(args); err != nil {
 				return err
@@ -33,7 +38,15 @@ func newAction(s *session, a action) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.each(cmd.Context(), args, func(ctx context.Context, name string) error {
+			names, err := c.names(cmd.Context(), m, args)
+			if err != nil {
+				return err
+			}
+			if len(names) == 0 {
+				s.say("There is nothing to %s", a.use)
+				return nil
+			}
+			return s.each(cmd.Context(), names, func(ctx context.Context, name string) error {
 				if err := a.do(ctx, m, name); err != nil {
 					return err
 				}
@@ -43,12 +56,15 @@ func newAction(s *session, a action) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeInstances(-1),
 	}
+	c.flags(cmd)
+	return cmd
 }
 
 func newStart(s *session) *cobra.Command {
 	var w waitOptions
 	cmd := newAction(s, action{
-		use: "start", short: "Start instances", done: "Started",
+		use: "start", suits: in(instance.Stopped), examples: [2]string{"brig start web db", "brig start 'web*' --wait ready --timeout 2m"},
+		short: "Start instances", done: "Started",
 		do: func(ctx context.Context, m Manager, name string) error {
 			o, err := w.start()
 			if err != nil {
@@ -64,7 +80,8 @@ func newStart(s *session) *cobra.Command {
 func newStop(s *session) *cobra.Command {
 	var st stopOptions
 	cmd := newAction(s, action{
-		use: "stop", short: "Stop instances", done: "Stopped",
+		use: "stop", suits: in(instance.Running, instance.Frozen), examples: [2]string{"brig stop web", "brig stop --all --timeout 60"},
+		short: "Stop instances", done: "Stopped",
 		do: func(ctx context.Context, m Manager, name string) error {
 			o, err := st.stop()
 			if err != nil {
@@ -80,7 +97,8 @@ func newStop(s *session) *cobra.Command {
 func newRestart(s *session) *cobra.Command {
 	var st stopOptions
 	cmd := newAction(s, action{
-		use: "restart", short: "Restart instances", done: "Restarted",
+		use: "restart", suits: in(instance.Running, instance.Frozen), examples: [2]string{"brig restart web db", "brig restart 'web*' -f"},
+		short: "Restart instances", done: "Restarted",
 		do: func(ctx context.Context, m Manager, name string) error {
 			o, err := st.stop()
 			if err != nil {
@@ -95,14 +113,16 @@ func newRestart(s *session) *cobra.Command {
 
 func newPause(s *session) *cobra.Command {
 	return newAction(s, action{
-		use: "pause", aliases: []string{"freeze"}, short: "Pause instances: their processes stop where they are", done: "Paused",
+		use: "pause", suits: in(instance.Running), examples: [2]string{"brig pause web", "brig pause 'build-*'"},
+		aliases: []string{"freeze"}, short: "Pause instances: their processes stop where they are", done: "Paused",
 		do: func(ctx context.Context, m Manager, name string) error { return m.Pause(ctx, name) },
 	})
 }
 
 func newResume(s *session) *cobra.Command {
 	return newAction(s, action{
-		use: "resume", aliases: []string{"unfreeze"}, short: "Let paused instances go on", done: "Resumed",
+		use: "resume", suits: in(instance.Frozen), examples: [2]string{"brig resume web", "brig resume --all"},
+		aliases: []string{"unfreeze"}, short: "Let paused instances go on", done: "Resumed",
 		do: func(ctx context.Context, m Manager, name string) error { return m.Resume(ctx, name) },
 	})
 }

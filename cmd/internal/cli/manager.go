@@ -3,11 +3,15 @@ package cli
 import (
 	"context"
 	"io"
+	"time"
 
 	"brig/images"
 	"brig/instance"
+	"brig/instance/events"
 	"brig/instance/manager"
+	"brig/instance/project"
 	"brig/instance/store"
+	"brig/profiles"
 	"brig/storage"
 )
 
@@ -18,6 +22,9 @@ type Manager interface {
 	Copy(ctx context.Context, r manager.CopyRequest) (*instance.Spec, error)
 	Rename(ctx context.Context, name, to string) error
 	Move(ctx context.Context, r manager.MoveRequest) error
+	Rebuild(ctx context.Context, name, image string) error
+	ExportInstance(ctx context.Context, r manager.BackupRequest, to io.Writer) error
+	ImportInstance(ctx context.Context, r manager.BackupSource, from io.Reader) (*instance.Spec, error)
 	Delete(ctx context.Context, name string, o manager.DeleteOptions) error
 
 	Start(ctx context.Context, name string, o manager.StartOptions) error
@@ -28,6 +35,7 @@ type Manager interface {
 
 	List(ctx context.Context) ([]manager.View, error)
 	Get(ctx context.Context, name string, o manager.GetOptions) (*manager.View, error)
+	Samples(ctx context.Context) ([]manager.Sample, error)
 
 	Exec(ctx context.Context, name string, c instance.Command) (int, error)
 	Console(ctx context.Context, name string, o instance.ConsoleOptions) error
@@ -42,6 +50,11 @@ type Manager interface {
 	MountSnapshot(ctx context.Context, name, snapshot, target string) error
 	UnmountSnapshot(ctx context.Context, target string) error
 	PullFile(ctx context.Context, r manager.FileRequest) error
+	PushFiles(ctx context.Context, r manager.PushRequest) error
+	MountFiles(ctx context.Context, r manager.FileMountRequest, ready func()) error
+	ListFiles(ctx context.Context, name, path string) ([]manager.FileInfo, error)
+	DeleteFile(ctx context.Context, r manager.RemoveRequest) error
+	MakeDirectory(ctx context.Context, r manager.DirectoryRequest) error
 
 	Trash(ctx context.Context, o manager.GetOptions) ([]manager.TrashView, error)
 	RestoreTrash(ctx context.Context, nameOrID, as string) (name string, err error)
@@ -66,9 +79,40 @@ type Manager interface {
 	PruneImages(ctx context.Context, o manager.PruneOptions) ([]manager.Pruned, error)
 	CareForImages(ctx context.Context) error
 	ExportImage(ctx context.Context, name, to string) (digest string, err error)
+	ExportFiles(ctx context.Context, r manager.ExportRequest) (paths []string, err error)
 	Publish(ctx context.Context, r manager.PublishRequest) (*images.Image, error)
 
 	Configure(ctx context.Context, name string, c manager.ConfigChange) (later []string, err error)
+	Settings(ctx context.Context, name string) (manager.Settings, error)
+	Change(ctx context.Context, name string, edit func(*manager.Settings) error) (later []string, err error)
+
+	Projects(ctx context.Context) ([]manager.ProjectView, error)
+	Project(ctx context.Context, name string) (*manager.ProjectView, error)
+	HasProject(name string) error
+	CreateProject(ctx context.Context, p project.Project) error
+	ChangeProject(ctx context.Context, name string, edit func(*project.Project) error) error
+	RenameProject(ctx context.Context, name, to string) error
+	DeleteProject(ctx context.Context, name string) error
+
+	Profiles(ctx context.Context, in string) ([]manager.ProfileView, error)
+	Profile(ctx context.Context, name string) (*manager.ProfileView, error)
+	ProfileIn(in, profile string) (full string)
+	CreateProfile(ctx context.Context, p profiles.Profile) ([]manager.PendingView, error)
+	ChangeProfile(ctx context.Context, name string, edit func(*profiles.Profile) error) ([]manager.PendingView, error)
+	CopyProfile(ctx context.Context, name, to string) error
+	RenameProfile(ctx context.Context, name, to string) error
+	DeleteProfile(ctx context.Context, name string) error
+
+	Wait(ctx context.Context, name, state string) error
+	Listen(ctx context.Context, ready func(), each func(events.Event) error) error
+
+	Boot(ctx context.Context, told manager.Told) error
+	Shutdown(ctx context.Context, limit time.Duration, told manager.Told) error
+	Again(ctx context.Context, id, name string) error
+
+	Doctor(ctx context.Context, fix bool) ([]manager.Finding, error)
+	Why(ctx context.Context, name string) (*manager.Explanation, error)
+	Debug(ctx context.Context, name string, o manager.DebugOptions, w io.Writer) error
 
 	Sweep(ctx context.Context) error
 	Tick(ctx context.Context) error
@@ -80,9 +124,11 @@ type Manager interface {
 	CreatePool(ctx context.Context, r storage.Record) error
 	DeletePool(ctx context.Context, name string) error
 	AdoptPool(ctx context.Context, r storage.Record) error
+	RecoverPool(ctx context.Context, r storage.Record) (storage.Record, error)
 	ForgetPool(ctx context.Context, name string) error
 	SetPool(ctx context.Context, name string, set map[string]string) error
 
+	ImportVolume(ctx context.Context, r manager.ImportVolumeRequest) error
 	CreateVolume(ctx context.Context, r manager.VolumeRequest) error
 	Volumes(ctx context.Context, pool string, o manager.GetOptions) ([]manager.VolumeView, error)
 	Volume(ctx context.Context, pool, name string, o manager.GetOptions) (*manager.VolumeView, error)
@@ -92,7 +138,9 @@ type Manager interface {
 	RenameVolume(ctx context.Context, pool, name, to string) error
 	DeleteVolume(ctx context.Context, pool, name string, o manager.VolumeDeleteOptions) error
 	CreateVolumeSnapshot(ctx context.Context, pool, name, snapshot string, r manager.SnapshotRequest) (string, error)
-	RestoreVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error
+	RestoreVolumeSnapshot(ctx context.Context, pool, name, snapshot string, o manager.VolumeRestoreOptions) error
+	UndoVolume(ctx context.Context, pool, name string, o manager.VolumeRestoreOptions) (string, error)
+	ForgetVolumeUndo(ctx context.Context, pool, name string) error
 	RenameVolumeSnapshot(ctx context.Context, pool, name, snapshot, to string) error
 	DeleteVolumeSnapshot(ctx context.Context, pool, name, snapshot string) error
 

@@ -8,6 +8,7 @@ import (
 
 func newMove(s *session) *cobra.Command {
 	var r manager.MoveRequest
+	var target string
 	cmd := &cobra.Command{
 		Use:     "move NAME [NEW]",
 		Aliases: []string{"mv"},
@@ -15,14 +16,14 @@ func newMove(s *session) *cobra.Command {
 		Long: `Bring a stopped instance with its snapshots to another pool, or give it another
 name, or both. It keeps its addresses. The data is compared before the instance is
 taken away from where it was.`,
-		Example: "  brig move web -s big\n  brig move web old",
+		Example: "  brig move web -s big\n  brig move web old\n  brig move web --target-project customer",
 		Args:    argsOf(1, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			name, err := chosen(args, 1)
 			if err != nil {
 				return err
 			}
-			r.Source, r.Name = args[0], name
+			r.Source, r.Name = args[0], into(target, args[0], name)
 			m, err := s.manager()
 			if err != nil {
 				return err
@@ -43,5 +44,6 @@ taken away from where it was.`,
 		ValidArgsFunction: s.completeInstances(1),
 	}
 	s.targetFlags(cmd, &r.Pool, &r.InstanceOnly)
+	s.targetProject(cmd, &target)
 	return cmd
 }

@@ -39,6 +39,8 @@ func newRoot(s *session) *cobra.Command {
 		},
 	}
 	root.PersistentFlags().BoolVarP(&s.quiet, "quiet", "q", false, "Show no progress and no messages but errors")
+	root.PersistentFlags().StringVar(&s.project, "project", "", "Project to work in (default: BRIG_PROJECT, or what brig project switch chose)")
+	root.RegisterFlagCompletionFunc("project", s.completeProjects(-1))
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddGroup(
 		&cobra.Group{ID: "life", Title: "Instances:"},
@@ -51,11 +53,16 @@ func newRoot(s *session) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("life", newLaunch(s), newCreate(s), newList(s), newInfo(s), newStart(s), newStop(s), newRestart(s),
-		newPause(s), newResume(s), newCopy(s), newMove(s), newRename(s), newConfig(s), newSnapshot(s), newDelete(s), newUndo(s), newTrash(s))
+	add("life", newLaunch(s), newCreate(s), newList(s), newInfo(s), newTop(s), newStart(s), newStop(s), newRestart(s),
+		newPause(s), newResume(s), newCopy(s), newMove(s), newRename(s), newExport(s), newImport(s), newRebuild(s), newConfig(s), newProfile(s), newProject(s), newSnapshot(s), newDelete(s), newWait(s), newMonitor(s), newUndo(s), newTrash(s))
 	add("use", newExec(s), newShell(s), newConsole(s), newFile(s))
-	add("more", newImage(s), newPublish(s), newRemote(s), newKernel(s), newStorage(s), newDF(s), newTick(s), newCompletion(s), newVersion(s))
-	root.AddCommand(newSweep(s))
+	add("more", newImage(s), newPublish(s), newRemote(s), newKernel(s), newStorage(s), newDF(s), newBoot(s), newShutdown(s), newTick(s), newDoctor(s), newWhy(s), newDebug(s), newRecover(s), newCompletion(s), newVersion(s))
+	root.AddCommand(newSweep(s), newAgain(s))
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		addExamples(root) // which nothing but help needs
+		help(cmd, args)
+	})
 	root.SetHelpCommandGroupID("more")
 	return root
 }
@@ -76,10 +83,48 @@ func noSuchCommand(cmd *cobra.Command, args []string) error {
 	}
 	cmd.SuggestionsMinimumDistance = 2
 	hint := ""
-	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+	if here, ok := elsewhere[cmd.CommandPath()+" "+args[0]]; ok {
+		hint = "; here it is " + here
+	} else if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
 		hint = fmt.Sprintf("; did you mean %q?", near[0])
+	} else if here, ok := elsewhere[cmd.CommandPath()]; ok {
+		hint = "; did you mean " + here + "?"
 	}
 	return fault.New(fault.Invalid, "unknown command %q for %q%s", args[0], cmd.CommandPath(), hint)
+}
+
+// elsewhere has the words of LXD, Incus, Docker, libvirt and iocage for what is called
+// something else here. A group alone stands for what its first argument is elsewhere.
+var elsewhere = map[string]string{
+	"brig snapshot":   "brig snapshot create NAME [SNAPSHOT]",
+	"brig attach":     "brig console",
+	"brig clone":      "brig copy",
+	"brig define":     "brig create",
+	"brig destroy":    "brig delete",
+	"brig domblklist": "brig config device show",
+	"brig edit":       "brig config edit",
+	"brig get":        "brig config get",
+	"brig images":     "brig image list",
+	"brig inspect":    "brig info",
+	"brig kill":       "brig stop --force",
+	"brig logs":       "brig console --show-log",
+	"brig network":    "a nic device: brig config device add NAME eth0 nic",
+	"brig ps":         "brig list",
+	"brig pull":       "brig image pull",
+	"brig push":       "brig image push",
+	"brig query":      "brig list -f json",
+	"brig restore":    "brig snapshot restore NAME SNAPSHOT",
+	"brig rmi":        "brig image delete",
+	"brig rollback":   "brig snapshot restore NAME SNAPSHOT",
+	"brig run":        "brig launch",
+	"brig search":     "brig image search",
+	"brig set":        "brig config set",
+	"brig shut":       "brig stop",
+	"brig stats":      "brig top",
+	"brig suspend":    "brig pause",
+	"brig unpause":    "brig resume",
+	"brig update":     "brig image refresh",
+	"brig volume":     "brig storage volume",
 }
 
 // argsOf checks the number of arguments against what the usage line says.

@@ -11,7 +11,7 @@ func newSweep(s *session) *cobra.Command {
 		Hidden: true,
 		Args:   argsOf(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := s.manager()
+			m, err := s.managerOf(true)
 			if err != nil {
 				return err
 			}

@@ -10,7 +10,7 @@ func newTick(s *session) *cobra.Command {
 		Long:  "Do what is due now: take the snapshots that snapshots.schedule asks for, and delete\nthose that have expired or that snapshots.keep does not keep. A timer runs this every\nminute; doing it more often, or after a long time, does no harm.",
 		Args:  argsOf(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			m, err := s.manager()
+			m, err := s.managerOf(true)
 			if err != nil {
 				return err
 			}

@@ -9,6 +9,7 @@ import (
 
 	"brig/instance"
 	"brig/instance/manager"
+	"brig/instance/project"
 )
 
 // The JSON of instances has Incus's field names and order, so that scripts
@@ -38,6 +39,7 @@ type instanceJSON struct {
 	ExitCode        *int                         `json:"exit_code"`
 	Health          string                       `json:"health"`
 	Reason          string                       `json:"reason"`
+	Pending         []string                     `json:"pending,omitempty"`
 	Backups         []struct{}                   `json:"backups"`
 	State           stateJSON                    `json:"state"`
 	Snapshots       []snapshotJSON               `json:"snapshots"`
@@ -54,6 +56,7 @@ type stateJSON struct {
 	StatusCode  int                 `json:"status_code"`
 	PID         int                 `json:"pid"`
 	Processes   int                 `json:"processes"`
+	MaxProcs    int                 `json:"processes_total"` // brig's own; 0: no limit
 	StartedAt   time.Time           `json:"started_at"`
 	Disk        map[string]diskJSON `json:"disk"`
 	Memory      memoryJSON          `json:"memory"`
@@ -67,12 +70,20 @@ type diskJSON struct {
 	Total int64 `json:"total"`
 }
 
+// memoryJSON has a Total of 0 where there is no limit.
 type memoryJSON struct {
-	Usage int64 `json:"usage"`
+	Usage     int64 `json:"usage"`
+	UsagePeak int64 `json:"usage_peak"`
+	Total     int64 `json:"total"`
+	SwapUsage int64 `json:"swap_usage"`
+	SwapTotal int64 `json:"swap_total"` // brig's own
 }
 
+// cpuJSON is in nanoseconds. AllocatedTime is what it may use of each second, and 0
+// where there is no limit.
 type cpuJSON struct {
-	Usage int64 `json:"usage"` // nanoseconds
+	Usage         int64 `json:"usage"`
+	AllocatedTime int64 `json:"allocated_time"`
 }
 
 type nicJSON struct {
@@ -130,16 +141,16 @@ func statusCode(s instance.Status) int {
 func viewJSON(v *manager.View) instanceJSON {
 	spec := v.Spec
 	j := instanceJSON{
-		Name: spec.Name, Description: spec.Description,
+		Name: project.Short(spec.Name), Description: spec.Description,
 		Status: string(v.State.Status), StatusCode: statusCode(v.State.Status),
 		Type: string(spec.Type), Architecture: spec.Architecture,
 		Config: orEmpty(spec.Config), Devices: orEmpty(spec.Devices),
 		Ephemeral: spec.Ephemeral, Profiles: spec.Profiles,
 		CreatedAt: spec.CreatedAt, LastUsedAt: spec.LastUsedAt,
-		Location: "none", Project: "default",
-		ExpandedConfig: orEmpty(spec.Config), ExpandedDevices: orEmpty(spec.Devices),
+		Location: "none", Project: project.Of(spec.Name),
+		ExpandedConfig: expandedConfig(spec), ExpandedDevices: expandedDevices(spec),
 		Image: imageOfJSON{spec.Image.Fingerprint, spec.Image.Reference, spec.Image.Description},
-		Pool:  v.Pool, ExitCode: v.State.ExitCode, Health: v.State.Health, Reason: v.State.Reason,
+		Pool:  v.Pool, ExitCode: v.State.ExitCode, Health: v.State.Health, Reason: v.State.Reason, Pending: v.Pending,
 		Backups:   []struct{}{},
 		State:     stateOf(v),
 		Snapshots: snapshotsJSON(v.Snapshots),
@@ -153,14 +164,15 @@ func viewJSON(v *manager.View) instanceJSON {
 func stateOf(v *manager.View) stateJSON {
 	st := stateJSON{
 		Status: string(v.State.Status), StatusCode: statusCode(v.State.Status),
-		PID: v.State.PID, Processes: v.Processes, StartedAt: v.State.StartedAt,
-		Disk:    map[string]diskJSON{},
-		Memory:  memoryJSON{v.MemoryUsage},
-		CPU:     cpuJSON{v.CPUUsage.Nanoseconds()},
-		Network: map[string]nicJSON{},
+		PID: v.State.PID, Processes: v.Use.Processes, StartedAt: v.State.StartedAt,
+		MaxProcs: v.Use.ProcessLimit,
+		Disk:     map[string]diskJSON{},
+		Memory:   memoryJSON{v.Use.Memory, v.Use.MemoryPeak, v.Use.MemoryLimit, v.Use.Swap, v.Use.SwapLimit},
+		CPU:      cpuJSON{v.Use.CPU.Nanoseconds(), v.Use.CPULimit.Nanoseconds()},
+		Network:  map[string]nicJSON{},
 	}
 	if v.Usage != nil {
-		st.Disk["root"] = diskJSON{Usage: v.Usage.Used}
+		st.Disk["root"] = diskJSON{v.Usage.Used, v.RootLimit}
 	}
 	if v.State.Accelerator != "" {
 		st.Accelerator = &acceleratorJSON{v.State.Accelerator, v.State.AcceleratorReason}

@@ -17,7 +17,7 @@ import (
 
 func newVolume(s *session) *cobra.Command {
 	return newGroup("volume", "Manage custom volumes: data beside the instances that use it",
-		newVolumeCreate(s), newVolumeList(s), newVolumeShow(s), newVolumeAttach(s), newVolumeDetach(s),
+		newVolumeCreate(s), newVolumeImport(s), newVolumeList(s), newVolumeShow(s), newVolumeAttach(s), newVolumeDetach(s),
 		newVolumeSet(s), newVolumeUnset(s), newVolumeGet(s), newVolumeCopy(s), newVolumeMove(s), newVolumeRename(s),
 		newVolumeDelete(s), newVolumeSnapshot(s))
 }
@@ -399,6 +399,7 @@ func newVolumeCopy(s *session) *cobra.Command {
 			s.say("Copied %s to %s", args[0], args[1])
 			return nil
 		},
+		ValidArgsFunction: s.completePlaces(2),
 	}
 	cmd.Flags().BoolVar(&only, "volume-only", false, "Leave the snapshots behind, which a copy in the same pool always does")
 	return cmd
@@ -431,6 +432,7 @@ func newVolumeMove(s *session) *cobra.Command {
 			s.say("Moved %s to %s", args[0], args[1])
 			return nil
 		},
+		ValidArgsFunction: s.completePlaces(2),
 	}
 	cmd.Flags().BoolVar(&only, "volume-only", false, "Drop the snapshots when it goes to another pool")
 	return cmd

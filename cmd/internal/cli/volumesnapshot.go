@@ -86,17 +86,21 @@ func newVolumeSnapshotList(s *session) *cobra.Command {
 }
 
 func newVolumeSnapshotRestore(s *session) *cobra.Command {
-	return &cobra.Command{
+	var o manager.VolumeRestoreOptions
+	cmd := &cobra.Command{
 		Use:   "restore POOL VOLUME SNAPSHOT",
 		Short: "Bring a volume back to a snapshot; newer snapshots stay",
-		Long:  "Bring a volume, which no running instance has, back to a snapshot. Newer snapshots\nstay. What was written since then is gone: take a snapshot of it before.",
-		Args:  argsOf(3, 3),
+		Long: `Bring a volume back to a snapshot. Newer snapshots stay, and brig undo POOL/VOLUME
+brings back what was before. No running instance may have the volume; --restart stops
+those that do by force, and starts them again.`,
+		Example: "  brig storage volume snapshot restore default photos v1\n  brig storage volume snapshot restore default photos v1 --restart",
+		Args:    argsOf(3, 3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			m, err := s.manager()
 			if err != nil {
 				return err
 			}
-			if err := m.RestoreVolumeSnapshot(cmd.Context(), args[0], args[1], args[2]); err != nil {
+			if err := m.RestoreVolumeSnapshot(cmd.Context(), args[0], args[1], args[2], o); err != nil {
 				return err
 			}
 			s.say("Restored the volume %s to %s", args[1], args[2])
@@ -104,6 +108,13 @@ func newVolumeSnapshotRestore(s *session) *cobra.Command {
 		},
 		ValidArgsFunction: s.completeVolumes(1),
 	}
+	restartFlag(cmd, &o)
+	return cmd
+}
+
+// restartFlag is for what changes a volume that instances may run with.
+func restartFlag(cmd *cobra.Command, o *manager.VolumeRestoreOptions) {
+	cmd.Flags().BoolVar(&o.Restart, "restart", false, "Stop by force what runs with the volume, and start it again")
 }
 
 func newVolumeSnapshotRename(s *session) *cobra.Command {

@@ -24,7 +24,7 @@ const module = "brig"
 // it. $own stands for the first two words of the path of the importing package.
 
 // leaves may be imported by every package. They import only each other.
-var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size", "instance/limits"}
+var leaves = []string{"instance/fault", "instance/run", "instance/flock", "instance/size", "instance/limits", "instance/security", "instance/events", "instance/project", "instance/spelling", "instance/durable"}
 
 // rules say what a package may import, besides leaves. The first that fits
 // counts.
@@ -37,6 +37,12 @@ var rules = []struct {
 	{"instance/flock", nil},
 	{"instance/size", nil},
 	{"instance/limits", nil},
+	{"instance/security", nil},
+	{"instance/order", nil},
+	{"instance/events", nil},
+	{"instance/project", nil},
+	{"instance/spelling", nil},
+	{"instance/durable", nil},
 
 	// Contracts.
 	{"instance", nil},
@@ -47,16 +53,21 @@ var rules = []struct {
 	// Drivers and sources.
 	{"storage/mount/...", []string{"storage/mount/..."}},
 	{"storage/holders", nil},
-	{"storage/...", []string{"storage", "storage/holders", "storage/mount", "storage/owner", "storage/pooldir", "storage/qcow2", "storage/treecopy", "$own/..."}},
+	{"storage/iso", nil},
+	{"storage/backup", nil},
+	{"storage/...", []string{"storage", "storage/backup", "storage/holders", "storage/mount", "storage/owner", "storage/pooldir", "storage/qcow2", "storage/treecopy", "$own/..."}},
 	{"images/web", []string{"images"}},
+	{"images/outfile", nil},
 	{"images/incus", []string{"images", "images/rootfs/...", "instance", "images/diskfile"}},
 	{"images/diskfile", []string{"images", "storage/qcow2"}},
-	{"images/...", []string{"images", "images/rootfs/...", "images/pack", "images/web", "images/incus", "images/diskfile", "instance", "$own/..."}},
-	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/mount"}},
-	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "storage/qcow2"}},
+	{"images/...", []string{"images", "images/rootfs/...", "images/pack", "images/outfile", "images/web", "images/incus", "images/diskfile", "instance", "$own/..."}},
+	{"lxc/...", []string{"lxc/...", "instance", "instance/guest/...", "instance/keeper", "instance/network", "instance/device/...", "instance/cgroup", "storage/mount"}},
+	{"qemu/...", []string{"qemu/...", "instance", "instance/guest/...", "instance/keeper", "instance/device/...", "instance/cgroup", "storage/qcow2"}},
 
 	// Use cases and what they stand on.
-	{"instance/manager/...", []string{"instance/...", "storage", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "images/verify", "profiles/..."}},
+	{"instance/store/profilestore", []string{"instance/store", "profiles"}},
+	{"instance/store/projectstore", []string{"instance/store"}},
+	{"instance/manager/...", []string{"instance/...", "storage", "storage/backup", "storage/holders", "storage/iso", "storage/treecopy", "storage/treediff", "storage/transfer", "images", "images/verify", "profiles/..."}},
 	{"instance/instancetest/...", []string{"instance/...", "storage", "images"}},
 	{"instance/...", []string{"instance", "instance/device/...", "instance/guest/...", "instance/idmap", "instance/keeper", "instance/network", "instance/schedule", "instance/store", "$own/..."}},
 
@@ -64,7 +75,7 @@ var rules = []struct {
 	{"cmd/brig", []string{"cmd/internal/cli"}},
 	{"cmd/brig-guest/...", []string{"cmd/brig-guest/...", "instance", "instance/guest/..."}},
 	{"cmd/brig-keeper/...", []string{"..."}},
-	{"cmd/internal/cli", []string{"instance/...", "storage", "images", "profiles/..."}},
+	{"cmd/internal/cli", []string{"instance/...", "storage", "images", "images/outfile", "profiles/..."}},
 	{"cmd/internal/...", []string{"..."}},
 }
 
@@ -82,7 +93,8 @@ var homes = map[string][]string{
 	"github.com/vbauerster/mpb":              {"cmd/internal/cli"},
 	"github.com/vishvananda/netlink":         {"instance/network/...", "cmd/brig-guest/...", "qemu/..."},
 	"github.com/google/nftables":             {"instance/network/..."},
-	"go.yaml.in/yaml":                        {"cmd/internal/cli", "profiles/..."},
+	"github.com/hanwen/go-fuse":              {"instance/filemount"},
+	"go.yaml.in/yaml":                        {"cmd/internal/cli", "profiles/...", "images/incusbackup"},
 	"github.com/BurntSushi/toml":             {"images/oci/registries"},
 }
 

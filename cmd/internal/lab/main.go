@@ -1,5 +1,6 @@
 // The program lab builds the guest that tests run in, and runs tests or a shell
-// in it: lab build, lab shell [PACKAGE...], lab test PACKAGE [ARGUMENT...].
+// in it: lab build, lab shell [PACKAGE...], lab test PACKAGE [ARGUMENT...]. With -user
+// before a package, shells and tests run on a kernel that is a program of this host.
 package main
 
 import (
@@ -9,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -29,15 +32,17 @@ func main() {
 const gigabyte = 1 << 30
 
 func work(ctx context.Context, args []string) error {
-	usage := errors.New("usage: lab build | lab shell [PACKAGE...] | lab test PACKAGE [ARGUMENT...]")
+	usage := errors.New("usage: lab build | lab shell [-user] [PACKAGE...] | lab test [-user] PACKAGE [ARGUMENT...]")
 	if len(args) == 0 {
 		return usage
 	}
 	o := lab.Options{Disks: []int64{4 * gigabyte, 4 * gigabyte}}
+	if len(args) > 1 && args[1] == "-user" {
+		o.Kind, args = lab.User, slices.Delete(args, 1, 2)
+	}
 	switch args[0] {
 	case "build":
-		_, err := lab.Build(ctx, os.Stderr)
-		return err
+		return build(ctx)
 	case "shell":
 		for _, p := range args[1:] {
 			o.Tests = append(o.Tests, lab.Binary{Package: p})
@@ -51,6 +56,18 @@ func work(ctx context.Context, args []string) error {
 		return test(ctx, o)
 	}
 	return usage
+}
+
+// build builds the guest for all kinds of machines, side by side.
+func build(ctx context.Context) error {
+	kinds := lab.Kinds()
+	errs := make([]error, len(kinds))
+	var wg sync.WaitGroup
+	for i, kind := range kinds {
+		wg.Go(func() { _, errs[i] = lab.Build(ctx, kind, os.Stderr) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // test gives the tests what they ask the environment for.

@@ -18,7 +18,8 @@ const StdinWindow = 256 << 10
 // Kind tells what a Frame carries.
 type Kind byte
 
-// The kinds: the first four go to the guest, the others come from it.
+// The kinds of a command: the first four go to the guest, the others come from
+// it. The last three are the content of a file, either way.
 const (
 	FrameStdin Kind = 1 + iota
 	FrameStdinEOF
@@ -28,6 +29,10 @@ const (
 	FrameStderr
 	FrameTaken // so many bytes of input were taken by the command
 	FrameExit  // the exit code; nothing follows
+
+	FrameData
+	FrameHole // so many bytes of nothing
+	FrameEnd  // of the file
 )
 
 // Frame is one piece of the conversation with a running command.
@@ -76,7 +81,7 @@ func (f *FrameReader) Next() (Frame, error) {
 		return Frame{}, err
 	}
 	kind, n := Kind(head[0]), binary.BigEndian.Uint32(head[1:])
-	if kind < FrameStdin || kind > FrameExit {
+	if kind < FrameStdin || kind > FrameEnd {
 		return Frame{}, fmt.Errorf("frame of unknown kind %d", kind)
 	}
 	if n > MaxFrame {
@@ -119,6 +124,19 @@ func (f *FrameWriter) Data(kind Kind, data []byte) error {
 // Number sends FrameTaken or FrameExit.
 func (f *FrameWriter) Number(kind Kind, n int) error {
 	return f.Data(kind, binary.BigEndian.AppendUint32(nil, uint32(int32(n))))
+}
+
+// Length is the payload of FrameHole.
+func (f Frame) Length() (int64, error) {
+	if len(f.Data) != 8 || f.Data[0]&0x80 != 0 {
+		return 0, fmt.Errorf("frame %d is no length", f.Kind)
+	}
+	return int64(binary.BigEndian.Uint64(f.Data)), nil
+}
+
+// Hole sends FrameHole.
+func (f *FrameWriter) Hole(n int64) error {
+	return f.Data(FrameHole, binary.BigEndian.AppendUint64(nil, uint64(n)))
 }
 
 // Resize sends FrameResize.

@@ -12,6 +12,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+
+	"brig/instance"
 )
 
 // Where brig-guest listens.
@@ -43,6 +45,9 @@ const (
 	OpSync   = "sync"   // writes out what file systems hold back
 	OpFreeze = "freeze" // file systems stay frozen until the stream closes, OpThaw or Request.Seconds
 	OpThaw   = "thaw"
+	OpFiles  = "files"  // then what package files says
+	OpUnused = "unused" // an error unless nobody in the guest uses Request.Disk
+	OpNIC    = "nic"    // sets up the network card Request.NIC, which it has just been given
 )
 
 // Request is the first message on a stream.
@@ -50,6 +55,9 @@ type Request struct {
 	Op      string `json:"op"`
 	Seconds int    `json:"seconds,omitempty"` // OpFreeze: thaw by itself after so many
 	Exec    *Exec  `json:"exec,omitempty"`
+	Disk    string `json:"disk,omitempty"` // OpUnused: the serial number of a disk
+
+	NIC *instance.NIC `json:"nic,omitempty"` // OpNIC
 }
 
 // Exec is what to run.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -93,6 +94,15 @@ func main() {
 		st, err := os.Lstat(args[1])
 		must(err)
 		fmt.Printf("%d:%d\n", st.Sys().(*syscall.Stat_t).Uid, st.Sys().(*syscall.Stat_t).Gid)
+	case "node": // open the device file NAME and tell what it is
+		f, err := os.OpenFile(args[1], os.O_RDONLY, 0)
+		must(err)
+		var st unix.Stat_t
+		must(unix.Fstat(int(f.Fd()), &st))
+		fmt.Printf("%o %d:%d %d:%d\n", st.Mode, unix.Major(st.Rdev), unix.Minor(st.Rdev), st.Uid, st.Gid)
+		f.Close()
+	case "swap": // be a directory and a link to TARGET by turns at NAME, until there is NAME.stop
+		swap(args[1], args[2])
 	case "writable": // try to make the mount at NAME writable
 		must(unix.Mount("", args[1], "", unix.MS_REMOUNT|unix.MS_BIND, ""))
 	case "disk": // find the disk with a serial number
@@ -113,6 +123,12 @@ func main() {
 		caught := make(chan os.Signal, 1)
 		signal.Notify(caught, syscall.SIGTERM)
 		<-caught
+	case "claim": // keep the disk NAME open for this process alone until a signal comes
+		f, err := os.OpenFile(args[1], os.O_RDWR|os.O_EXCL, 0)
+		must(err)
+		fmt.Println("claimed")
+		untilSignal()
+		f.Close()
 	case "zeros": // write NAME BYTES
 		n, err := strconv.ParseInt(args[2], 10, 64)
 		must(err)
@@ -122,6 +138,27 @@ func main() {
 		io.CopyN(w, zero{}, n)
 		must(w.Flush())
 		must(f.Close())
+	case "memory": // memory BYTES [hold]: use so much of it, and say so; hold it until a signal
+		n, err := strconv.Atoi(args[1])
+		must(err)
+		// By pieces: a kernel refuses at once what is more than all it has.
+		var used [][]byte
+		for left := n; left > 0; left -= 1 << 20 {
+			piece := make([]byte, min(left, 1<<20))
+			for i := 0; i < len(piece); i += 4096 {
+				piece[i] = 1
+			}
+			used = append(used, piece)
+		}
+		fmt.Printf("used %d", n)
+		if len(args) > 2 {
+			untilSignal()
+		}
+		runtime.KeepAlive(used)
+	case "busy": // busy N: keep N processors busy until a signal
+		busy(args[1])
+	case "fork": // fork MOST: make so many processes, or as many as there may be
+		fork(args[1])
 	case "terminal": // tell about the terminal, wait for a line, tell the size again
 		terminal()
 	case "reboot":
@@ -138,9 +175,39 @@ func main() {
 		defer up.Close()
 		fmt.Println("probe is up")
 		<-caught
+	case "fails": // fails TIMES: count the starts in /data/boots, fail so often, then wait
+		data, _ := os.ReadFile("/data/boots")
+		data = append(data, 'x')
+		must(os.WriteFile("/data/boots", data, 0o644))
+		unix.Sync()
+		if n, err := strconv.Atoi(args[1]); err != nil || len(data) <= n {
+			os.Exit(3)
+		}
+		// A program that waits for nothing at all would be ended as dead-locked.
+		caught := make(chan os.Signal, 1)
+		signal.Notify(caught, syscall.SIGTERM)
+		<-caught
 	default:
 		fmt.Fprintf(os.Stderr, "unknown word %q\n", args[0])
 		os.Exit(2)
+	}
+}
+
+// swap changes what is at a name as fast as it can.
+func swap(name, target string) {
+	must(os.MkdirAll(name, 0o755))
+	for {
+		if _, err := os.Lstat(name + ".stop"); err == nil {
+			return
+		}
+		must(os.Rename(name, name+".dir"))
+		for os.Symlink(target, name) != nil { // somebody has made the directory anew
+			os.RemoveAll(name)
+		}
+		must(os.Remove(name))
+		for os.Rename(name+".dir", name) != nil { // somebody has made the directory anew
+			os.RemoveAll(name)
+		}
 	}
 }
 
@@ -202,4 +269,54 @@ func must(err error) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(99)
 	}
+}
+
+// busy keeps as many threads busy, and says how many processors it may use.
+func busy(threads string) {
+	n, err := strconv.Atoi(threads)
+	must(err)
+	runtime.GOMAXPROCS(n + 1)
+	for range n {
+		go func() {
+			for {
+			}
+		}()
+	}
+	fmt.Printf("busy on %d\n", runtime.NumCPU())
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGTERM)
+	<-caught
+}
+
+// fork makes processes that end at once, which nobody waits for: they count until this
+// one has ended, too. Nothing else would work with no thread to spare.
+func fork(most string) {
+	n, err := strconv.Atoi(most)
+	must(err)
+	made := 0
+	var failed syscall.Errno
+	for ; made < n; made++ {
+		pid, _, errno := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+		if errno != 0 {
+			failed = errno
+			break
+		}
+		if pid == 0 {
+			for {
+				syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
+			}
+		}
+	}
+	if failed != 0 {
+		fmt.Printf("%d processes, then: %v", made, failed)
+		return
+	}
+	fmt.Printf("%d processes", made)
+}
+
+// untilSignal returns when somebody wants this process to end.
+func untilSignal() {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, syscall.SIGTERM)
+	<-caught
 }

@@ -49,6 +49,18 @@ func sourcesOf(targets []byte) ([]byte, error) {
 	return []byte(strings.Join(lines, "")), nil
 }
 
+// unstable gives the lines for Debian's unstable suite, of the archives in other lines
+// that have the release itself. A mirror may be behind: what it has is good enough.
+func unstable(sources string) string {
+	var lines []string
+	for l := range strings.Lines(sources) {
+		if f := strings.Fields(l); len(f) > 2 && f[2] == suite {
+			lines = append(lines, "deb [check-valid-until=no] "+f[1]+" sid main\n")
+		}
+	}
+	return strings.Join(lines, "")
+}
+
 func line(site, suite string) string { return fmt.Sprintf("deb %s %s main contrib\n", site, suite) }
 
 // proxies are the host's ways to the archives, as options for mmdebstrap, which

@@ -20,15 +20,22 @@ import (
 //go:embed recipe/modules.sh
 var modulesScript string
 
+//go:embed recipe/usermode.sh
+var userScript string
+
+//go:embed recipe/sid.pref
+var sidPreference string
+
 //go:embed recipe/guest.sh
 var guestScript string
 
 //go:embed recipe/zfs.pref
 var zfsPreference string
 
-// What the two trees are made of. The guest has what hosts of brig have.
+// What the trees are made of. The guest has what hosts of brig have.
 var (
 	kernelPackages = []string{"gcc", "kmod", "libc6-dev", "linux-headers-cloud-amd64", "make"}
+	userPackages   = []string{"kmod", "patchelf"}
 	guestPackages  = []string{
 		"btrfs-progs", "ca-certificates", "dbus", "dmsetup", "e2fsprogs", "file", "iproute2", "iputils-ping", "kmod",
 		"liblxc1", "liblxc-common", "lvm2", "lxc", "mount", "nftables", "procps", "psmisc", "qemu-system-x86", "qemu-utils",
@@ -47,10 +54,11 @@ type Image struct {
 	Disk    string // file: disk with the guest's root
 }
 
-// Build gives the guest, and builds what the cache does not have of it, which
-// takes minutes and root. Progress is told to log. Errors: unsupported when a tool
-// is missing or the host is no Debian bookworm; forbidden without root.
-func Build(ctx context.Context, log io.Writer) (Image, error) {
+// Build gives the guest for a kind of machine, and builds what the cache does not
+// have of it, which takes minutes and root. Progress is told to log. Errors:
+// unsupported when a tool is missing or the host is no Debian bookworm; forbidden
+// without root.
+func Build(ctx context.Context, kind Kind, log io.Writer) (Image, error) {
 	module, err := moduleDir(ctx)
 	if err != nil {
 		return Image{}, err
@@ -63,35 +71,37 @@ func Build(ctx context.Context, log io.Writer) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	b := builder{sources: string(list), log: log}
-	kernelVersions, err := versions(ctx, kernelPackages)
-	if err != nil {
-		return Image{}, err
-	}
-	guestVersions, err := versions(ctx, guestPackages)
-	if err != nil {
-		return Image{}, err
-	}
+	b := builder{sources: string(list), preferences: zfsPreference, log: log}
 	var wg sync.WaitGroup
 	var kernel, root string
 	var kernelErr, rootErr error
 	wg.Go(func() {
-		kernel, kernelErr = c.get(ctx, thing{
-			kind: "kernel", recipe: []string{modulesScript, zfsPreference, b.sources, strings.Join(kernelPackages, " ")},
-			versions: kernelVersions, build: b.kernel,
-		})
+		made := thing{kind: "kernel", recipe: []string{modulesScript}, build: b.kernel}
+		packages := kernelPackages
+		if kind == User {
+			made = thing{kind: "usermode", recipe: []string{userScript, sidPreference}, build: b.userKernel}
+			packages = userPackages
+		}
+		kernel, kernelErr = b.get(ctx, c, made, packages)
 	})
 	wg.Go(func() {
-		root, rootErr = c.get(ctx, thing{
-			kind: "guest", recipe: []string{guestScript, zfsPreference, b.sources, diskSize, strings.Join(guestPackages, " ")},
-			versions: guestVersions, build: b.guest,
-		})
+		made := thing{kind: "guest", recipe: []string{guestScript, diskSize}, build: b.guest}
+		root, rootErr = b.get(ctx, c, made, guestPackages)
 	})
 	wg.Wait()
 	if err := errors.Join(kernelErr, rootErr); err != nil {
 		return Image{}, err
 	}
 	return image(kernel, root)
+}
+
+// get gives a thing made of packages.
+func (b builder) get(ctx context.Context, c cache, t thing, packages []string) (dir string, err error) {
+	if t.versions, err = versions(ctx, packages); err != nil {
+		return "", err
+	}
+	t.recipe = append(slices.Insert(t.recipe, 1, zfsPreference, b.sources), strings.Join(packages, " "))
+	return c.get(ctx, t)
 }
 
 func image(kernel, root string) (Image, error) {
@@ -106,13 +116,26 @@ func image(kernel, root string) (Image, error) {
 }
 
 type builder struct {
-	sources string
-	log     io.Writer
+	sources     string // lines of a sources.list
+	preferences string // which versions apt prefers
+	log         io.Writer
 }
 
 // kernel builds the modules of ZFS and collects the kernel with them.
 func (b builder) kernel(ctx context.Context, dir string) error {
-	if err := b.bootstrap(ctx, dir, "apt", kernelPackages, modulesScript); err != nil {
+	return b.collect(ctx, dir, kernelPackages, modulesScript)
+}
+
+// userKernel fetches a kernel that is a program of the host.
+func (b builder) userKernel(ctx context.Context, dir string) error {
+	b.sources += unstable(b.sources)
+	b.preferences += "\n" + sidPreference
+	return b.collect(ctx, dir, userPackages, userScript)
+}
+
+// collect makes a kernel and its modules by a script.
+func (b builder) collect(ctx context.Context, dir string, packages []string, script string) error {
+	if err := b.bootstrap(ctx, dir, "apt", packages, script); err != nil {
 		return err
 	}
 	out := filepath.Join(dir, "out")
@@ -153,7 +176,7 @@ func (b builder) bootstrap(ctx context.Context, dir, variant string, packages []
 	if err := os.Mkdir(tmp, 0o1777); err != nil {
 		return err
 	}
-	files := map[string]string{"sources.list": b.sources, "zfs.pref": zfsPreference, "script": script}
+	files := map[string]string{"sources.list": b.sources, "lab.pref": b.preferences, "script": script}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			return err
@@ -167,7 +190,7 @@ func (b builder) bootstrap(ctx context.Context, dir, variant string, packages []
 		"--dpkgopt=force-unsafe-io", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--setup-hook=mkdir -p \"$1/etc/apt/preferences.d\"",
-		"--setup-hook=copy-in "+filepath.Join(dir, "zfs.pref")+" /etc/apt/preferences.d",
+		"--setup-hook=copy-in "+filepath.Join(dir, "lab.pref")+" /etc/apt/preferences.d",
 		"--customize-hook=copy-in "+filepath.Join(dir, "script")+" /",
 		"--customize-hook=chroot \"$1\" sh /script",
 		"--customize-hook=rm \"$1/script\"",

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,6 +23,10 @@ func TestSourcesFollowTheHost(t *testing.T) {
 		"deb http://a.example/debian bookworm-updates main contrib\ndeb http://b.example/sec bookworm-security main contrib\n"
 	if err != nil || string(got) != want {
 		t.Errorf("sourcesOf = %q, %v, want %q", got, err, want)
+	}
+	wantUnstable := "deb [check-valid-until=no] http://a.example/debian sid main\n"
+	if got := unstable(string(got)); got != wantUnstable {
+		t.Errorf("unstable = %q, want %q", got, wantUnstable)
 	}
 	if _, err := sourcesOf([]byte("http://a.example/ubuntu noble main\n")); !fault.Is(err, fault.Unsupported) {
 		t.Errorf("sourcesOf a host with another system = %v, want unsupported", err)
@@ -146,5 +151,49 @@ func TestModulesLoadAfterWhatTheyNeed(t *testing.T) {
 	want := []string{dir + "/kernel/a/virtio_ring.ko", dir + "/kernel/a/virtio.ko", dir + "/kernel/b/virtio_blk.ko"}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("loadOrder = %q, %v, want %q", got, err, want)
+	}
+}
+
+func TestDisksOfAKernelThatIsAProgramAreInOrder(t *testing.T) {
+	m := machine{
+		kind: User, image: Image{Disk: "/cache/root.raw", ModDisk: "/cache/modules.raw"}, dir: "/boot",
+		disks: []int64{1, 2}, trees: []string{"bin"},
+	}
+	got := strings.Join(m.kernelArguments(), " ")
+	for _, want := range []string{
+		"mem=2048M initrd=/boot/initramfs ", " con0=null,fd:1 ", " ssl0=null,fd:3 ",
+		" ubd0c=/boot/root.cow,/cache/root.raw ubd1rc=/cache/modules.raw ubd2=/boot/share.raw ubd3=/boot/tree-bin ubd4=/boot/disk0 ubd5=/boot/disk1 " +
+			"lab.disks=root,modules,share,tree-bin,disk0,disk1 ",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("the kernel gets %q, want %q in it", got, want)
+		}
+	}
+}
+
+func TestFoldersOfKilledBootsGo(t *testing.T) {
+	in := t.TempDir()
+	killed, fresh := filepath.Join(in, bootPrefix+"1"), filepath.Join(in, bootPrefix+"2")
+	if err := errors.Join(os.MkdirAll(filepath.Join(killed, "share"), 0o755), os.Mkdir(fresh, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	dir, remove, err := bootDir(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "disk0"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, removeOther, err := bootDir(t.Context(), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exists(killed) || !exists(fresh) || !exists(filepath.Join(dir, "disk0")) {
+		t.Error("want what is held, and what is empty, to stay, and nothing else")
+	}
+	remove()
+	removeOther()
+	if exists(dir) {
+		t.Error("the folder is there after its boot")
 	}
 }

@@ -1,8 +1,12 @@
 // Package lab runs tests in a virtual machine that has what the machine at hand
 // may lack: ZFS, LVM and the rest of the device mapper, systemd as init, cgroup v2
 // with all its controllers, a KVM that runs guests. The guest is a Debian of the
-// same release as the host, with Debian's kernel for clouds; a processor is
-// emulated, so everything is real but quick.
+// same release as the host, and everything in it is real.
+//
+// There are two kinds of machines for it. One has an emulated processor and Debian's
+// kernel for clouds, and is slow. The other is a kernel that runs as a program of the
+// host, user-mode Linux: it has no KVM and not all controllers, and starts programs
+// many times quicker.
 //
 // Build makes the guest of Debian's packages: one tree in which the modules of
 // ZFS are compiled for that kernel, one that becomes the guest's disk. Both are
@@ -16,8 +20,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,8 +34,20 @@ import (
 	"brig/storage/storagetest/lab/plan"
 )
 
+// Kind is a kind of machine.
+type Kind string
+
+const (
+	Emulated Kind = ""     // has an emulated processor with KVM, ZFS, and all of cgroup v2
+	User     Kind = "user" // is a kernel as a program of the host, with the device mapper; no network of brig's
+)
+
+// Kinds are all kinds of machines.
+func Kinds() []Kind { return []Kind{Emulated, User} }
+
 // Options say what runs in the guest and what it finds there.
 type Options struct {
+	Kind  Kind
 	Tests []Binary
 
 	// Trees are directories of the host by a name of at most 14 letters. A copy
@@ -144,16 +162,16 @@ func ready(ctx context.Context, o Options, log io.Writer) (m *machine, module st
 	if module, err = moduleDir(ctx); err != nil {
 		return nil, "", nil, err
 	}
-	img, err := Build(ctx, log)
+	img, err := Build(ctx, o.Kind, log)
 	if err != nil {
 		return nil, "", nil, err
 	}
-	dir, err := os.MkdirTemp("", "lab")
+	dir, remove, err := bootDir(ctx, o.Kind.tmp())
 	if err != nil {
 		return nil, "", nil, err
 	}
-	m = &machine{image: img, dir: dir, memory: o.Memory, disks: o.Disks, trees: o.Trees}
-	return m, module, func() { os.RemoveAll(dir) }, nil
+	m = &machine{kind: o.Kind, image: img, dir: dir, memory: o.Memory, disks: o.Disks, trees: slices.Sorted(maps.Keys(o.Trees)), from: o.Trees}
+	return m, module, remove, nil
 }
 
 // compile puts the tests, the data of their packages and the files of o into what

@@ -18,8 +18,8 @@ import (
 const onCgroups = "^Test(UnprivilegedDebianRunsAndStopsGracefully|AppGetsItsStopSignal|Exec|StopIsForced|FrozenContainer|" +
 	"ContainerOutlivesItsMonitor|PrivilegedContainer|RestartsFollowAtOnce)$"
 
-// TestLab boots the guest and runs there what follows, the container driver where
-// systemd is init and cgroup v2 has all controllers, and machines with KVM, which the
+// TestLab boots the guest in both kinds of machines and runs there what follows; in
+// that which has all, also the container driver where systemd is init and cgroup v2 has all controllers, and machines with KVM, which the
 // guest's emulated processor has; if asked for all, also the suite of the pool driver
 // that needs nothing but a directory, on another kernel than the host's.
 func TestLab(t *testing.T) {
@@ -34,8 +34,14 @@ func TestLab(t *testing.T) {
 	if err := filesystem(t.Context(), tree, disk, "2G"); err != nil {
 		t.Fatal(err)
 	}
+	Run(t, Options{
+		Kind:  User,
+		Tests: []Binary{{Package: "brig/storage/storagetest/lab", Run: "^TestInside(AKernelThatIsAProgram|ThinVolumesWork|DisksAreThoseAskedFor)$"}},
+		Disks: []int64{64 << 20, 1 << 30, 64 << 20},
+		Env:   []string{"LAB_TEST=it's, here"},
+	})
 	tests := []Binary{
-		{Package: "brig/storage/storagetest/lab", Run: "^Test(Inside|KVMInside$)"},
+		{Package: "brig/storage/storagetest/lab", Run: "^Test(Inside|KVMInside$)", Args: []string{"-test.skip=^TestInsideAKernelThatIsAProgram$"}},
 		{Package: "brig/lxc", Run: onCgroups},
 		// What a keeper takes is measured where no huge pages round it up.
 		{Package: "brig/qemu", Run: "^TestApp$", Args: []string{"-test.skip=^TestApp$/^memory$"}},
@@ -104,20 +110,14 @@ func TestInsideIsAHost(t *testing.T) {
 	if err := unix.Uname(&u); err != nil {
 		t.Fatal(err)
 	}
-	release := string(bytes.TrimRight(u.Release[:], "\x00"))
+	release := unix.ByteSliceToString(u.Release[:])
 	if !strings.HasSuffix(release, "-cloud-amd64") {
 		t.Errorf("the kernel is %q, want Debian's for clouds", release)
 	}
 	if !exists("/boot/vmlinuz-" + release) {
 		t.Errorf("/boot has no kernel %q", release)
 	}
-	if init, err := os.Readlink("/proc/1/exe"); err != nil || filepath.Base(init) != "systemd" {
-		t.Errorf("init is %q, %v, want systemd", init, err)
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
-		t.Errorf("/sys/fs/cgroup is of type %#x, %v, want cgroup2", st.Type, err)
-	}
+	systemdRuns(t)
 	controllers, err := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
 	if err != nil {
 		t.Fatal(err)
@@ -127,8 +127,28 @@ func TestInsideIsAHost(t *testing.T) {
 			t.Errorf("cgroup2 has the controllers %q, want %s too", controllers, want)
 		}
 	}
+}
+
+// systemdRuns checks what both kinds of machines have.
+func systemdRuns(t *testing.T) {
+	t.Helper()
+	if init, err := os.Readlink("/proc/1/exe"); err != nil || filepath.Base(init) != "systemd" {
+		t.Errorf("init is %q, %v, want systemd", init, err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err != nil || st.Type != unix.CGROUP2_SUPER_MAGIC {
+		t.Errorf("/sys/fs/cgroup is of type %#x, %v, want cgroup2", st.Type, err)
+	}
 	if got := os.Getenv("LAB_TEST"); got != "it's, here" {
 		t.Errorf("the environment says %q", got)
+	}
+}
+
+func TestInsideAKernelThatIsAProgram(t *testing.T) {
+	inside(t)
+	systemdRuns(t)
+	if cpu := tool(t, "cat", "/proc/cpuinfo"); !strings.Contains(cpu, "User Mode Linux") {
+		t.Errorf("the processor is %s, want that of a kernel that is a program", cpu)
 	}
 }
 
@@ -183,5 +203,10 @@ func TestInsideDisksAreThoseAskedFor(t *testing.T) {
 	}
 	if exists(Disk(3)) {
 		t.Error("there is a fourth disk")
+	}
+	for i := range 3 {
+		if got, err := filepath.EvalSymlinks(Disk(i)); err != nil || filepath.Dir(got) != "/dev" {
+			t.Errorf("%s leads to %q, %v", Disk(i), got, err)
+		}
 	}
 }

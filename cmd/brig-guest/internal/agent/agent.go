@@ -7,6 +7,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -16,11 +17,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"brig/cmd/brig-guest/internal/card"
 	"brig/cmd/brig-guest/internal/control"
+	"brig/instance"
 	"brig/instance/fault"
 	"brig/instance/guest"
+	"brig/instance/guest/files"
 	"brig/instance/guest/wire"
 )
+
+// RestingRoot is where the image's files are while nothing of it runs.
+const RestingRoot = "/newroot"
 
 // Agent serves the host.
 type Agent struct {
@@ -170,6 +177,12 @@ func (a *Agent) serve(ctx context.Context, stream net.Conn) {
 	case wire.OpThaw:
 		a.frozen.thaw()
 		reply(stream, wire.Reply{})
+	case wire.OpUnused:
+		reply(stream, failure(unused("/sys/block", "/dev", r.Disk)))
+	case wire.OpNIC:
+		reply(stream, failure(a.addNIC(r.NIC)))
+	case wire.OpFiles:
+		a.files(stream)
 	case wire.OpExec:
 		if r.Exec == nil {
 			reply(stream, failure(fault.New(fault.Invalid, "cannot run: no command was given")))
@@ -178,6 +191,34 @@ func (a *Agent) serve(ctx context.Context, stream net.Conn) {
 		a.exec(stream, r.Exec)
 	default:
 		reply(stream, failure(fault.New(fault.Unsupported, "cannot do %q: this guest agent is too old; restart the machine", r.Op)))
+	}
+}
+
+// addNIC sets up a network card. Where a system's network manager looks for it, that is
+// told first.
+func (a *Agent) addNIC(nic *instance.NIC) error {
+	if nic == nil {
+		return fault.New(fault.Invalid, "cannot add a network card: none was described")
+	}
+	var err error
+	if a.settings.Process == nil {
+		err = card.Announce([]instance.NIC{*nic}, a.settings.DNS)
+	}
+	return errors.Join(err, card.Add(*nic))
+}
+
+// files serves the files of the machine until the host has enough.
+func (a *Agent) files(stream net.Conn) {
+	where := "/"
+	if a.settings.Files {
+		where = RestingRoot
+	}
+	root, err := os.OpenFile(where, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		defer root.Close()
+	}
+	if reply(stream, failure(err)) == nil && err == nil {
+		_ = files.Serve(stream, root)
 	}
 }
 

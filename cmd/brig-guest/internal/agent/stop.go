@@ -21,14 +21,15 @@ const sigPowerOff = unix.Signal(38)
 const stopWait = 20 * time.Second
 
 // stopper makes what asks the machine to end: the main process of an app gets
-// its stop signal from process 1, a system is asked as its init wants it.
+// its stop signal from process 1, which also ends the machine where nothing of the
+// image runs; a system is asked as its init wants it.
 func stopper(s *guest.Settings, ctl *os.File) func(context.Context) error {
-	if s.Process == nil {
+	if s.Process == nil && !s.Files {
 		return stopSystem
 	}
 	return func(context.Context) error {
 		if err := control.Send(ctl, control.Message{Stop: true}); err != nil {
-			return fault.New(fault.Unavailable, "cannot stop the main process: %w", err)
+			return fault.New(fault.Unavailable, "cannot tell process 1 to stop: %w", err)
 		}
 		return nil
 	}

@@ -16,12 +16,15 @@ import (
 
 	"brig/cmd/brig-guest/internal/agent"
 	"brig/cmd/brig-guest/internal/app"
+	"brig/cmd/brig-guest/internal/card"
 	"brig/instance/guest"
+	"brig/instance/guest/identity"
+	"brig/instance/guest/identity/hostkey"
 	"brig/instance/guest/wire"
 )
 
 // newRoot is where the root disk is mounted before it becomes the root.
-const newRoot = "/newroot"
+const newRoot = agent.RestingRoot
 
 // diskWait is how long the root disk may take to appear.
 const diskWait = 20 * time.Second
@@ -52,10 +55,13 @@ func start() error {
 	if err != nil {
 		return err
 	}
+	if settings.Files {
+		return serveFiles(disk, settings)
+	}
 	if err := mountRoot(disk); err != nil {
 		return err
 	}
-	warn(configureNetwork(settings.NICs))
+	warn(card.Configure(settings.NICs))
 	if settings.Hostname != "" {
 		warn(unix.Sethostname([]byte(settings.Hostname)))
 	}
@@ -66,6 +72,9 @@ func start() error {
 		return err
 	}
 	warn(writeNames(settings))
+	if err := renew(settings); err != nil {
+		return err
+	}
 	if err := mountVolumes(settings.Mounts); err != nil {
 		return err
 	}
@@ -82,11 +91,25 @@ func writeNames(s *guest.Settings) error {
 		return err
 	}
 	defer root.Close()
-	err = guest.WriteNames(root, *s)
+	err = errors.Join(guest.WriteNames(root, *s), guest.WriteSeed(root, *s, 0))
 	if s.Process == nil {
 		err = errors.Join(err, writeSystemd(s))
 	}
 	return err
+}
+
+// renew gives a copy an identity of its own. One that cannot have it does not start:
+// it would pass for another machine.
+func renew(s *guest.Settings) error {
+	if s.Identity == "" {
+		return nil
+	}
+	root, err := guest.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return identity.Renew(root, s.Identity, hostkey.Make)
 }
 
 // becomeInit starts the agent and executes the image's init in its place. The

@@ -10,7 +10,7 @@ import (
 	"brig/instance/guest"
 )
 
-// mountVolumes mounts the directories that the host shares, where the image has
+// mountVolumes mounts the directories that the host shares, and memory, where the image has
 // these paths: links in it stay in it. A machine that lacks a volume does not
 // start, rather than writing to the directory below.
 func mountVolumes(list []instance.Mount) error {
@@ -43,7 +43,11 @@ func mountVolume(root *guest.Root, m instance.Mount) error {
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	err = unix.Mount(m.Tag, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), m.Type, flags, "")
+	options := ""
+	if m.Size > 0 {
+		options = fmt.Sprintf("size=%d", m.Size)
+	}
+	err = unix.Mount(m.Tag, fmt.Sprintf("/proc/self/fd/%d", dir.Fd()), m.Type, flags, options)
 	if errors.Is(err, unix.ENODEV) {
 		err = fmt.Errorf("%w (does this kernel have %s?)", err, m.Type)
 	}

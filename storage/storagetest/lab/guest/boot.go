@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,16 +25,19 @@ func boot() error {
 	if err := loadModules("/modules.list"); err != nil {
 		return err
 	}
-	if err := mountDisk("root", root, 0); err != nil {
+	if err := mountDisk(plan.RootDisk, root, 0); err != nil {
 		return err
 	}
-	if err := mountDisk("modules", root+"/usr/lib/modules", unix.MS_RDONLY); err != nil {
+	if err := mountDisk(plan.ModulesDisk, root+"/usr/lib/modules", unix.MS_RDONLY); err != nil {
 		return err
 	}
 	if err := linkKernel(); err != nil {
 		return err
 	}
-	if err := mountDisk("share", root+plan.Share, 0); err != nil {
+	if err := nameDisks(); err != nil {
+		return err
+	}
+	if err := mountDisk(plan.ShareDisk, root+plan.Share, 0); err != nil {
 		return err
 	}
 	for _, target := range []string{"/sys", "/proc", "/dev"} {
@@ -82,30 +83,6 @@ func loadModules(list string) error {
 		}
 	}
 	return nil
-}
-
-// mountDisk mounts the ext4 of the disk with a serial number.
-func mountDisk(serial, target string, flags uintptr) error {
-	device, err := disk(serial)
-	if err != nil {
-		return err
-	}
-	return mount(device, target, "ext4", flags, "")
-}
-
-// disk finds the disk with a serial number, which the kernel may be finding still.
-func disk(serial string) (string, error) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); <-tick.C {
-		names, _ := filepath.Glob("/sys/block/vd*/serial")
-		for _, name := range names {
-			if got, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(got)) == serial {
-				return "/dev/" + filepath.Base(filepath.Dir(name)), nil
-			}
-		}
-	}
-	return "", fmt.Errorf("there is no disk with the serial number %q", serial)
 }
 
 // linkKernel shows the kernel where Debian's package puts it, so that what looks

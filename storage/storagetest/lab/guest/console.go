@@ -21,6 +21,13 @@ func drained() time.Time { return time.Now().Add(grace) }
 
 // openPort opens the port for events, which the kernel knows before udev names it.
 func openPort() (*os.File, error) {
+	user, err := isUserMode()
+	if err != nil {
+		return nil, err
+	}
+	if user {
+		return openRaw("/dev/ttyS0")
+	}
 	names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 	if err != nil {
 		return nil, err
@@ -37,6 +44,31 @@ func openPort() (*os.File, error) {
 	return nil, fmt.Errorf("there is no port %q", plan.Port)
 }
 
+// isUserMode tells whether the kernel is a program of the host. Its serial ports and
+// disks have no names, and its console is another.
+func isUserMode() (bool, error) {
+	order, err := diskOrder()
+	return order != nil, err
+}
+
+// openRaw opens a serial port that changes nothing of what passes.
+func openRaw(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	settings, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	if err == nil {
+		settings.Oflag &^= unix.OPOST
+		err = unix.IoctlSetTermios(int(f.Fd()), unix.TCSETS, settings)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("cannot set up %q: %w", path, err)
+	}
+	return f, nil
+}
+
 // settle waits until udev has named all devices, which takes long on a busy host.
 func settle() error {
 	if out, err := exec.Command("udevadm", "settle", "--timeout=600").CombinedOutput(); err != nil {
@@ -47,7 +79,13 @@ func settle() error {
 
 // shell runs a shell on the console until it ends.
 func shell(w plan.Window) error {
-	console, err := os.OpenFile("/dev/ttyS0", os.O_RDWR|unix.O_NOCTTY, 0)
+	path := "/dev/ttyS0"
+	if user, err := isUserMode(); err != nil {
+		return err
+	} else if user {
+		path = "/dev/tty0"
+	}
+	console, err := os.OpenFile(path, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return err
 	}

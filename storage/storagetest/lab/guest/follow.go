@@ -41,7 +41,7 @@ func do(tell *teller) error {
 		if err := os.Mkdir(target, 0o755); err != nil {
 			return err
 		}
-		if err := mountDisk("tree-"+name, target, 0); err != nil {
+		if err := mountDisk(plan.TreeDisk+name, target, 0); err != nil {
 			return err
 		}
 	}

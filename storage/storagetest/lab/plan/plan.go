@@ -1,6 +1,7 @@
 // Package plan is what the host and the guest of the lab tell each other: the
 // host what to run, in a file it shares with the guest; the guest what happened,
-// as one JSON value a line over a serial port.
+// as one JSON value a line over a serial port: that called Port, or where serial ports
+// have no names, the first.
 package plan
 
 // Where the guest finds things.
@@ -11,6 +12,18 @@ const (
 	File  = "plan.json"                   // the plan, in Share
 	Inner = "BRIG_LAB_INSIDE"             // set in the environment of what runs inside
 	Disk  = "/dev/disk/by-id/virtio-disk" // and a number: the empty disks
+)
+
+// Disks are the names of the guest's disks: their serial numbers where disks have such,
+// and else the kernel's parameter DiskOrder lists them, with commas, in the order that
+// the kernel numbers them in.
+const (
+	RootDisk    = "root"
+	ModulesDisk = "modules"
+	ShareDisk   = "share"
+	TreeDisk    = "tree-" // and one of Plan.Trees
+	EmptyDisk   = "disk"  // and a number
+	DiskOrder   = "lab.disks"
 )
 
 // Plan is what to do in the guest.
