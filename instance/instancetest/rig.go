@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -73,10 +74,19 @@ func Build(dir string) error {
 	return nil
 }
 
+// obeyInterrupts has the commands that tests start be ended by an interrupt, also where
+// these tests were started in the background by a shell that has its children ignore it.
+func obeyInterrupts() {
+	if signal.Ignored(syscall.SIGINT) {
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGINT)
+	}
+}
+
 // New gives a rig with an empty BRIG_DIR that is checked for leaks and emptied
 // when the test ends. Programs come from bin.
 func New(t testing.TB, bin string) *Rig {
 	t.Helper()
+	obeyInterrupts()
 	dir, err := os.MkdirTemp("", "brig-test-")
 	if err != nil {
 		t.Fatal(err)
