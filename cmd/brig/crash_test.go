@@ -2,12 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"brig/instance"
 	"brig/instance/instancetest"
 	"brig/instance/manager"
 )
@@ -21,17 +23,66 @@ type story struct {
 	done   func(t *testing.T, r *instancetest.Rig) bool
 }
 
+// ground is where operations are interrupted: a pool, and a form of instances. The disks
+// of machines are qcow2 files in a pool of the driver overlay.
+type ground struct {
+	pool, driver string
+	form         instance.Type
+	part         int // without BRIG_CRASH=full, one in so many cases is tried
+}
+
+// grounds are all of them. A machine takes seconds to start where it is emulated.
+var grounds = []ground{
+	{"default", "overlay", instance.Container, 1},
+	{"fast", "btrfs", instance.Container, 7},
+	{"default", "overlay", instance.VirtualMachine, 41},
+	{"fast", "btrfs", instance.VirtualMachine, 83},
+}
+
+func (g ground) String() string { return string(g.form) + " on " + g.driver }
+
+func (g ground) vm() bool { return g.form == instance.VirtualMachine }
+
+// in is the same ground in another pool.
+func (g ground) in(pool string) ground {
+	g.pool = pool
+	return g
+}
+
+// with gives a command that makes an instance on this ground.
+func (g ground) with(args ...string) []string {
+	args = append(args, "-s", g.pool)
+	if g.vm() {
+		args = append(args, "--vm", "-c", "limits.memory=256MiB")
+	}
+	return args
+}
+
 // elsewhere is what happens on other hosts before the commands that come before one
 // kind of operation, and after them.
 type elsewhere struct{ first, then func() }
 
-// stories gives one for every kind of operation. They are about two images: app
-// is there, other is not.
-func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map[string]elsewhere, app, other string) {
+// stories gives one for every kind of operation, on a ground. They are about two images:
+// app is there, other is not.
+func stories(t *testing.T, r *instancetest.Rig, g ground) (all map[string]story, world map[string]elsewhere, app, other string) {
 	app = probeImage(t, r)
 	files := append(instancetest.ProbeFiles(t, r.Bin), instancetest.File{Name: "other", Data: []byte("other"), Mode: 0o644})
 	other = instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/probe"}, Cmd: []string{"boots"}}, files)
-	r.Must(t, "image", "pull", app)
+	pull := func(image ...string) []string {
+		args := append([]string{"image", "pull"}, image...)
+		if g.vm() {
+			args = append(args, "--vm")
+		}
+		return args
+	}
+	r.Must(t, pull(app)...)
+	if g.driver == "btrfs" {
+		r.Must(t, "storage", "create", g.pool, "btrfs", "--size", "1GiB")
+		t.Cleanup(func() {
+			r.Empty(t)
+			r.Must(t, "storage", "delete", g.pool)
+		})
+	}
 	r.Must(t, "storage", "create", "far", "overlay", "source="+t.TempDir())
 	t.Cleanup(func() { r.Must(t, "storage", "delete", "far") })
 	apart := t.TempDir()
@@ -54,7 +105,7 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 	r.Must(t, "profile", "delete", "small")
 	r.Must(t, "project", "create", "once")
 	r.Must(t, "project", "delete", "once")
-	create, backup := []string{"create", app, "web"}, filepath.Join(t.TempDir(), "backup")
+	create, backup := g.with("create", app, "web"), filepath.Join(t.TempDir(), "backup")
 	snapshot := []string{"snapshot", "create", "web", "s1"}
 	is := func(name, status string) func(*testing.T, *instancetest.Rig) bool {
 		return func(t *testing.T, r *instancetest.Rig) bool { return r.List(t)[name].Status == status }
@@ -70,13 +121,38 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 		return []string{"exec", "web", "--", "/bin/probe", "write", "/data/new", text}
 	}
 	// The volumes of stories are data and, where there is a second one, more.
-	volume, attach := []string{"storage", "volume", "create", "default", "data"}, []string{"storage", "volume", "attach", "default", "data", "web", "/srv"}
-	keep := []string{"storage", "volume", "snapshot", "create", "default", "data", "v1"}
+	volume, attach := []string{"storage", "volume", "create", g.pool, "data"}, []string{"storage", "volume", "attach", g.pool, "data", "web", "/srv"}
+	keep := []string{"storage", "volume", "snapshot", "create", g.pool, "data", "v1"}
+	data, detach := g.pool+"/data", []string{"storage", "volume", "detach", g.pool, "data", "web"}
+	// A running container gets a file system, and a machine a disk.
+	late, attachLate := volume, attach
+	if g.vm() {
+		late, attachLate = append(slices.Clone(volume), "--type", "block", "size=16MiB"), attach[:6]
+	}
+	writes := func(t *testing.T, r *instancetest.Rig) bool {
+		path := "/srv/new"
+		if g.vm() {
+			res := r.Run(t, "exec", "web", "--", "/bin/probe", "disk", "data")
+			if path = strings.TrimSpace(res.Stdout); res.Code != 0 {
+				return false
+			}
+		}
+		return r.Run(t, "exec", "web", "--", "/bin/probe", "write", path, "x").Code == 0
+	}
+	// What a profile changes of what runs.
+	key, first, second, limit := "limits.processes", "80", "90", func(t *testing.T, r *instancetest.Rig) string { return r.Cgroup(t, "web", "pids.max") }
+	if g.vm() {
+		key, first, second = "limits.cpu.allowance", "60ms/100ms", "50ms/100ms"
+		limit = func(t *testing.T, r *instancetest.Rig) string {
+			micros, _, _ := strings.Cut(r.Cgroup(t, "web", "cpu.cfs_quota_us", "cpu.max"), " ")
+			return strings.TrimSuffix(micros, "000") + "ms/100ms"
+		}
+	}
 	newPool := []string{"storage", "create", "new", "btrfs", "--size", "128MiB"}
 	start, stop, restore := []string{"start", "web", "--wait", "ready"}, []string{"stop", "-f", "web"}, []string{"snapshot", "restore", "web", "s1"}
 	return map[string]story{
 		"create": {nil, create, []int{0}, is("web", "Stopped")},
-		"launch": {nil, []string{"launch", app, "web", "--wait", "ready"}, []int{0, 4}, runs},
+		"launch": {nil, g.with("launch", app, "web", "--wait", "ready"), []int{0, 4}, runs},
 		// It takes a hardware address of its owner's choice, and an address for another card.
 		"start": {[][]string{create, {"config", "device", "add", "web", "eth0", "nic", "hwaddr=02:00:00:00:00:07"}, {"config", "device", "add", "web", "lan0", "nic"}}, []string{"start", "web", "--wait", "ready"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
 			return runs(t, r) && r.Must(t, "exec", "web", "--", "/bin/probe", "read", "/sys/class/net/eth0/address") == "02:00:00:00:00:07\n" &&
@@ -84,16 +160,16 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 		}},
 		// It runs, and stands still for the moment that the snapshot takes.
 		"snapshot": {[][]string{create, volume, attach, start}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return runs(t, r) && len(parts(t, r)) == 1 && r.Run(t, "snapshot", "restore", "web", "s1", "--volumes").Code == 0
+			return runs(t, r) && len(parts(t, r, g.pool)) == 1 && r.Run(t, "snapshot", "restore", "web", "s1", "--volumes").Code == 0
 		}},
 		"hold": {[][]string{create, start}, snapshot, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			return runs(t, r) && r.Run(t, restore...).Code == 0
 		}},
 		"snapshot-delete": {[][]string{create, volume, attach, snapshot}, []string{"snapshot", "delete", "web", "s1"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return len(parts(t, r)) == 0 && r.Run(t, restore...).Code == 3
+			return len(parts(t, r, g.pool)) == 0 && r.Run(t, restore...).Code == 3
 		}},
 		"snapshot-rename": {[][]string{create, volume, attach, snapshot}, []string{"snapshot", "rename", "web", "s1", "s2"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return slices.Equal(parts(t, r), []string{"web/s2"}) && r.Run(t, "snapshot", "restore", "web", "s2", "--volumes").Code == 0
+			return slices.Equal(parts(t, r, g.pool), []string{"web/s2"}) && r.Run(t, "snapshot", "restore", "web", "s2", "--volumes").Code == 0
 		}},
 		"restore": {
 			[][]string{create, volume, attach, snapshot, start, write("x"), {"exec", "web", "--", "/bin/probe", "write", "/srv/new", "x"}, stop},
@@ -103,20 +179,20 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 				return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/data/new").Code != 0 && r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0
 			},
 		},
-		"attach": {[][]string{create, volume, start}, attach, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "exec", "web", "--", "/bin/probe", "write", "/srv/new", "x").Code == 0 && r.Run(t, "storage", "volume", "detach", "default", "data", "web").Code == 0
+		"attach": {[][]string{create, late, start}, attachLate, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return writes(t, r) && r.Run(t, detach...).Code == 0
 		}},
-		"detach": {[][]string{create, volume, attach, start, {"exec", "web", "--", "/bin/probe", "write", "/srv/new", "x"}}, []string{"storage", "volume", "detach", "default", "data", "web"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0 && r.Run(t, "storage", "volume", "delete", "default", "data").Code == 0
+		"detach": {[][]string{create, late, start, attachLate}, detach, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return r.Run(t, "exec", "web", "--", "/bin/probe", "read", "/srv/new").Code != 0 && r.Run(t, "exec", "web", "--", "/bin/probe", "disk", "data").Code != 0 &&
+				r.Run(t, "storage", "volume", "delete", g.pool, "data").Code == 0
 		}},
 		// Its profile is changed, and the machine with it.
-		"reconfigure": {[][]string{create, {"profile", "create", "small", "limits.processes=80"}, {"profile", "assign", "web", "small"}, start}, []string{"profile", "set", "small", "limits.processes=90"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			limit := r.Cgroup(t, "web", "pids.max")
-			said := strings.TrimSpace(r.Must(t, "config", "get", "-e", "web", "limits.processes"))
-			if limit != said {
-				t.Errorf("the limit of web is %q, and its profile says %q", limit, said)
+		"reconfigure": {[][]string{create, {"profile", "create", "small", key + "=" + first}, {"profile", "assign", "web", "small"}, start}, []string{"profile", "set", "small", key + "=" + second}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			is, said := limit(t, r), strings.TrimSpace(r.Must(t, "config", "get", "-e", "web", key))
+			if is != said {
+				t.Errorf("the limit of web is %q, and its profile says %q", is, said)
 			}
-			return limit == "90"
+			return is == second
 		}},
 		"project-delete": {[][]string{{"project", "create", "other"}, {"--project", "other", "profile", "create", "small"}, {"--project", "other", "profile", "set", "default", "limits.processes=9"}, {"--project", "other", "profile", "delete", "small"}}, []string{"project", "delete", "other"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return r.Run(t, "project", "show", "other").Code == 3
@@ -125,28 +201,28 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 			is := strings.TrimSpace(r.Run(t, "project", "get", "other", "limits.instances").Stdout)
 			return is == "7" && r.Run(t, "project", "show", "old").Code == 3 && r.Run(t, "--project", "other", "profile", "delete", "small").Code == 0 && r.Run(t, "project", "delete", "other").Code == 0
 		}},
-		"volume-create": {nil, volume, []int{0}, hasVolume("default", "data")},
-		"volume-delete": {[][]string{volume, keep}, []string{"storage", "volume", "delete", "default", "data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+		"volume-create": {nil, volume, []int{0}, hasVolume(g.pool, "data")},
+		"volume-delete": {[][]string{volume, keep}, []string{"storage", "volume", "delete", g.pool, "data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			list := trash(t, r)
-			return len(list) == 1 && list[0].Name == "default/data" && list[0].Type == "volume" && r.Run(t, "storage", "volume", "info", "default", "data").Code == 3
+			return len(list) == 1 && list[0].Name == data && list[0].Type == "volume" && r.Run(t, "storage", "volume", "info", g.pool, "data").Code == 3
 		}},
-		"volume-untrash": {[][]string{volume, keep, {"storage", "volume", "delete", "default", "data"}}, []string{"trash", "restore", "default/data"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
-			return len(trash(t, r)) == 0 && hasVolume("default", "data", "v1")(t, r)
+		"volume-untrash": {[][]string{volume, keep, {"storage", "volume", "delete", g.pool, "data"}}, []string{"trash", "restore", data}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+			return len(trash(t, r)) == 0 && hasVolume(g.pool, "data", "v1")(t, r)
 		}},
-		"volume-copy": {[][]string{volume, keep}, []string{"storage", "volume", "copy", "default/data", "far/more"}, []int{0, 4}, hasVolume("far", "more")},
-		"volume-move": {[][]string{volume, keep}, []string{"storage", "volume", "move", "default/data", "far/more"}, []int{0, 3}, hasVolume("far", "more")},
+		"volume-copy": {[][]string{volume, keep}, []string{"storage", "volume", "copy", data, "far/more"}, []int{0, 4}, hasVolume("far", "more")},
+		"volume-move": {[][]string{volume, keep}, []string{"storage", "volume", "move", data, "far/more"}, []int{0, 3}, hasVolume("far", "more")},
 		"volume-snapshot": {[][]string{create, volume, attach, start}, keep, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return runs(t, r) && hasVolume("default", "data", "v1")(t, r)
+			return runs(t, r) && hasVolume(g.pool, "data", "v1")(t, r)
 		}},
-		"volume-restore": {[][]string{volume, keep}, []string{"storage", "volume", "snapshot", "restore", "default", "data", "v1"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return hasVolume("default", "data", "v1")(t, r) && r.Run(t, "undo", "default/data").Code == 0
+		"volume-restore": {[][]string{volume, keep}, []string{"storage", "volume", "snapshot", "restore", g.pool, "data", "v1"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return hasVolume(g.pool, "data", "v1")(t, r) && r.Run(t, "undo", data).Code == 0
 		}},
 		// Where the first undo was finished, the second takes it back.
-		"volume-undo": {[][]string{volume, keep, {"storage", "volume", "snapshot", "restore", "default", "data", "v1"}}, []string{"undo", "default/data"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return hasVolume("default", "data", "v1")(t, r) && r.Run(t, "undo", "default/data").Code == 0
+		"volume-undo": {[][]string{volume, keep, {"storage", "volume", "snapshot", "restore", g.pool, "data", "v1"}}, []string{"undo", data}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
+			return hasVolume(g.pool, "data", "v1")(t, r) && r.Run(t, "undo", data).Code == 0
 		}},
 		"copy": {[][]string{create}, []string{"copy", "web", "db"}, []int{0}, is("db", "Stopped")},
-		"rename": {[][]string{create, {"create", app, "late", "-c", "boot.depends=web"}}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
+		"rename": {[][]string{create, g.with("create", app, "late", "-c", "boot.depends=web")}, []string{"rename", "web", "db"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return is("db", "Stopped")(t, r) && is("web", "")(t, r) && r.Must(t, "config", "get", "late", "boot.depends") == "db\n"
 		}},
 		"transfer": {[][]string{create, snapshot}, []string{"copy", "web", "db", "-s", "far"}, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
@@ -187,27 +263,27 @@ func stories(t *testing.T, r *instancetest.Rig) (all map[string]story, world map
 			return said != again && (said == "before" || said == "after") && (again == "before" || again == "after")
 		}},
 		"adopt": {[][]string{{"storage", "delete", "--force", "apart"}}, []string{"storage", "create", "apart", "overlay", "source=" + apart, "--adopt"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "create", app, "web", "-s", "apart").Code == 0 && in(t, r, "apart", "web")
+			return r.Run(t, g.in("apart").with("create", app, "web")...).Code == 0 && in(t, r, "apart", "web")
 		}},
 		"set-pool": {[][]string{{"storage", "set", "elastic", "size=256MiB"}}, []string{"storage", "set", "elastic", "size=320MiB"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			_, pools := space(t, r)
 			return r.Must(t, "storage", "get", "elastic", "size") == "335544320\n" && pools["elastic"].Total == 320<<20
 		}},
 		"pool-create": {nil, newPool, []int{0, 4}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "create", app, "web", "-s", "new").Code == 0 && in(t, r, "new", "web")
+			return r.Run(t, g.in("new").with("create", app, "web")...).Code == 0 && in(t, r, "new", "web")
 		}},
 		"pool-delete": {[][]string{newPool}, []string{"storage", "delete", "new"}, []int{0, 3}, func(t *testing.T, r *instancetest.Rig) bool {
 			return r.Run(t, "storage", "show", "new").Code == 3
 		}},
-		"pull": {nil, []string{"image", "pull", other}, []int{0}, has},
+		"pull": {nil, pull(other), []int{0}, has},
 		"publish": {[][]string{create, snapshot}, []string{"publish", "web/s1", "golden", "--reuse"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
-			return r.Run(t, "create", "golden", "db").Code == 0 && len(r.Images(t)) == 2
+			return r.Run(t, g.with("create", "golden", "db")...).Code == 0 && len(r.Images(t)) == 2
 		}},
 		"image-refresh": {[][]string{{"image", "pull", moving, "--alias", "golden", "--auto-update"}}, []string{"image", "refresh", "golden"}, []int{0}, func(t *testing.T, r *instancetest.Rig) bool {
 			im := showImage(t, r, "golden")
 			return im.AutoUpdate && !im.Cached && slices.Equal(im.References, []string{moving}) && len(r.Images(t)) == 2
 		}},
-		"image-delete": {[][]string{{"image", "pull", other}}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
+		"image-delete": {[][]string{pull(other)}, []string{"image", "delete", other}, []int{0, 3}, not(has)},
 	}, world, app, other
 }
 
@@ -232,9 +308,9 @@ func kept(t *testing.T, r *instancetest.Rig, pool, volume string) (with, names [
 }
 
 // parts are the instances' snapshots that the volume data is a part of.
-func parts(t *testing.T, r *instancetest.Rig) []string {
+func parts(t *testing.T, r *instancetest.Rig, pool string) []string {
 	t.Helper()
-	with, _ := kept(t, r, "default", "data")
+	with, _ := kept(t, r, pool, "data")
 	return with
 }
 
@@ -263,29 +339,52 @@ func in(t *testing.T, r *instancetest.Rig, pool, name string) bool {
 }
 
 // TestFailpoints kills brig before and after every step of every operation that
-// has several. The next command must find a state that it can work with, the
-// same command once more must do what it is for, and in the end nothing must be
-// left.
+// has several, or has it fail there, on each ground. The next command must find a state
+// that it can work with, the same command once more must do what it is for, what ran must
+// run, and in the end nothing must be left. BRIG_CRASH=full tries all cases everywhere.
 func TestFailpoints(t *testing.T) {
 	points, err := manager.FailpointNames()
 	if err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(points)
+	for _, g := range grounds {
+		if os.Getenv("BRIG_CRASH") == "full" {
+			g.part = 1
+		}
+		t.Run(g.String(), func(t *testing.T) { failpoints(t, g, points) })
+	}
+}
+
+// failpoints tries them on one ground, and tells how many cases there were.
+func failpoints(t *testing.T, g ground, points []string) {
 	r := instancetest.New(t, bin)
-	all, world, app, other := stories(t, r)
-	launchUp(t, r, app, "bystander")
+	if g.vm() {
+		r.Kernels(t)
+	}
+	all, world, app, other := stories(t, r, g)
+	r.Must(t, "launch", app, "bystander", "-s", g.pool, "--wait", "ready")
+	awaitBoots(t, r, "bystander")
+	if g.vm() {
+		r.Must(t, g.with("create", app, "beside")...) // makes what stays
+	}
 	r.Must(t, "sweep")
 	before := look(t, r)
-	for _, point := range points {
+	reached, cases, violations := map[string]bool{}, 0, 0
+	for i, point := range points {
 		kind, _, _ := strings.Cut(point, ".")
 		s, ok := all[kind]
 		if !ok {
 			t.Errorf("operation %s has no story: tell one in stories", kind)
 			continue
 		}
-		for _, how := range []string{"kill", "error"} {
-			t.Run(point+"="+how, func(t *testing.T) {
+		for j, how := range []string{"kill", "error"} {
+			if (2*i+j)%g.part != g.part/2 {
+				continue
+			}
+			cases++
+			reached[point] = true
+			fine := t.Run(point+"="+how, func(t *testing.T) {
 				if w, ok := world[kind]; ok {
 					w.first()
 				}
@@ -312,15 +411,19 @@ func TestFailpoints(t *testing.T) {
 				clear(t, r, other)
 				before.unchanged(t, r)
 			})
+			if !fine {
+				violations++
+			}
 		}
 	}
+	t.Logf("%s: %d of %d failpoints, %d cases, %d violations", g, len(reached), len(points), cases, violations)
 }
 
 // TestAnyCommandRecovers kills commands, and then has another one, about
 // something else, clean up after them.
 func TestAnyCommandRecovers(t *testing.T) {
 	r := instancetest.New(t, bin)
-	all, _, app, other := stories(t, r)
+	all, _, app, other := stories(t, r, grounds[0])
 	launchUp(t, r, app, "bystander")
 	r.Must(t, "sweep")
 	before := look(t, r)
@@ -350,7 +453,7 @@ func TestAnyCommandRecovers(t *testing.T) {
 // still for a moment, at that moment. Whoever comes next lets it go on.
 func TestKilledWhileOthersStandStill(t *testing.T) {
 	r := instancetest.New(t, bin)
-	_, _, app, _ := stories(t, r)
+	_, _, app, _ := stories(t, r, grounds[0])
 	launchUp(t, r, app, "web")
 	launchUp(t, r, app, "other")
 	r.Must(t, "storage", "volume", "create", "default", "data")
