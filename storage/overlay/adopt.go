@@ -132,23 +132,22 @@ func (c *change) bringLayers(ctx context.Context, from *Pool, layers []string, c
 		}
 		release()
 	}
-	defer func() {
-		if err != nil {
-			release()
-		}
-	}()
 	for _, id := range layers {
 		if brought[id] {
-			if err := c.putBrought(id); err != nil {
-				return nil, err
-			}
-			continue
+			err = c.putBrought(id)
+		} else {
+			err = p.sameLayer(from, id, content)
 		}
-		if err := p.sameLayer(from, id, content); err != nil {
+		if err != nil {
+			release()
 			return nil, err
 		}
 	}
-	return release, pooldir.Sync(p.root, layersDir)
+	if err := pooldir.Sync(p.root, layersDir); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
 }
 
 // hasLayer tells whether the pool has a layer.

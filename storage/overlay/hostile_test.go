@@ -156,3 +156,45 @@ func TestDamagedRecords(t *testing.T) {
 		t.Errorf("Delete of a damaged volume, and Sweep = %v", err)
 	}
 }
+
+// TestOneLostLayerTakesNoOther clones a volume whose layer has lost what it holds. That
+// fails, and other volumes keep theirs.
+func TestOneLostLayerTakesNoOther(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root: makes trees")
+	}
+	ctx := t.Context()
+	place := filepath.Join(t.TempDir(), "pool")
+	p, err := overlay.Open(place, overlay.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	make := func(name string) (storage.Key, string) {
+		t.Helper()
+		key := storage.Key{Class: storage.Instances, Name: name}
+		v, err := p.Create(ctx, key, storage.Tree, func(dir *os.Root) error { return dir.Mkdir(storage.RootName, 0o755) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		upper := v.Root().Upper
+		if err := errors.Join(os.WriteFile(filepath.Join(upper, "file"), []byte(name), 0o600), v.Snapshot(ctx, "s1", storage.SnapshotOptions{})); err != nil {
+			t.Fatal(err)
+		}
+		return key, upper
+	}
+	_, kept := make("web")
+	lost, upper := make("db")
+	if err := os.RemoveAll(upper); err != nil {
+		t.Fatal(err)
+	}
+	late := storage.Key{Class: storage.Instances, Name: "late"}
+	if _, err := p.Clone(ctx, storage.Source{Key: lost, Snapshot: "s1"}, late, storage.CloneOptions{}); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("Clone of what is lost = %v, want unavailable", err)
+	}
+	if data, err := os.ReadFile(filepath.Join(kept, "file")); err != nil || string(data) != "web" {
+		t.Errorf("another volume has %q, %v", data, err)
+	}
+	if err := p.Sweep(ctx); err != nil {
+		t.Error(err)
+	}
+}

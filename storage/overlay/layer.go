@@ -56,19 +56,15 @@ func (p *Pool) diskName(id string) (string, error) {
 }
 
 // newActive is that of a change, which calls it.
-func (p *Pool) newActive(content storage.Content, layers []string) (id string, err error) {
+func (p *Pool) newActive(content storage.Content, layers []string) (string, error) {
 	if limit := p.limit(content); len(layers) > limit {
 		return "", fault.New(fault.Exhausted, "it would stand on %d layers, and %d are possible; brig merges them by itself where the pool has room for that: free some space and try again in a while, or stop it first", len(layers), limit)
 	}
-	id = pooldir.NewID()
-	if err := p.root.Mkdir(path.Join(layersDir, id), 0o700); err != nil {
+	id := pooldir.NewID()
+	err := p.root.Mkdir(path.Join(layersDir, id), 0o700)
+	if err != nil {
 		return "", err
 	}
-	defer func() {
-		if err != nil {
-			p.discard(path.Join(layersDir, id))
-		}
-	}()
 	if content == storage.Disk {
 		err = p.newDisk(id, layers[0])
 	} else {
@@ -78,6 +74,7 @@ func (p *Pool) newActive(content storage.Content, layers []string) (id string, e
 		err = pooldir.Sync(p.root, layersDir)
 	}
 	if err != nil {
+		p.discard(path.Join(layersDir, id))
 		return "", err
 	}
 	p.step("empty layer")

@@ -297,8 +297,12 @@ func (p *Pool) Delete(ctx context.Context, key storage.Key) (err error) {
 // the trash has no room for one more name on a full file system.
 const gonePrefix = ".gone-"
 
-// discard takes the directory at path out of sight at once.
+// discard takes the directory at path out of sight at once. It is one of those in the
+// directories of the pool, never one of these themselves.
 func (p *Pool) discard(path string) error {
+	if filepath.Dir(path) == "." {
+		return fmt.Errorf("cannot throw %q away, where much is kept", path)
+	}
 	err := p.root.Rename(path, filepath.Join(pooldir.Trash, pooldir.NewID()))
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
 		err = p.root.Rename(path, filepath.Join(filepath.Dir(path), gonePrefix+pooldir.NewID()))

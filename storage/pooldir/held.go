@@ -3,6 +3,7 @@ package pooldir
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -132,8 +133,12 @@ func (d *Dir) Dead() []*Held {
 }
 
 // ThrowAway moves a directory to the trash and gives its name there. One that is
-// missing is gone already.
+// missing is gone already. It is one of those in the pool's own directories, and never one
+// of these themselves.
 func (d *Dir) ThrowAway(name string) (id string, err error) {
+	if path.Dir(name) == "." {
+		return "", fmt.Errorf("cannot throw %q away, where much is kept", name)
+	}
 	id = NewID()
 	return id, IgnoreMissing(d.Rename(name, path.Join(Trash, id)))
 }
