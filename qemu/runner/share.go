@@ -96,9 +96,10 @@ func serve(ctx context.Context, daemon string, m *instance.Machine, v instance.A
 	if conn, err = c.(*net.UnixConn).File(); err != nil {
 		return nil, err
 	}
+	opened := conn
 	defer func() {
 		if err != nil {
-			conn.Close()
+			opened.Close()
 		}
 	}()
 	if err := os.Remove(m.Path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
