@@ -280,7 +280,8 @@ func (m *Manager) deleteImageOperation(a deleteImageArgs) *operation {
 			return nil
 		}
 	}
-	return &operation{forward: true, steps: []step{
+	// The first step removes several files, so one that failed is carried on, too.
+	return &operation{forward: true, turn: -1, steps: []step{
 		{name: "record", do: func(context.Context) error {
 			err := m.cfg.Images.Delete(a.Fingerprint)
 			if fault.Is(err, fault.NotFound) {

@@ -26,7 +26,8 @@ type step struct {
 // An operation goes backward when it fails: what its steps did is undone. A
 // forward one (delete, restore) is carried on instead: once its step number turn
 // is done, whoever comes next repeats its steps until they are all done. The
-// steps before that one prepare it, and are undone if it does not come to it.
+// steps before that one prepare it, and are undone if it does not come to it. With a turn
+// of -1 it is carried on from the moment that its intent is there.
 type operation struct {
 	steps   []step
 	forward bool
