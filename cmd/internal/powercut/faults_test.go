@@ -3,6 +3,8 @@
 package powercut
 
 import (
+	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -52,8 +54,50 @@ func ofPath(c *call, dir string) bool {
 	return ofFile(c, dir)
 }
 
+// moreStories are the commands that TestFaults tries besides those of stories. DIR stands
+// for the folder under test.
+func moreStories() map[string]story {
+	join := func(list [][]string, more ...[]string) [][]string { return append(slices.Clone(list), more...) }
+	instances := [][]string{{"list", "-f", "csv", "-c", "nstbS"}, {"trash", "list", "-f", "json"}}
+	files := join(instances, []string{"file", "list", "web/etc", "-f", "csv"}, []string{"snapshot", "list", "web", "-f", "json"})
+	volumes := [][]string{{"storage", "volume", "list", "-f", "csv"}, {"trash", "list", "-f", "json"}}
+	kept := join(volumes, []string{"storage", "volume", "snapshot", "list", "default", "data", "-f", "csv"})
+	web := [][]string{{"image", "pull", "IMAGE"}, {"create", "IMAGE", "web"}}
+	clean := join(web, []string{"snapshot", "create", "web", "s1"})
+	changed := join(clean, []string{"file", "push", "IMAGEDIR/oci-layout", "web/etc/new"})
+	far := []string{"storage", "create", "far", "overlay", "source=DIR/far"}
+	data := [][]string{{"storage", "volume", "create", "default", "data"}, {"storage", "volume", "snapshot", "create", "default", "data", "v1"}}
+	small := join(web, []string{"profile", "create", "small", "limits.cpu=1"}, []string{"profile", "assign", "web", "small"})
+	return map[string]story{
+		"copied":                 {clean, []string{"copy", "web", "db"}, instances},
+		"copied elsewhere":       {join(clean, far), []string{"copy", "web", "db", "-s", "far"}, instances},
+		"moved":                  {join(clean, far), []string{"move", "web", "-s", "far"}, instances},
+		"restored":               {changed, []string{"snapshot", "restore", "web", "s1"}, files},
+		"undone":                 {join(changed, []string{"snapshot", "restore", "web", "s1"}), []string{"undo", "web"}, files},
+		"rebuilt":                {changed, []string{"rebuild", "web"}, files},
+		"snapshot deleted":       {clean, []string{"snapshot", "delete", "web", "s1"}, files},
+		"snapshot renamed":       {clean, []string{"snapshot", "rename", "web", "s1", "s2"}, files},
+		"restored from trash":    {join(clean, []string{"delete", "web"}), []string{"trash", "restore", "web"}, instances},
+		"trash emptied":          {join(clean, []string{"delete", "web"}), []string{"trash", "empty", "--all"}, instances},
+		"imported":               {join(clean, []string{"export", "web", "DIR/backup"}), []string{"import", "DIR/backup", "db"}, instances},
+		"published":              {clean, []string{"publish", "web/s1", "golden", "--reuse"}, [][]string{{"image", "list", "-f", "csv", "-c", "la"}}},
+		"volume snapshot":        {data[:1], data[1], kept},
+		"volume copied":          {data, []string{"storage", "volume", "copy", "default/data", "default/more"}, volumes},
+		"volume moved":           {join(data, far), []string{"storage", "volume", "move", "default/data", "far/data"}, volumes},
+		"volume renamed":         {data, []string{"storage", "volume", "rename", "default", "data", "more"}, volumes},
+		"volume deleted":         {data, []string{"storage", "volume", "delete", "default", "data"}, volumes},
+		"volume from trash":      {join(data, []string{"storage", "volume", "delete", "default", "data"}), []string{"trash", "restore", "default/data"}, volumes},
+		"profile of an instance": {small, []string{"profile", "set", "small", "limits.cpu=2"}, [][]string{{"config", "get", "-e", "web", "limits.cpu"}, {"profile", "get", "small", "limits.cpu"}}},
+		"profile renamed":        {small, []string{"profile", "rename", "small", "large"}, [][]string{{"profile", "list", "-f", "csv"}, {"config", "get", "-e", "web", "limits.cpu"}}},
+		"project renamed":        {[][]string{{"project", "create", "other"}, {"--project", "other", "profile", "create", "small"}}, []string{"project", "rename", "other", "new"}, [][]string{{"project", "list", "-f", "csv"}}},
+		"project deleted":        {[][]string{{"project", "create", "other"}, {"--project", "other", "profile", "set", "default", "limits.cpu=1"}}, []string{"project", "delete", "other"}, [][]string{{"project", "list", "-f", "csv"}}},
+		"pool made":              {web, far, [][]string{{"storage", "list", "-f", "csv"}}},
+		"pool deleted":           {join(web, far), []string{"storage", "delete", "far"}, [][]string{{"storage", "list", "-f", "csv"}}},
+	}
+}
+
 // Of the faults of a command, one in so many is tried. BRIG_FAULTS=full tries all.
-const faultsPart = 31
+const faultsPart = 97
 
 // TestFaults has the n-th system call of a kind fail, for every n there is, in every
 // command. The command fails and what it did is undone, or it is done after all; the next
@@ -69,22 +113,30 @@ func TestFaults(t *testing.T) {
 	image := instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/sh"}},
 		[]instancetest.File{{Name: "bin/"}, {Name: "bin/sh", Data: []byte("no shell"), Mode: 0o755}, {Name: "etc/"}, {Name: "etc/passwd", Data: []byte("root:x:0:0::/:/bin/sh\n")}})
 	tried, failed := 0, 0
-	for name, s := range stories() {
+	all := stories()
+	maps.Copy(all, moreStories())
+	for name, s := range all {
 		t.Run(name, func(t *testing.T) {
 			n, f := sweepFaults(t, s.with(image), part)
 			tried, failed = tried+n, failed+f
 		})
 	}
-	t.Logf("%d faults in %d commands, which failed %d times", tried, len(stories()), failed)
+	t.Logf("%d faults in %d commands, which failed %d times", tried, len(all), failed)
 }
 
 // sweepFaults tries one in part of all faults in what a story tells, and gives how many
 // those were, and how many made its command fail.
 func sweepFaults(t *testing.T, s story, part int) (tried, failed int) {
 	r := instancetest.New(t, bin)
+	s = s.in(r.Dir)
 	t.Cleanup(func() {
-		r.Run(t, "profile", "delete", "small")
-		r.Run(t, "project", "delete", "other")
+		r.Empty(t)
+		for _, args := range [][]string{{"profile", "delete", "small"}, {"profile", "delete", "large"}, {"--project", "other", "profile", "delete", "small"}, {"project", "delete", "other"}, {"--project", "new", "profile", "delete", "small"}, {"project", "delete", "new"}, {"storage", "delete", "far"}} {
+			r.Run(t, args...)
+		}
+		if err := errors.Join(os.RemoveAll(filepath.Join(r.Dir, "far")), os.RemoveAll(filepath.Join(r.Dir, "backup"))); err != nil {
+			t.Error(err)
+		}
 	})
 	for _, args := range s.before {
 		r.Must(t, args...)

@@ -99,10 +99,19 @@ func TestPowerCut(t *testing.T) {
 	t.Logf("%d sync boundaries, %d states, %d commands", cuts, states, len(stories()))
 }
 
+// with is a story of an image, whose folder IMAGEDIR stands for.
 func (s story) with(image string) story {
+	dir := strings.TrimSuffix(strings.TrimPrefix(image, "oci:"), ":1")
+	return s.replace(strings.NewReplacer("IMAGEDIR", dir, "IMAGE", image))
+}
+
+// in is a story that happens in a folder.
+func (s story) in(dir string) story { return s.replace(strings.NewReplacer("DIR", dir)) }
+
+func (s story) replace(r *strings.Replacer) story {
 	put := func(list [][]string) (all [][]string) {
 		for _, args := range list {
-			all = append(all, strings.Split(strings.ReplaceAll(strings.Join(args, "\x00"), "IMAGE", image), "\x00"))
+			all = append(all, strings.Split(r.Replace(strings.Join(args, "\x00")), "\x00"))
 		}
 		return all
 	}
