@@ -119,11 +119,25 @@ func Listen(dir string) (*Listener, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("cannot listen to events: %w", err)
 	}
-	path := filepath.Join(dir, rand.Text())
-	// Nobody finds it before it is read.
+	for tries := 1; ; tries++ {
+		l, err := listen(filepath.Join(dir, rand.Text()))
+		if err == nil {
+			return l, nil
+		}
+		// Who sends something between two steps may take it for one that was killed.
+		if !errors.Is(err, os.ErrNotExist) || tries == maxTries {
+			return nil, fmt.Errorf("cannot listen to events: %w", err)
+		}
+	}
+}
+
+// maxTries is how often Listen makes a pipe that is taken away before it is read.
+const maxTries = 100
+
+func listen(path string) (*Listener, error) {
 	hidden := path + ".new"
 	if err := unix.Mkfifo(hidden, 0o600); err != nil {
-		return nil, fmt.Errorf("cannot listen to events: %w", err)
+		return nil, err
 	}
 	// Open for writing as well: so it never ends for want of writers.
 	fd, err := unix.Open(hidden, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
@@ -135,7 +149,7 @@ func Listen(dir string) (*Listener, error) {
 	}
 	if err != nil {
 		os.Remove(hidden)
-		return nil, fmt.Errorf("cannot listen to events: %w", err)
+		return nil, err
 	}
 	pipe := os.NewFile(uintptr(fd), path)
 	return &Listener{path, pipe, bufio.NewReaderSize(pipe, 64<<10)}, nil

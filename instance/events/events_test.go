@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -75,6 +76,31 @@ func TestDeadAndSlowListeners(t *testing.T) {
 	for range 1000 {
 		if e, err := slow.Next(t.Context()); err != nil || e.Metadata.Name != "web" {
 			t.Fatalf("heard %+v, %v", e, err)
+		}
+	}
+}
+
+// TestListenWhileOthersSend has events sent into what is only half a listener.
+func TestListenWhileOthersSend(t *testing.T) {
+	dir := Dir(t.TempDir())
+	ctx, stop := context.WithCancel(t.Context())
+	var senders sync.WaitGroup
+	for range 4 {
+		senders.Go(func() {
+			for ctx.Err() == nil {
+				Send(dir, Instance("instance-started", "web", nil))
+			}
+		})
+	}
+	defer senders.Wait()
+	defer stop()
+	for range 3000 {
+		l, err := Listen(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
