@@ -139,6 +139,18 @@ func hideMachine(m *instance.Machine) (secrets []string) {
 		p.Env, more = hideEnv(p.Env)
 		secrets = append(secrets, more...)
 	}
+	if s := m.Boot.Seed; s != nil {
+		for _, text := range []*string{&s.UserData, &s.VendorData, &s.NetworkConfig} {
+			if *text != "" {
+				secrets = append(secrets, *text)
+				*text = concealed
+			}
+		}
+		for i := range s.Keys {
+			secrets = append(secrets, s.Keys[i].Key)
+			s.Keys[i].Key = concealed
+		}
+	}
 	return secrets
 }
 
