@@ -15,7 +15,7 @@ import (
 // TestMonitorAndWait is about those who want to hear of what happens.
 func TestMonitorAndWait(t *testing.T) {
 	r := instancetest.New(t, bin)
-	app := probeImage(t, r)
+	app := instancetest.NewRegistry(t).Add("app", "1", probe(t, r))
 	r.Must(t, "image", "pull", app)
 	monitor := r.Command(t.Context(), "monitor", "-f", "json")
 	out, err := monitor.StdoutPipe()
@@ -66,6 +66,7 @@ func TestMonitorAndWait(t *testing.T) {
 	r.Must(t, "rename", "web", "db")
 	r.Must(t, "delete", "--now", "db")
 	r.Must(t, "image", "pull", app, "--alias", "probe")
+	r.Must(t, "image", "refresh", "probe") // finds nothing newer, so there is nothing to tell
 	image := r.Images(t)[0]
 	r.Must(t, "image", "delete", "probe")
 	r.Must(t, "image", "pull", app)

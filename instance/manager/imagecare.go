@@ -298,7 +298,7 @@ func (m *Manager) refreshImage(ctx context.Context, old *images.Image) (Refreshe
 		return nil
 	}
 	err = m.performAs(ctx, "image-refresh", []string{a.lock()}, a, op)
-	if err == nil && r.New != "" {
+	if err == nil && r.New != r.Old {
 		m.tell("image-refreshed", imageLock(r.New), map[string]any{"old_fingerprint": a.Old})
 	}
 	return r, err
