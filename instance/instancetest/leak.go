@@ -129,6 +129,13 @@ func cgroups(t testing.TB) []string {
 	return list
 }
 
+// Quiet waits until no process works for the rig: a command may leave one beside it that
+// frees what was deleted.
+func (r *Rig) Quiet(t testing.TB) {
+	t.Helper()
+	Await(t, "nobody works in "+r.Dir, func() bool { return len(processes(t, r.Dir)) == 0 })
+}
+
 // processes are those whose command line names the folder under test, or that
 // work in it because of their environment, as brig sweep does.
 func processes(t testing.TB, dir string) []string {

@@ -177,6 +177,7 @@ func (r *recorder) list(cut int) string {
 // reboot puts a state in the place of the folder, and empties what a reboot empties.
 func reboot(t *testing.T, r *instancetest.Rig, rec *recorder, state *tree) {
 	t.Helper()
+	r.Quiet(t)
 	if err := errors.Join(rec.put(state), os.Mkdir(filepath.Join(r.Dir, "tmp"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
