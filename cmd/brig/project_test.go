@@ -102,6 +102,8 @@ func TestLimitsHoldWhoeverComesFirst(t *testing.T) {
 		t.Errorf("there are %d instances, want 2", n)
 	}
 	in.Fails(t, 5, []string{"limits.instances", "2"}, "create", app, "more")
+	r.Fails(t, 2, []string{"limits.instances"}, "project", "unset", "small", "limits.instance")
+	r.Fails(t, 3, []string{"limits.cpu"}, "project", "unset", "small", "limits.cpu")
 	r.Must(t, "project", "unset", "small", "limits.instances")
 	in.Fails(t, 5, []string{"restricted", "security.privileged"}, "create", app, "more", "-c", "security.privileged=true")
 	in.Fails(t, 5, []string{"restricted.devices.disk"}, "create", app, "more", "-d", "src,type=disk,source=/etc,path=/srv")

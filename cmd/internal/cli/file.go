@@ -1,9 +1,9 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -365,8 +365,8 @@ func (s *session) editFile(ctx context.Context, m Manager, name, path string) er
 		return err
 	}
 	after, err := os.ReadFile(f.Name())
-	if err != nil || string(after) == string(before) {
+	if err != nil || bytes.Equal(after, before) {
 		return err
 	}
-	return m.PushFiles(ctx, manager.PushRequest{Name: name, Path: path, Input: io.Reader(strings.NewReader(string(after)))})
+	return m.PushFiles(ctx, manager.PushRequest{Name: name, Path: path, Input: bytes.NewReader(after)})
 }

@@ -45,7 +45,22 @@ func parseFormat(s string) (format, error) {
 func formatFlag(cmd *cobra.Command, to *string) {
 	cmd.Flags().StringVarP(to, "format", "f", "table", "Format: table, compact, csv, json or yaml; add ,header or ,noheader")
 	cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(
-		[]cobra.Completion{"table", "compact", "csv", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
+		[]cobra.Completion{"table", "compact", "csv", "json", "yaml"}, nothing))
+}
+
+// parseDocument reads the value of the flag of documentFlag.
+func parseDocument(kind string) (format, error) {
+	f := format{kind: kind}
+	if !f.structured() {
+		return f, fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+	}
+	return f, nil
+}
+
+// documentFlag adds -f for a command that shows one thing.
+func documentFlag(cmd *cobra.Command, to *string) {
+	cmd.Flags().StringVarP(to, "format", "f", "yaml", "Format: yaml or json")
+	cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]cobra.Completion{"yaml", "json"}, nothing))
 }
 
 // structured tells whether the whole data is wanted and not a table of it.

@@ -252,8 +252,9 @@ func newImageShow(s *session) *cobra.Command {
 		Short:   "Tell all about an image",
 		Args:    argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind != "yaml" && kind != "json" {
-				return fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+			f, err := parseDocument(kind)
+			if err != nil {
+				return err
 			}
 			m, err := s.manager()
 			if err != nil {
@@ -263,11 +264,11 @@ func newImageShow(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.print(format{kind: kind}, nil, imageDetails{imageView(im), im.App, im.Layers})
+			return s.print(f, nil, imageDetails{imageView(im), im.App, im.Layers})
 		},
 		ValidArgsFunction: s.completeImages(1),
 	}
-	cmd.Flags().StringVarP(&kind, "format", "f", "yaml", "Format: yaml or json")
+	documentFlag(cmd, &kind)
 	return cmd
 }
 

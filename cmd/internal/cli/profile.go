@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -86,18 +87,19 @@ func newProfileShow(s *session) *cobra.Command {
 		Example: "  brig profile show default\n  brig profile show small > small.yaml",
 		Args:    argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind != "yaml" && kind != "json" {
-				return fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+			f, err := parseDocument(kind)
+			if err != nil {
+				return err
 			}
 			p, err := s.profile(cmd, args[0])
 			if err != nil {
 				return err
 			}
-			return s.print(format{kind: kind}, nil, profileView(p))
+			return s.print(f, nil, profileView(p))
 		},
 		ValidArgsFunction: s.completeProfiles(0, 1),
 	}
-	cmd.Flags().StringVarP(&kind, "format", "f", "yaml", "Format: yaml or json")
+	documentFlag(cmd, &kind)
 	return cmd
 }
 
@@ -162,11 +164,8 @@ func nothingMore(*cobra.Command, []string, string) ([]cobra.Completion, cobra.Sh
 
 func merged(a, b map[string]string) map[string]string {
 	all := map[string]string{}
-	for _, m := range []map[string]string{a, b} {
-		for key, value := range m {
-			all[key] = value
-		}
-	}
+	maps.Copy(all, a)
+	maps.Copy(all, b)
 	return all
 }
 

@@ -91,17 +91,23 @@ func newProfileUnset(s *session) *cobra.Command {
 				return err
 			}
 			return s.changeProfile(cmd, args[0], "Changed the profile "+args[0], func(p *profiles.Profile) error {
-				return unsetAll(p.Config, args[1:])
+				return unsetAll(p.Config, args[1:], known(config.Find))
 			})
 		},
 		ValidArgsFunction: s.completeProfileKeys,
 	}
 }
 
-func unsetAll(from map[string]string, keys []string) error {
+// known makes a check of what finds a key.
+func known[Key any](find func(name string) (Key, error)) func(string) error {
+	return func(name string) error { _, err := find(name); return err }
+}
+
+// unsetAll takes keys away. Check says of a key that is not there whether there is one.
+func unsetAll(from map[string]string, keys []string, check func(key string) error) error {
 	for _, key := range keys {
 		if _, ok := from[key]; !ok {
-			if _, err := config.Find(key); err != nil {
+			if err := check(key); err != nil {
 				return err
 			}
 			return fault.New(fault.NotFound, "%q is not set", key)
@@ -159,12 +165,7 @@ func newProfileDeviceSet(s *session) *cobra.Command {
 				if p.Devices[args[1]] == nil {
 					return fault.New(fault.NotFound, "it has no device %q", args[1])
 				}
-				for key, value := range set {
-					if p.Devices[args[1]][key] = value; value == "" {
-						delete(p.Devices[args[1]], key)
-					}
-				}
-				return nil
+				return setKeys(p.Devices[args[1]], set)
 			})
 		},
 		ValidArgsFunction: s.completeProfiles(0, 1),

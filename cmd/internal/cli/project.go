@@ -104,18 +104,19 @@ func newProjectShow(s *session) *cobra.Command {
 		Example: "  brig project show customer\n  brig project show default -f json",
 		Args:    argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind != "yaml" && kind != "json" {
-				return fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+			f, err := parseDocument(kind)
+			if err != nil {
+				return err
 			}
 			p, err := s.projectShown(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			return s.print(format{kind: kind}, nil, projectView(p))
+			return s.print(f, nil, projectView(p))
 		},
 		ValidArgsFunction: s.completeProjects(1),
 	}
-	cmd.Flags().StringVarP(&kind, "format", "f", "yaml", "Format: yaml or json")
+	documentFlag(cmd, &kind)
 	return cmd
 }
 

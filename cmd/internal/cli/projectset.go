@@ -76,16 +76,7 @@ func newProjectUnset(s *session) *cobra.Command {
 				return err
 			}
 			return s.changeProject(cmd.Context(), args[0], func(p *project.Project) error {
-				for _, key := range args[1:] {
-					if _, ok := p.Config[key]; !ok {
-						if _, err := project.Find(key); err != nil {
-							return err
-						}
-						return fault.New(fault.NotFound, "%q is not set", key)
-					}
-					delete(p.Config, key)
-				}
-				return nil
+				return unsetAll(p.Config, args[1:], known(project.Find))
 			})
 		},
 		ValidArgsFunction: s.completeProjectKeys,

@@ -16,8 +16,9 @@ func newStorageShow(s *session) *cobra.Command {
 		Short: "Show the configuration of a pool",
 		Args:  argsOf(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if kind != "yaml" && kind != "json" {
-				return fault.New(fault.Invalid, "unknown format %q: want yaml or json", kind)
+			f, err := parseDocument(kind)
+			if err != nil {
+				return err
 			}
 			m, err := s.manager()
 			if err != nil {
@@ -27,11 +28,11 @@ func newStorageShow(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return s.print(format{kind: kind}, nil, poolOf(*v))
+			return s.print(f, nil, poolOf(*v))
 		},
 		ValidArgsFunction: s.completePools,
 	}
-	cmd.Flags().StringVarP(&kind, "format", "f", "yaml", "Format: yaml or json")
+	documentFlag(cmd, &kind)
 	return cmd
 }
 
