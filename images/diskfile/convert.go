@@ -79,6 +79,9 @@ func convert(ctx context.Context, f *os.File, info Info, dst string) error {
 // peek gives the first bytes of the disk in f, of which the header was checked.
 func peek(ctx context.Context, f *os.File, info Info, size int64) ([]byte, error) {
 	size = min(size, info.Size)
+	if info.Format == "raw" {
+		return at(f, info.Offset, size)
+	}
 	fd, err := unix.MemfdCreate("disk", unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, err
