@@ -125,6 +125,7 @@ func untilUnmounted(ctx context.Context, target string) error {
 		return err
 	}
 	defer wake.Close()
+	defer stop.Close()
 	defer context.AfterFunc(ctx, func() { stop.Close() })()
 	var was, is unix.Statx_t
 	if err := mountOf(target, &was); err != nil {
@@ -133,7 +134,6 @@ func untilUnmounted(ctx context.Context, target string) error {
 	fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
 	for ctx.Err() == nil {
 		if err := mountOf(target, &is); err != nil || is.Mnt_id != was.Mnt_id {
-			stop.Close()
 			return nil
 		}
 		if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
