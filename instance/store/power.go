@@ -33,7 +33,7 @@ func (p Power) Set(id string) error {
 		}
 	}
 	if err == nil {
-		err = p.sync()
+		err = durable.Sync(p.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot remember that an instance was started: %w", classed(err))
@@ -48,7 +48,7 @@ func (p Power) Clear(id string) error {
 		return nil
 	}
 	if err == nil {
-		err = p.sync()
+		err = durable.Sync(p.dir)
 	}
 	if err != nil {
 		return fmt.Errorf("cannot remember that an instance was stopped: %w", classed(err))
@@ -60,12 +60,4 @@ func (p Power) Clear(id string) error {
 func (p Power) Has(id string) bool {
 	_, err := os.Lstat(filepath.Join(p.dir, id))
 	return err == nil
-}
-
-func (p Power) sync() error {
-	dir, err := os.Open(p.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -171,10 +171,7 @@ func (s *Records[T]) Change(name string, do func(*os.Root) error) error {
 		err = nil
 	}
 	if err == nil {
-		var dir *os.File
-		if dir, err = root.Open("."); err == nil {
-			err = errors.Join(dir.Sync(), dir.Close())
-		}
+		err = syncDir(root, ".")
 	}
 	if err != nil {
 		return s.failed("change", name, err)

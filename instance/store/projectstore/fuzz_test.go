@@ -9,7 +9,7 @@ import (
 
 // FuzzFile has anything lie where a project is. What is accepted can be saved, and is the same.
 func FuzzFile(f *testing.F) {
-	f.Add([]byte(`{"version":1,"description":"d","config":{"limits.cpu":"1"},"devices":{"root":{"type":"disk"}}}`))
+	f.Add([]byte(`{"version":1,"description":"d","config":{"limits.cpu":"1"}}`))
 	f.Add([]byte(`{"version":99}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
