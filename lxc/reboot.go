@@ -40,8 +40,7 @@ func (Runner) Reboot(ctx context.Context, m *instance.Machine) error {
 }
 
 // Rebooted gives a container that has booted again the limits, the devices and the
-// network interfaces that it had before.
-// liblxc makes its new cgroups of what the monitor read at the first start, and sets
+// network interfaces that it had before. liblxc makes its new cgroups of what the monitor read at the first start, and sets
 // limits until the init is executed.
 func (Runner) Rebooted(ctx context.Context, m *instance.Machine) error {
 	err := limitAgain(ctx, m)

@@ -39,9 +39,10 @@ type importArgs struct {
 }
 
 // ImportInstance makes a stopped instance of what ExportInstance wrote, or of a backup
-// of Incus or LXD. It has another id and, if need be, another address, and is otherwise what it was. From is read once,
-// and may be the end of a pipe. Errors: invalid for a file that is damaged, cut off or
-// no backup, unsupported for one of a newer brig; nothing is left of it then.
+// of Incus or LXD. It has another id and, if need be, another address, and is otherwise
+// what it was. From is read once, and may be the end of a pipe. Errors: invalid for a
+// file that is damaged, cut off or no backup, unsupported for one of a newer brig;
+// nothing is left of it then.
 func (m *Manager) ImportInstance(ctx context.Context, r BackupSource, from io.Reader) (*instance.Spec, error) {
 	spec, err := m.importInstance(ctx, r, from)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 	"brig/instance"
 )
 
-// Announce tells systemd's network manager and udev what is configured
-// already, in /run, which is in memory, so that neither asks for an address nor gives another name.
+// Announce tells systemd's network manager and udev what is configured already, in /run,
+// which is in memory, so that neither asks for an address nor gives another name.
 func Announce(nics []instance.NIC, dns []netip.Addr) error {
 	if len(nics) == 0 {
 		return nil
