@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"brig/instance/fault"
 )
@@ -94,7 +95,14 @@ func TestRunIsSideBySide(t *testing.T) {
 	both := make(chan struct{})
 	meet := make(chan struct{})
 	go func() { <-both; <-both; <-both; close(meet) }()
-	Runner{Limit: 3, Done: func(string, error) {}, Do: func(ctx context.Context, _ string) error {
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	done := func(name string, err error) {
+		if err != nil {
+			t.Errorf("%s waited for those that do not wait for it: %v", name, err)
+		}
+	}
+	Runner{Limit: 3, Done: done, Do: func(ctx context.Context, _ string) error {
 		both <- struct{}{}
 		select {
 		case <-meet:
@@ -102,7 +110,7 @@ func TestRunIsSideBySide(t *testing.T) {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-	}}.Run(t.Context(), p)
+	}}.Run(ctx, p)
 }
 
 func TestRunFailureStopsOnlyWhatDependsOnIt(t *testing.T) {
