@@ -112,7 +112,7 @@ func (d Driver) Destroy(ctx context.Context, r storage.Record) error {
 		return err
 	}
 	if r.Config[ownMedium] == "" {
-		return os.RemoveAll(r.Config["source"])
+		return pooldir.RemoveFolder(ctx, r.Config["source"], poolFile)
 	}
 	if err := d.Release(ctx, r); err != nil {
 		return err

@@ -2,13 +2,9 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"maps"
-	"os"
 	"path/filepath"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 	"brig/storage"
@@ -94,11 +90,5 @@ func (Driver) Open(_ context.Context, r storage.Record) (storage.Pool, error) {
 
 // Destroy removes the folder of a pool with all that is in it.
 func (Driver) Destroy(ctx context.Context, r storage.Record) error {
-	// A sweep that is under way makes and removes folders meanwhile.
-	for {
-		err := os.RemoveAll(r.Config["source"])
-		if err == nil || !errors.Is(err, unix.ENOTEMPTY) || ctx.Err() != nil {
-			return err
-		}
-	}
+	return pooldir.RemoveFolder(ctx, r.Config["source"], poolFile)
 }

@@ -1,10 +1,13 @@
 package pooldir
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 
 	"brig/instance/fault"
 )
@@ -29,6 +32,32 @@ func CheckFolder(path, mark string) (source string, missing bool, err error) {
 		return "", false, fault.New(fault.AlreadyExists, "there is a pool in the folder %q already; adopt it with --adopt, or give another folder", source)
 	}
 	return "", false, fault.New(fault.WrongState, "the folder %q is not empty", source)
+}
+
+// RemoveFolder removes the folder of a pool with all that is in it. The file mark, by which
+// it is a pool, goes first and durably: what is left after a failure is no pool any more.
+func RemoveFolder(ctx context.Context, source, mark string) error {
+	root, err := os.OpenRoot(source)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	err = IgnoreMissing(root.Remove(mark))
+	if err == nil {
+		err = Sync(root, ".")
+	}
+	if err := errors.Join(err, root.Close()); err != nil {
+		return err
+	}
+	// A sweep that is under way makes and removes folders meanwhile.
+	for {
+		err := os.RemoveAll(source)
+		if err == nil || !errors.Is(err, unix.ENOTEMPTY) || ctx.Err() != nil {
+			return err
+		}
+	}
 }
 
 // AbandonFolder empties a folder that CheckFolder found empty or missing, and removes it if it
