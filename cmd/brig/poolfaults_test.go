@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -376,6 +377,64 @@ func TestMountedSnapshotKeepsItsInstance(t *testing.T) {
 	r.Must(t, "snapshot", "unmount", place)
 	r.Must(t, "delete", "off")
 	r.Must(t, "create", app, "off", "-s", "sick")
+}
+
+// TestPoolHalfDeleted has something in a pool that cannot be removed for now: a pool of
+// which a part is gone is none, and its deletion goes on or is given up.
+func TestPoolHalfDeleted(t *testing.T) {
+	r := instancetest.New(t, bin)
+	folder := filepath.Join(t.TempDir(), "far")
+	create := []string{"storage", "create", "far", "overlay", "source=" + folder}
+	isListed := func(want bool) {
+		t.Helper()
+		if out := r.Must(t, "storage", "list", "-f", "csv"); strings.Contains(out, "far,") != want {
+			t.Errorf("the pool is to be on the list: %t; that is: %s", want, out)
+		}
+	}
+	halfDelete := func() (release func()) {
+		t.Helper()
+		r.Must(t, create...)
+		kept := filepath.Join(folder, "trash", "kept")
+		if err := os.Mkdir(kept, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("brig-test", kept, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		r.Fails(t, 1, []string{"busy", "carry on"}, "storage", "delete", "far")
+		return func() {
+			if err := unix.Unmount(kept, 0); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+
+	release := halfDelete()
+	isListed(true)
+	if res := r.Run(t, "create", "--empty", "--vm", "web", "-s", "far"); res.Code == 0 {
+		t.Error("an instance was made in the half of a pool")
+	}
+	r.Must(t, "list")
+	release()
+	r.Must(t, "sweep")
+	isListed(false)
+	if _, err := os.Lstat(folder); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its folder is there: %v", err)
+	}
+
+	release = halfDelete()
+	r.Must(t, "storage", "delete", "far", "--force")
+	isListed(false)
+	release()
+	r.Must(t, "sweep")
+	if _, err := os.Lstat(folder); err != nil {
+		t.Errorf("what is left of a pool that was forgotten was removed: %v", err)
+	}
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	r.Must(t, create...)
+	r.Must(t, "storage", "delete", "far")
 }
 
 // TestPoolInUse makes a pool busy that is to be deleted.

@@ -184,14 +184,23 @@ func recordIn(ctx context.Context, pool storage.Pool, key storage.Key) (*images.
 }
 
 // ForgetPool takes a pool off the list and leaves what is in it, for one that is
-// gone or belongs to another. It can be adopted again.
+// gone or belongs to another. It can be adopted again. What is left of one whose
+// deletion cannot be finished is forgotten, too.
 func (m *Manager) ForgetPool(ctx context.Context, name string) error {
 	if name == DefaultPool {
 		return fault.New(fault.Forbidden, "cannot forget pool %q: it is the one that is always there", name)
 	}
-	held, err := m.lock(ctx, "forget", "pool:"+name)
+	lock := "pool:" + name
+	held, err := m.lock(ctx, "forget", lock)
 	if err != nil {
-		return err
+		begun, _, listErr := m.concerning([]string{lock})
+		if listErr != nil || len(begun) == 0 || slices.ContainsFunc(begun, func(i store.Intent) bool { return i.Kind != "pool-delete" }) {
+			return err
+		}
+		// Whoever carries on with that finds nothing more to do.
+		if held, err = m.locks.Lock(ctx, "forget", lock); err != nil {
+			return err
+		}
 	}
 	defer held.Release()
 	for _, v := range m.lost(name) {

@@ -211,7 +211,8 @@ func (m *Manager) DeletePool(ctx context.Context, name string) error {
 type poolArgs struct{ Name string }
 
 // deletePoolOperation destroys a pool in which there was nothing. What is half
-// destroyed cannot be used, so whoever comes next carries on.
+// destroyed cannot be used, so whoever comes next carries on. A driver that refuses has
+// destroyed nothing, and the pool stays.
 func (m *Manager) deletePoolOperation(a poolArgs) *operation {
 	return &operation{forward: true, steps: []step{{
 		name: "pool",
@@ -222,7 +223,10 @@ func (m *Manager) deletePoolOperation(a poolArgs) *operation {
 			}
 			return err
 		},
-	}}}
+	}}, spoiled: func(ctx context.Context) bool {
+		_, err := m.cfg.Pools.Open(ctx, a.Name)
+		return err != nil
+	}}
 }
 
 // treeOf gives the one folder with the files of a volume that nobody changes.

@@ -35,6 +35,10 @@ type operation struct {
 	// turned tells a recovering process whether a forward operation had come to its
 	// turn, where the steps before that are not to be repeated. Nil: it carries on.
 	turned func(context.Context) (bool, error)
+	// spoiled tells of a forward operation that failed before it came to its turn whether
+	// it has to be carried on all the same, because what was there is not whole any more.
+	// Nil: it is.
+	spoiled func(context.Context) bool
 	// settled tells a recovering process that the operation had reached its end
 	// and only the intent was left. Nil: never.
 	settled func(context.Context) bool
@@ -87,6 +91,9 @@ func (m *Manager) performAs(ctx context.Context, kind string, names []string, ar
 		}
 		defer m.sweepLater()
 		defer m.noteFailure(ctx, kind, s.name, names, err)
+		if op.forward && !turned && op.spoiled != nil {
+			turned = op.spoiled(context.WithoutCancel(ctx))
+		}
 		if op.forward && turned {
 			return fmt.Errorf("%w (the next command on it will carry on)", err)
 		}

@@ -64,10 +64,11 @@ func TestCancelledOperationIsStillUndone(t *testing.T) {
 func TestForwardOperationKeepsItsIntentOnceBegun(t *testing.T) {
 	broken := errors.New("broken")
 	for name, c := range map[string]struct {
-		steps []error
-		turn  int
-		fail  string
-		left  int
+		steps   []error
+		turn    int
+		spoiled bool
+		fail    string
+		left    int
 	}{
 		"first step fails: nothing was done":  {steps: []error{broken, nil}},
 		"second step fails: to be carried on": {steps: []error{nil, broken}, left: 1},
@@ -75,10 +76,11 @@ func TestForwardOperationKeepsItsIntentOnceBegun(t *testing.T) {
 		"up to the turn: nothing was done":    {steps: []error{nil, broken, nil}, turn: 1},
 		"after the turn: to be carried on":    {steps: []error{nil, nil, broken}, turn: 1, left: 1},
 		"before the turn: nothing was done":   {steps: []error{nil, nil}, turn: 1, fail: "delete.a.after"},
+		"half a step: to be carried on":       {steps: []error{broken, nil}, spoiled: true, left: 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m, r := bare(t), new(recorder)
-			op := &operation{forward: true, turn: c.turn}
+			op := &operation{forward: true, turn: c.turn, spoiled: func(context.Context) bool { return c.spoiled }}
 			m.cfg.Failpoints = Failpoints{c.fail: "error"}
 			for i, err := range c.steps {
 				op.steps = append(op.steps, r.step(string(rune('a'+i)), err))
