@@ -415,9 +415,18 @@ func TestPoolHalfDeleted(t *testing.T) {
 		t.Error("an instance was made in the half of a pool")
 	}
 	r.Must(t, "list")
+	r.Must(t, "profile", "list")
+	for _, args := range [][]string{{"project", "list", "-f", "csv"}, {"project", "show", "default"}} {
+		if res := r.Run(t, args...); res.Code != 0 || !strings.Contains(res.Stdout, "default") || !strings.Contains(res.Stderr, `pool "far"`) {
+			t.Errorf("brig %q = %+v", args, res)
+		}
+	}
+	r.Must(t, "project", "create", "other")
+	r.Fails(t, 8, []string{`pool "far"`}, "project", "delete", "other")
 	release()
 	r.Must(t, "sweep")
 	isListed(false)
+	r.Must(t, "project", "delete", "other")
 	if _, err := os.Lstat(folder); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("its folder is there: %v", err)
 	}

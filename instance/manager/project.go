@@ -48,7 +48,7 @@ func (m *Manager) Projects(ctx context.Context) ([]ProjectView, error) {
 	}
 	instances, trash, err := m.inProjects(ctx)
 	if err != nil {
-		return nil, err
+		m.cfg.Notice(err.Error())
 	}
 	list := []ProjectView{}
 	for _, name := range names {
@@ -61,19 +61,31 @@ func (m *Manager) Projects(ctx context.Context) ([]ProjectView, error) {
 		}
 		list = append(list, *v)
 	}
-	return list, nil
+	return list, ctx.Err()
 }
 
 // Project shows one project.
 func (m *Manager) Project(ctx context.Context, name string) (*ProjectView, error) {
+	v, err := m.project(ctx, name)
+	if v != nil && err != nil {
+		m.cfg.Notice(err.Error())
+		err = ctx.Err()
+	}
+	return v, err
+}
+
+// project gives a project with what is in it, and with an error if there may be more: what
+// is in pools that cannot be looked into.
+func (m *Manager) project(ctx context.Context, name string) (*ProjectView, error) {
 	if _, err := m.projects.Load(name); err != nil {
 		return nil, err
 	}
-	instances, trash, err := m.inProjects(ctx)
+	instances, trash, unknown := m.inProjects(ctx)
+	v, err := m.projectView(name, instances, trash)
 	if err != nil {
 		return nil, err
 	}
-	return m.projectView(name, instances, trash)
+	return v, unknown
 }
 
 // HasProject refuses a project that is not there. It reads next to nothing.
@@ -103,12 +115,9 @@ func (m *Manager) projectView(name string, instances, trash map[string][]string)
 }
 
 // inProjects gives the short names of the instances of each project, and of those in
-// its trash.
+// its trash, of all pools that can be looked into. An error tells of the others.
 func (m *Manager) inProjects(ctx context.Context) (instances, trash map[string][]string, err error) {
-	all, err := m.instances(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
+	all, unknown := m.instances(ctx)
 	deleted, err := m.Trash(ctx, GetOptions{})
 	if err != nil {
 		return nil, nil, err
@@ -127,7 +136,7 @@ func (m *Manager) inProjects(ctx context.Context) (instances, trash map[string][
 	for _, names := range instances {
 		slices.Sort(names)
 	}
-	return instances, trash, nil
+	return instances, trash, unknown
 }
 
 func projectLock(name string) string { return "project:" + name }
@@ -308,7 +317,7 @@ func (m *Manager) endProject(ctx context.Context, doing string, a projectArgs) e
 		return err
 	}
 	defer release()
-	v, err := m.Project(ctx, a.Name)
+	v, err := m.project(ctx, a.Name)
 	if err != nil {
 		return err
 	}
