@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -96,7 +97,8 @@ func moreStories() map[string]story {
 	}
 }
 
-// Of the faults of a command, one in so many is tried. BRIG_FAULTS=full tries all.
+// Of the faults of a command, one in so many is tried. BRIG_FAULTS=7 tries one in seven,
+// BRIG_FAULTS=1 all.
 const faultsPart = 97
 
 // TestFaults has the n-th system call of a kind fail, for every n there is, in every
@@ -107,8 +109,11 @@ func TestFaults(t *testing.T) {
 		t.Skip("needs root")
 	}
 	part := faultsPart
-	if os.Getenv("BRIG_FAULTS") == "full" {
-		part = 1
+	if given := os.Getenv("BRIG_FAULTS"); given != "" {
+		var err error
+		if part, err = strconv.Atoi(given); err != nil || part < 1 {
+			t.Fatalf("BRIG_FAULTS=%s: want a number, of which one fault in so many is tried", given)
+		}
 	}
 	image := instancetest.WriteImage(t, t.TempDir(), "1", instancetest.ImageConfig{Entrypoint: []string{"/bin/sh"}},
 		[]instancetest.File{{Name: "bin/"}, {Name: "bin/sh", Data: []byte("no shell"), Mode: 0o755}, {Name: "etc/"}, {Name: "etc/passwd", Data: []byte("root:x:0:0::/:/bin/sh\n")}})
