@@ -3,6 +3,7 @@ package agent
 import (
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"testing"
@@ -26,6 +27,11 @@ func TestMain(m *testing.M) {
 // TestAgentProcessEndsWhenAsked starts an agent as process 1 does and ends it
 // as an init does that shuts down.
 func TestAgentProcessEndsWhenAsked(t *testing.T) {
+	// What is caught here is not ignored by the agent from its start on, as it would be
+	// where these tests run under nohup(1).
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP)
+	defer signal.Stop(caught)
 	p, err := Start(&guest.Settings{Boot: instance.Boot{Hostname: "pet"}})
 	if err != nil {
 		t.Fatal(err)
