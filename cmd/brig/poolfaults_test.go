@@ -394,7 +394,7 @@ func TestPoolHalfDeleted(t *testing.T) {
 	halfDelete := func() (release func()) {
 		t.Helper()
 		r.Must(t, create...)
-		kept := filepath.Join(folder, "trash", "kept")
+		kept := filepath.Join(folder, "kept") // where no sweep looks
 		if err := os.Mkdir(kept, 0o700); err != nil {
 			t.Fatal(err)
 		}
